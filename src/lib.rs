@@ -1,0 +1,2 @@
+//! Howdah: PostgreSQL high availability in one container image.
+pub mod exit;
