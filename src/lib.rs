@@ -2,4 +2,5 @@
 pub mod clock;
 pub mod dcs;
 pub mod exit;
+pub mod ha;
 pub mod model;

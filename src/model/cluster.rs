@@ -96,6 +96,8 @@ impl SyncKey {
 pub struct Cluster {
     /// `/initialize`: absent, empty while a first member bootstraps, or the system identifier.
     pub initialize: Option<String>,
+    /// Version of `/initialize`.
+    pub initialize_version: Option<Version>,
     /// `/config` when it is a JSON object.
     pub config: Option<Map<String, Value>>,
     /// Version of `/config`, also when its content was no object.
@@ -129,7 +131,10 @@ impl Cluster {
         for entry in entries {
             let text = entry.value.as_str();
             match entry.path.as_str() {
-                "initialize" => cluster.initialize = Some(text.to_owned()),
+                "initialize" => {
+                    cluster.initialize_version = Some(entry.version);
+                    cluster.initialize = Some(text.to_owned());
+                }
                 "config" => {
                     cluster.config_version = Some(entry.version);
                     cluster.config = serde_json::from_str(text).ok();

@@ -1,0 +1,360 @@
+//! Nobody holds the lock (contract: HA rules §2, §6.3, appendix B for asynchronous clusters).
+//!
+//! Safer than the contract in two places. A member never leads by itself with a timeline older than the
+//! cluster's, whatever `check_timeline` says, unless it has followed a leader since it was started. And after a cold
+//! start (nobody led since this agent started) it first waits for the other members the last leader knew, so that the
+//! newest data leads and not the fastest starter.
+
+use std::time::Duration;
+
+use super::{
+    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View,
+    down::giving_way, view::upstream,
+};
+use crate::{
+    clock::Boottime,
+    model::{Cluster, Lsn, MemberName, PeerStatus, Timeline, slot_name},
+};
+
+/// Answers of peers older than this are asked for again.
+const PEERS_FRESH: Duration = Duration::from_secs(1);
+/// Next look while nobody leads.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// What a candidate has.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    timeline: Timeline,
+    /// For a crashed former primary the least it can have; nobody on its timeline can have more.
+    position: Lsn,
+    last_primary: bool,
+}
+
+/// May we take the lock?
+enum Ruling {
+    Yes(String),
+    No(String),
+    Ask(Action),
+}
+
+pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
+    let running = match &view.local {
+        Local::Running(running) => running,
+        _ => return without_answer(view, now),
+    };
+    if running.is_primary() {
+        return running_primary(view, cluster, running, now);
+    }
+    let candidate = Candidate {
+        timeline: running.timeline,
+        position: running.position(),
+        last_primary: false,
+    };
+    match rule(view, cluster, memory, candidate, now) {
+        Ruling::Yes(because) => {
+            let mut actions = vec![Action::AcquireLock, Action::Begin(Job::Promote)];
+            if cluster.failover.is_some() {
+                actions.push(Action::ClearFailover);
+            }
+            Plan::act(because, actions).keeping(true)
+        }
+        Ruling::Ask(action) => Plan::act("nobody leads, asking the other members", [action]),
+        Ruling::No(because) => Plan::wait(because).again_in(AGAIN),
+    }
+}
+
+fn without_answer(view: &View, now: Boottime) -> Plan {
+    if view.local.may_write() && view.valid_hold(now).is_none() {
+        return view.demote(
+            DemoteMode::ImmediateNoLock,
+            now,
+            "primary without the lock, and it does not answer",
+        );
+    }
+    Plan::wait("nobody leads and the local postgres does not answer").again_in(AGAIN)
+}
+
+/// The lock vanished under a running primary, or its agent was restarted: its data is the newest there is as long
+/// as nobody has begun a later timeline.
+fn running_primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Plan {
+    if running.timeline < cluster.timeline() {
+        return view.demote(
+            DemoteMode::ImmediateNoLock,
+            now,
+            "the cluster has moved on to a later timeline",
+        );
+    }
+    Plan::act(
+        "primary without the lock, and nobody holds it: taking it back",
+        [Action::AcquireLock],
+    )
+    .keeping(true)
+}
+
+/// A stopped primary and nobody leads.
+pub(super) fn former_primary(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    down: &Down,
+    now: Boottime,
+) -> Plan {
+    let (timeline, checkpoint) = down.control.end();
+    let candidate = Candidate {
+        timeline,
+        position: down.checkpoint_end.unwrap_or(checkpoint),
+        last_primary: !down.control.state.is_clean() || down.checkpoint_end.is_some(),
+    };
+    if let Some(left) = Memory::backoff(memory.start_failures, now) {
+        return Plan::wait("the last start failed, waiting before the next attempt").again_in(left);
+    }
+    match rule(view, cluster, memory, candidate, now) {
+        Ruling::Yes(because) => Plan::act(
+            because,
+            [
+                Action::AcquireLock,
+                Action::Begin(Job::Start(StartAs::Primary)),
+            ],
+        )
+        .keeping(true),
+        Ruling::Ask(action) => Plan::act("nobody leads, asking the other members", [action]),
+        Ruling::No(because) => Plan::wait(because).again_in(AGAIN),
+    }
+}
+
+fn rule(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    candidate: Candidate,
+    now: Boottime,
+) -> Ruling {
+    let no = |text: &str| Ruling::No(text.to_owned());
+    if view.dynamic.pause && !named(view, cluster) {
+        return no("paused: nobody is promoted");
+    }
+    if view.tags.nofailover() {
+        return no("tagged nofailover");
+    }
+    if cluster.initialize.as_deref() == Some("") {
+        return no("another member is bootstrapping the cluster");
+    }
+    if cluster.initialize.is_none() && !candidate.last_primary {
+        return no(
+            "the DCS knows no cluster: its last primary has to register it, a replica must not",
+        );
+    }
+    if giving_way(memory, now).is_some() && !named(view, cluster) {
+        return no("handed the lock over, leaving it to others");
+    }
+    match manual(view, cluster, now) {
+        Some(ruling) => ruling,
+        None => own(view, cluster, memory, candidate, now)
+            .unwrap_or_else(|| against_peers(view, cluster, memory, candidate, now)),
+    }
+}
+
+/// A request names us as the candidate.
+fn named(view: &View, cluster: &Cluster) -> bool {
+    cluster
+        .failover
+        .as_ref()
+        .is_some_and(|key| key.candidate.as_ref() == Some(&view.me))
+}
+
+/// A switchover or failover request is open (contract: HA rules §6.3). `None`: decide as without one.
+fn manual(view: &View, cluster: &Cluster, now: Boottime) -> Option<Ruling> {
+    let request = cluster.failover.as_ref()?;
+    if request.scheduled_at.is_some_and(|at| at > view.wall) {
+        return None;
+    }
+    let candidate = request.candidate.as_ref();
+    if candidate == Some(&view.me) {
+        return Some(Ruling::Yes(
+            "named as the candidate of a manual request".to_owned(),
+        ));
+    }
+    let was_leader = request.leader.as_ref() == Some(&view.me);
+    if candidate.is_none() && !was_leader {
+        return None;
+    }
+    // Another is to take over: wait for it while it can.
+    let usable = |answer: Option<&PeerStatus>| {
+        answer.is_some_and(|peer| peer.can_lead() && peer.in_recovery)
+    };
+    let peers = match fresh_peers(view, cluster, now) {
+        Ok(peers) => peers,
+        Err(ask) => return Some(ask),
+    };
+    let able = match candidate {
+        Some(name) => usable(peers.answers.get(name).and_then(Option::as_ref)),
+        None => peers.answers.values().any(|answer| usable(answer.as_ref())),
+    };
+    able.then(|| Ruling::No("a manual request names another member, waiting for it".to_owned()))
+}
+
+/// What we know of ourselves (contract: HA rules §2, own checks).
+fn own(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    candidate: Candidate,
+    now: Boottime,
+) -> Option<Ruling> {
+    let cold = memory.last_leader.is_none();
+    let behind = candidate.timeline < cluster.timeline();
+    if behind && (cold || view.dynamic.check_timeline || candidate.last_primary) {
+        return Some(Ruling::No(format!(
+            "our timeline {} is older than the cluster's {}",
+            candidate.timeline,
+            cluster.timeline()
+        )));
+    }
+    let lag = cluster.status.optime.bytes_ahead_of(candidate.position);
+    // The position of a crashed primary is a lower bound; on its timeline nobody can be ahead of it.
+    if candidate.last_primary && candidate.timeline >= cluster.timeline() {
+        return None;
+    }
+    if lag > view.dynamic.maximum_lag_on_failover {
+        return Some(Ruling::No(format!(
+            "{lag} bytes behind the last known leader position, more than maximum_lag_on_failover ({})",
+            view.dynamic.maximum_lag_on_failover
+        )));
+    }
+    let grace = view
+        .dynamic
+        .timing
+        .ttl
+        .saturating_sub(now.since(memory.started_at));
+    if cold && !grace.is_zero() {
+        if lag > 0 {
+            return Some(Ruling::No(format!(
+                "{lag} bytes behind the last known leader position after a cold start, waiting {} s for newer data",
+                grace.as_secs() + 1
+            )));
+        }
+        if let Some(missing) = missing(view, cluster) {
+            return Some(Ruling::No(format!(
+                "cold start, waiting {} s for '{missing}', which may have newer data",
+                grace.as_secs() + 1
+            )));
+        }
+    }
+    None
+}
+
+/// A member the last leader kept a slot for, but which has not come up yet.
+fn missing(view: &View, cluster: &Cluster) -> Option<String> {
+    let present = |slot: &str| {
+        slot == view.me.slot()
+            || cluster
+                .members
+                .iter()
+                .any(|member| slot_name(&member.name.0) == slot)
+    };
+    cluster
+        .status
+        .known_slots()
+        .find(|slot| !present(slot))
+        .map(str::to_owned)
+}
+
+/// What the others say of themselves (contract: HA rules §2, peer checks).
+fn against_peers(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    candidate: Candidate,
+    now: Boottime,
+) -> Ruling {
+    let peers = match fresh_peers(view, cluster, now) {
+        Ok(peers) => peers,
+        Err(ask) => return ask,
+    };
+    for (name, answer) in &peers.answers {
+        let Some(peer) = answer.as_ref().filter(|peer| peer.can_lead()) else {
+            continue;
+        };
+        if let Some(objection) = objection(view, memory, candidate, name, peer) {
+            return Ruling::No(objection);
+        }
+    }
+    Ruling::Yes("nobody leads and no reachable member is ahead".to_owned())
+}
+
+fn objection(
+    view: &View,
+    memory: &Memory,
+    me: Candidate,
+    name: &MemberName,
+    peer: &PeerStatus,
+) -> Option<String> {
+    if !peer.in_recovery {
+        return Some(format!("'{name}' is still running as primary"));
+    }
+    if peer.timeline > me.timeline {
+        return Some(format!(
+            "'{name}' is on timeline {}, we are on {}",
+            peer.timeline, me.timeline
+        ));
+    }
+    if me.last_primary {
+        return None;
+    }
+    if peer.timeline == me.timeline || peer.timeline == Timeline::UNKNOWN {
+        if peer.position > me.position {
+            return Some(format!(
+                "'{name}' is ahead ({} against our {})",
+                peer.position, me.position
+            ));
+        }
+        let preferred = peer.tags.failover_priority() > view.tags.failover_priority();
+        if peer.position == me.position && preferred && memory.last_leader.as_ref() != Some(name) {
+            return Some(format!(
+                "'{name}' has the same position and a higher failover_priority"
+            ));
+        }
+    }
+    None
+}
+
+/// The answers, or the wish to have them. Members whose key vanished with the lock are asked too: one of them may
+/// be alive and cut off from the DCS only.
+fn fresh_peers<'a>(view: &'a View, cluster: &Cluster, now: Boottime) -> Result<&'a Peers, Ruling> {
+    match &view.peers {
+        Some(peers) if now.since(peers.at) <= PEERS_FRESH => Ok(peers),
+        _ => {
+            let api = |m: &&crate::model::Member| m.name != view.me && !m.data.api_url.is_empty();
+            let present: Vec<_> = cluster
+                .members
+                .iter()
+                .filter(api)
+                .map(|m| (m.name.clone(), m.data.api_url.clone()))
+                .collect();
+            let gone = |(name, _): &&(MemberName, String)| {
+                *name != view.me && present.iter().all(|(other, _)| other != name)
+            };
+            let vanished = view
+                .memory
+                .last_members
+                .iter()
+                .filter(gone)
+                .cloned()
+                .collect();
+            Err(Ruling::Ask(Action::ProbePeers { present, vanished }))
+        }
+    }
+}
+
+/// Whom to stream from while another member leads: the member of the tag `replicatefrom` if it is there, else the
+/// leader.
+pub(super) fn upstream_for(view: &View, cluster: &Cluster) -> Option<Upstream> {
+    let leader = &cluster.leader.as_ref()?.name;
+    let wish = view
+        .tags
+        .replicatefrom()
+        .map(MemberName::from)
+        .filter(|name| *name != view.me);
+    wish.and_then(|name| upstream(cluster, &name))
+        .or_else(|| upstream(cluster, leader))
+}

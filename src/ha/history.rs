@@ -1,0 +1,140 @@
+//! The rows of `/history` (contract: HA rules §3, "history update").
+
+use crate::model::{HistoryRow, MemberName, Timeline};
+
+/// The rows that should be stored, or `None` if those stored are fine.
+///
+/// `local` is this primary's own history file, `started` the ISO time at which its timeline began.
+#[must_use]
+pub fn update(
+    stored: Option<&[HistoryRow]>,
+    local: &[HistoryRow],
+    timeline: Timeline,
+    me: &MemberName,
+    started: &str,
+    max_rows: usize,
+) -> Option<Vec<HistoryRow>> {
+    if timeline.0 <= 1 {
+        return stored.is_none_or(|rows| !rows.is_empty()).then(Vec::new);
+    }
+    let complete = |row: &HistoryRow| row.timeline.0 + 1 == timeline.0 && row.new_leader.is_some();
+    if stored.and_then(<[_]>::last).is_some_and(complete) {
+        return None;
+    }
+    let known = |row: &HistoryRow| {
+        stored?
+            .iter()
+            .find(|old| old.timeline == row.timeline && old.lsn == row.lsn)
+    };
+    let mut rows: Vec<HistoryRow> = local
+        .iter()
+        .map(|row| known(row).cloned().unwrap_or_else(|| row.clone()))
+        .collect();
+    if let Some(newest) = rows.last_mut() {
+        newest.timestamp.get_or_insert_with(|| started.to_owned());
+        newest.new_leader.get_or_insert_with(|| me.0.clone());
+    }
+    if max_rows > 0 && rows.len() > max_rows {
+        rows.drain(..rows.len() - max_rows);
+    }
+    (!rows.is_empty()).then_some(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Lsn, parse_history_file};
+
+    fn row(tl: u32, leader: Option<&str>) -> HistoryRow {
+        HistoryRow {
+            timeline: Timeline(tl),
+            lsn: Lsn(u64::from(tl) * 0x100),
+            reason: "r".into(),
+            timestamp: leader.map(|_| "t".into()),
+            new_leader: leader.map(Into::into),
+        }
+    }
+
+    fn local(tl: u32) -> Vec<HistoryRow> {
+        let line = |n: u32| format!("{n}\t0/{:X}\tr\n", n * 0x100);
+        parse_history_file(&(1..tl).map(line).collect::<String>())
+    }
+
+    #[test]
+    fn timeline_one_has_an_empty_history() {
+        assert_eq!(
+            update(None, &[], Timeline(1), &"a".into(), "now", 0),
+            Some(vec![])
+        );
+        assert_eq!(
+            update(Some(&[]), &[], Timeline(1), &"a".into(), "now", 0),
+            None
+        );
+        assert_eq!(
+            update(
+                Some(&[row(1, None)]),
+                &[],
+                Timeline(1),
+                &"a".into(),
+                "now",
+                0
+            ),
+            Some(vec![])
+        );
+    }
+
+    #[test]
+    fn the_newest_row_names_the_new_leader_and_older_names_stay() {
+        let stored = [row(1, Some("old"))];
+        let rows = update(
+            Some(&stored),
+            &local(3),
+            Timeline(3),
+            &"me".into(),
+            "now",
+            0,
+        )
+        .expect("an update");
+        assert_eq!(rows[0], row(1, Some("old")));
+        assert_eq!(
+            (rows[1].new_leader.as_deref(), rows[1].timestamp.as_deref()),
+            (Some("me"), Some("now"))
+        );
+        assert_eq!(
+            update(
+                Some(&rows),
+                &local(3),
+                Timeline(3),
+                &"me".into(),
+                "later",
+                0
+            ),
+            None
+        );
+    }
+
+    #[test]
+    fn a_row_of_a_forgotten_branch_is_not_believed() {
+        let mut stale = row(1, Some("old"));
+        stale.lsn = Lsn(1);
+        let rows = update(
+            Some(&[stale]),
+            &local(3),
+            Timeline(3),
+            &"me".into(),
+            "now",
+            0,
+        )
+        .expect("an update");
+        assert_eq!(rows[0].new_leader, None);
+    }
+
+    #[test]
+    fn old_rows_are_cut() {
+        let rows = update(None, &local(6), Timeline(6), &"me".into(), "now", 2).expect("an update");
+        assert_eq!(
+            rows.iter().map(|row| row.timeline.0).collect::<Vec<_>>(),
+            [4, 5]
+        );
+    }
+}

@@ -1,0 +1,193 @@
+//! What `decide` returns.
+
+use std::time::Duration;
+
+use super::Memory;
+use crate::{
+    clock::Boottime,
+    exit::Exit,
+    model::{Lsn, MemberName, SystemId, Version},
+};
+
+/// Where a replica streams from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// The member.
+    pub member: MemberName,
+    /// Host of its postgres.
+    pub host: String,
+    /// Port of its postgres.
+    pub port: u16,
+}
+
+/// How a start is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartAs {
+    /// Without `standby.signal`: crash recovery, then writes. Only ever with the lock.
+    Primary,
+    /// With `standby.signal`, streaming from the upstream if there is one.
+    Replica(Option<Upstream>),
+}
+
+/// How a primary (or any postgres) is stopped (contract: HA rules §10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DemoteMode {
+    /// CHECKPOINT first, fast stop, lock released with the last position once postgres is down.
+    Graceful,
+    /// Fast stop, lock released once postgres is down.
+    Fast,
+    /// Immediate stop, lock released once postgres is down.
+    Immediate,
+    /// Immediate stop; the lock is lost or another's and is not touched.
+    ImmediateNoLock,
+    /// The DCS is unreachable: fast stop, by force before the fence deadline; the lock is not touched.
+    Offline,
+}
+
+/// Long work: runs in the single job slot while the loop goes on and the lock is renewed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Job {
+    /// initdb, roles, init scripts; then the lock is taken.
+    Bootstrap,
+    /// Copy the upstream's data directory. What is there now is renamed, not removed, unless it is empty.
+    Clone(Upstream),
+    /// pg_rewind against the upstream.
+    Rewind(Upstream),
+    /// Start postgres.
+    Start(StartAs),
+    /// Stop and start in the same role.
+    Restart,
+    /// Make the running replica primary.
+    Promote,
+    /// Stop postgres, and with some modes release the lock afterwards.
+    Demote {
+        /// How.
+        mode: DemoteMode,
+        /// By when postgres must be down, by force if it must be.
+        deadline: Boottime,
+    },
+}
+
+impl Job {
+    /// Name for logs and status.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::Clone(_) => "clone",
+            Self::Rewind(_) => "rewind",
+            Self::Start(_) => "start",
+            Self::Restart => "restart",
+            Self::Promote => "promote",
+            Self::Demote { .. } => "demote",
+        }
+    }
+
+    /// Whether postgres may accept writes while this runs, so that the lock is needed.
+    #[must_use]
+    pub const fn needs_lock(&self) -> bool {
+        matches!(self, Self::Promote | Self::Start(StartAs::Primary))
+    }
+}
+
+/// One step. Steps run in order; a refused or failed one ends the turn, and the next turn decides afresh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Take the free lock.
+    AcquireLock,
+    /// Make sure of a lock that carries our name (agent restarted, or the key vanished under us).
+    RenewLock,
+    /// Give the lock up; with the last position if it is certain.
+    ReleaseLock(Option<Lsn>),
+    /// Create `/initialize` empty: we are the one to bootstrap.
+    ClaimInitialize,
+    /// Write our system identifier to `/initialize`; `None`: only if the key is absent.
+    WriteInitialize(SystemId, Option<Version>),
+    /// Remove an `/initialize` whose bootstrap was abandoned.
+    AbandonInitialize(Version),
+    /// Write the dynamic configuration we know to a `/config` that is missing.
+    WriteConfig,
+    /// Empty `/failover`.
+    ClearFailover,
+    /// Write what only the leader writes, where it differs: `/status`, `/history`, slots of the members.
+    LeaderDuties,
+    /// Point the running replica at another upstream (rewrite and reload).
+    Follow(Option<Upstream>),
+    /// Ask these members for their positions, then decide again. Vanished ones get less time.
+    ProbePeers {
+        /// Members with a key.
+        present: Vec<(MemberName, String)>,
+        /// Members seen in the last view whose key is gone.
+        vanished: Vec<(MemberName, String)>,
+    },
+    /// Ask the leader's postgres for its timeline history, then decide again.
+    ProbeLeader(Upstream),
+    /// Begin a job.
+    Begin(Job),
+    /// Cancel the running job.
+    CancelJob,
+    /// End the agent.
+    Exit(Exit),
+}
+
+/// What to do, why, and what to remember.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// In order.
+    pub actions: Vec<Action>,
+    /// Whether the lease may go on being renewed. Renewing stops by decision, never by accident.
+    pub keep_lock: bool,
+    /// One sentence for the log.
+    pub because: String,
+    /// Look again at the latest after this time (otherwise `loop_wait`).
+    pub again_in: Option<Duration>,
+    /// For the next turn.
+    pub memory: Option<Memory>,
+}
+
+impl Plan {
+    /// Do nothing.
+    pub(super) fn wait(because: impl Into<String>) -> Self {
+        Self {
+            actions: Vec::new(),
+            keep_lock: false,
+            because: because.into(),
+            again_in: None,
+            memory: None,
+        }
+    }
+
+    /// Do these things.
+    pub(super) fn act(because: impl Into<String>, actions: impl Into<Vec<Action>>) -> Self {
+        Self {
+            actions: actions.into(),
+            ..Self::wait(because)
+        }
+    }
+
+    /// Begin one job.
+    pub(super) fn begin(because: impl Into<String>, job: Job) -> Self {
+        Self::act(because, [Action::Begin(job)])
+    }
+
+    /// End the agent.
+    pub(super) fn exit(exit: Exit, because: impl Into<String>) -> Self {
+        Self::act(because, [Action::Exit(exit)])
+    }
+
+    pub(super) const fn keeping(mut self, keep_lock: bool) -> Self {
+        self.keep_lock = keep_lock;
+        self
+    }
+
+    pub(super) const fn again_in(mut self, wait: Duration) -> Self {
+        self.again_in = Some(wait);
+        self
+    }
+
+    pub(super) fn remembering(mut self, memory: Memory) -> Self {
+        // A situation that changed the memory itself wins over what every turn remembers.
+        self.memory.get_or_insert(memory);
+        self
+    }
+}
