@@ -62,6 +62,7 @@ pub fn decide(view: &View, now: Boottime) -> Plan {
 fn with_view(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
     match &view.local {
         Local::Empty => bootstrap::decide(view, cluster, memory, now),
+        Local::Broken { reason } => bootstrap::broken(view, cluster, memory, reason, now),
         Local::Down(state) => down::decide(view, cluster, memory, state, now),
         Local::Starting { since, primary } => down::starting(view, cluster, *since, *primary, now),
         Local::Stopping => Plan::wait("postgres is stopping").keeping(view.hold.is_some()),

@@ -32,7 +32,7 @@ pub(super) fn decide(view: &View, shutdown: Shutdown, now: Boottime) -> Plan {
         None => now + allowed,
     };
     match &view.local {
-        Local::Empty | Local::Down(_) => ended(view),
+        Local::Empty | Local::Broken { .. } | Local::Down(_) => ended(view),
         Local::Starting { .. } | Local::Stopping | Local::Running(_) | Local::Silent { .. } => {
             Plan::begin("asked to stop", Job::Demote { mode, deadline })
                 .keeping(view.hold.is_some())

@@ -104,6 +104,11 @@ impl Down {
 pub enum Local {
     /// No data directory, or an empty one.
     Empty,
+    /// Data whose `pg_control` cannot be read: never started, never deleted.
+    Broken {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Data, no postmaster.
     Down(Down),
     /// A postmaster that does not accept connections yet, and no job waits for it.
@@ -141,7 +146,7 @@ impl Local {
     #[must_use]
     pub const fn may_write(&self) -> bool {
         match self {
-            Self::Empty | Self::Down(_) | Self::Stopping => false,
+            Self::Empty | Self::Broken { .. } | Self::Down(_) | Self::Stopping => false,
             Self::Starting { primary, .. } | Self::Silent { primary, .. } => *primary,
             Self::Running(running) => running.is_primary(),
         }

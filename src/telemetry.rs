@@ -1,0 +1,53 @@
+//! Logging: to standard error, plain or JSON, with a level that can be changed while running.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tracing_subscriber::{
+    EnvFilter, Layer as _, Registry, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+};
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Plain,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Changes the level at run time.
+#[derive(Debug)]
+pub struct LevelHandle {
+    filter: reload::Handle<EnvFilter, Registry>,
+    base: String,
+    debugging: AtomicBool,
+}
+
+impl LevelHandle {
+    /// Switches between the configured level and debug; returns the directive now in force.
+    pub fn toggle_debug(&self) -> String {
+        let debug = !self.debugging.fetch_xor(true, Ordering::Relaxed);
+        let directive = if debug { "howdah=debug,info".to_owned() } else { self.base.clone() };
+        // The only failure is a subscriber that is gone, and then there is nobody to tell.
+        let _gone = self.filter.reload(filter(&directive));
+        directive
+    }
+}
+
+/// Installs the subscriber. `level` is a level or a list of directives (`info`, `howdah=debug,warn`).
+pub fn install(level: &str, format: Format) -> LevelHandle {
+    let (filter_layer, handle) = reload::Layer::new(filter(level));
+    let layer = match format {
+        Format::Plain => fmt::layer().with_writer(std::io::stderr).with_ansi(false).boxed(),
+        Format::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+    };
+    // A second subscriber in one process only happens in tests; the first stays.
+    let _already = tracing_subscriber::registry().with(filter_layer).with(layer).try_init();
+    LevelHandle { filter: handle, base: level.to_owned(), debugging: AtomicBool::new(false) }
+}
+
+/// Unknown directives fall back to `info` rather than to silence.
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::try_new(level.to_ascii_lowercase()).unwrap_or_else(|_| EnvFilter::new("info"))
+}
