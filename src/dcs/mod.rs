@@ -4,6 +4,12 @@
 //! is decided in `ha`. "Lost the race", "refused" and "could not ask" are different answers here:
 //! the first two are values, the last is a [`DcsError`]. Nothing in this folder decides to demote.
 
+#[cfg(feature = "etcd")]
+pub mod embedded;
+#[cfg(feature = "etcd")]
+pub mod etcd;
+pub mod memory;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

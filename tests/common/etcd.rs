@@ -1,0 +1,166 @@
+//! Real etcd servers for tests: free loopback ports, a directory of their own, killed when dropped.
+//!
+//! The server also dies with the thread that started it (`setpriv --pdeathsig`), so a killed test run leaks nothing.
+#![allow(dead_code, clippy::unwrap_used, clippy::panic, missing_docs)]
+
+use std::{
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// One etcd server, a cluster of its own.
+pub struct Server {
+    child: Child,
+    dir: TempDir,
+    pub client_port: u16,
+    peer_port: u16,
+    extra: Vec<String>,
+    tls: bool,
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+impl Server {
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// `extra`: further flags. A certificate among them switches the client port to TLS.
+    pub fn with(extra: &[String]) -> Self {
+        for _ in 0..5 {
+            let dir = tempfile::tempdir().unwrap();
+            let (client_port, peer_port) = (free_port(), free_port());
+            let tls = extra.iter().any(|flag| flag.starts_with("--cert-file"));
+            let child = spawn(dir.path(), client_port, peer_port, extra, tls);
+            let mut server = Self {
+                child,
+                dir,
+                client_port,
+                peer_port,
+                extra: extra.to_vec(),
+                tls,
+            };
+            if server.listens() {
+                return server;
+            }
+        }
+        panic!("etcd does not start");
+    }
+
+    fn listens(&mut self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline && self.child.try_wait().unwrap().is_none() {
+            if TcpStream::connect(("127.0.0.1", self.client_port)).is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.client_port)
+    }
+
+    pub async fn client(&self) -> etcd_client::Client {
+        etcd_client::Client::connect([self.endpoint()], None)
+            .await
+            .unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again after [`Server::kill`], on the same ports with the same data.
+    pub fn start_again(&mut self) {
+        self.child = spawn(
+            self.dir.path(),
+            self.client_port,
+            self.peer_port,
+            &self.extra,
+            self.tls,
+        );
+        assert!(self.listens(), "etcd does not start again");
+    }
+
+    /// Removes all data of the killed server.
+    pub fn wipe(&self) {
+        std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(dir: &Path, client_port: u16, peer_port: u16, extra: &[String], tls: bool) -> Child {
+    let client = format!(
+        "{}://127.0.0.1:{client_port}",
+        if tls { "https" } else { "http" }
+    );
+    let peer = format!("http://127.0.0.1:{peer_port}");
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("log"))
+        .unwrap();
+    Command::new("setpriv")
+        .args([
+            "--pdeathsig",
+            "KILL",
+            "etcd",
+            "--name",
+            "t",
+            "--logger",
+            "zap",
+        ])
+        .arg("--data-dir")
+        .arg(dir.join("data"))
+        .args([
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ])
+        .args(["--initial-cluster", &format!("t={peer}")])
+        .args(["--heartbeat-interval", "20", "--election-timeout", "100"])
+        .args(extra)
+        .stdout(Stdio::from(log.try_clone().unwrap()))
+        .stderr(Stdio::from(log))
+        .spawn()
+        .unwrap()
+}

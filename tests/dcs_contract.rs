@@ -1,0 +1,856 @@
+//! What every store must do for the HA loop, checked on the one in memory and on a real etcd; and what etcd's
+//! client must survive: frozen, restarted, wiped and silent servers, TLS, passwords and expiring tokens.
+#![cfg(feature = "etcd")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+mod common {
+    pub(crate) mod etcd;
+}
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use common::etcd::Server;
+use howdah::{
+    clock::Boottime,
+    dcs::{
+        Dcs, DcsError, Hold, Key, Lock, When, Written,
+        etcd::{Etcd, Options, Protocol},
+        memory::Store,
+    },
+    model::{Cluster, MemberName, Version},
+};
+use tokio::time::{sleep, timeout};
+
+const TTL: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_secs(3);
+
+fn options(endpoints: &[String], name: &str) -> Options {
+    Options {
+        endpoints: endpoints.to_vec(),
+        protocol: Protocol::Http,
+        username: None,
+        password: None,
+        cacert: None,
+        cert: None,
+        key: None,
+        namespace: "/service/".into(),
+        scope: "demo".into(),
+        name: name.into(),
+        ttl: TTL,
+        retry_timeout: RETRY,
+    }
+}
+
+/// A store and the hands of a stranger in it.
+enum World {
+    Memory(Store),
+    Etcd(Server),
+}
+
+impl World {
+    fn memory() -> Self {
+        Self::Memory(Store::system())
+    }
+
+    fn etcd() -> Self {
+        Self::Etcd(Server::start())
+    }
+
+    fn member(&self, name: &str) -> Arc<dyn Dcs> {
+        match self {
+            Self::Memory(store) => Arc::new(store.member(name, TTL)),
+            Self::Etcd(server) => Arc::new(Etcd::new(options(&[server.endpoint()], name)).unwrap()),
+        }
+    }
+
+    async fn put(&self, path: &str, value: &str) {
+        match self {
+            Self::Memory(store) => store.put(path, value, 0),
+            Self::Etcd(server) => {
+                let path = format!("/service/demo/{path}");
+                server.client().await.put(path, value, None).await.unwrap();
+            }
+        }
+    }
+
+    async fn remove(&self, path: &str) {
+        match self {
+            Self::Memory(store) => store.remove(path),
+            Self::Etcd(server) => {
+                let path = format!("/service/demo/{path}");
+                server.client().await.delete(path, None).await.unwrap();
+            }
+        }
+    }
+
+    async fn revoke(&self, lease: i64) {
+        match self {
+            Self::Memory(store) => store.revoke(lease),
+            Self::Etcd(server) => {
+                server.client().await.lease_revoke(lease).await.unwrap();
+            }
+        }
+    }
+}
+
+/// Runs one piece of the contract against each store.
+macro_rules! contract {
+    ($($name:ident)*) => {
+        mod memory { $(
+            #[tokio::test]
+            async fn $name() { super::$name(super::World::memory()).await; }
+        )* }
+        mod etcd { $(
+            #[tokio::test]
+            async fn $name() { super::$name(super::World::etcd()).await; }
+        )* }
+    };
+}
+
+contract! {
+    one_of_eight_contenders_gets_the_lock
+    a_dead_holders_lock_ends_after_the_ttl_and_not_before
+    renewing_keeps_the_lock_beyond_the_ttl
+    conditional_writes_refuse_without_harm
+    renewing_takes_a_deleted_lock_again
+    renewing_survives_a_revoked_lease
+    renewing_tells_who_took_the_lock
+    releasing_writes_status_and_wakes_everybody
+    only_the_holder_can_release
+    a_restarted_member_adopts_its_lock
+    a_namesakes_lock_is_not_acquired
+    a_member_key_ends_with_its_lease
+    a_deleted_member_key_comes_back
+    a_changed_ttl_means_a_new_lease_and_keeps_the_lock
+    only_what_matters_wakes_the_watchers
+}
+
+fn held(lock: Result<Lock, DcsError>) -> Hold {
+    match lock {
+        Ok(Lock::Held(hold)) => hold,
+        other => panic!("expected to hold the lock, got {other:?}"),
+    }
+}
+
+fn lost(lock: Result<Lock, DcsError>) -> Option<MemberName> {
+    match lock {
+        Ok(Lock::Lost(to)) => to,
+        other => panic!("expected to have lost the lock, got {other:?}"),
+    }
+}
+
+async fn leader(dcs: &dyn Dcs) -> Option<MemberName> {
+    dcs.cluster()
+        .await
+        .unwrap()
+        .leader
+        .map(|leader| leader.name)
+}
+
+async fn until(what: &str, limit: Duration, dcs: &dyn Dcs, condition: impl Fn(&Cluster) -> bool) {
+    let started = Instant::now();
+    loop {
+        let cluster = dcs.cluster().await;
+        if cluster.as_ref().is_ok_and(&condition) {
+            return;
+        }
+        assert!(
+            started.elapsed() < limit,
+            "{what} did not happen: {cluster:?}"
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn one_of_eight_contenders_gets_the_lock(world: World) {
+    let members: Vec<_> = (0..8).map(|i| world.member(&format!("n{i}"))).collect();
+    for round in 0..5 {
+        let tries = members.iter().map(|member| {
+            let member = Arc::clone(member);
+            tokio::spawn(async move { member.acquire().await })
+        });
+        let mut winners = vec![];
+        for (i, task) in tries.collect::<Vec<_>>().into_iter().enumerate() {
+            if let Lock::Held(_) = task.await.unwrap().unwrap() {
+                winners.push(i);
+            }
+        }
+        assert_eq!(winners.len(), 1, "round {round}: {winners:?}");
+        let winner = &members[winners[0]];
+        assert_eq!(
+            leader(&**winner).await,
+            Some(MemberName(format!("n{}", winners[0])))
+        );
+        winner.release(None).await.unwrap();
+    }
+}
+
+async fn a_dead_holders_lock_ends_after_the_ttl_and_not_before(world: World) {
+    let (a, b) = (world.member("a"), world.member("b"));
+    held(a.acquire().await);
+    sleep(Duration::from_millis(300)).await;
+    let hold = held(a.renew().await);
+    assert!(hold.ttl >= TTL);
+    drop(a);
+    loop {
+        let taken = b.acquire().await;
+        let passed = Boottime::now().since(hold.sent_at);
+        match taken {
+            Ok(Lock::Held(_)) => {
+                assert!(passed >= TTL, "taken over after only {passed:?}");
+                println!("{}: lock of {TTL:?} taken over after {passed:?}", b.kind());
+                return;
+            }
+            other => assert_eq!(lost(other), Some("a".into())),
+        }
+        assert!(
+            passed < TTL + Duration::from_millis(1500),
+            "still held after {passed:?}"
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn renewing_keeps_the_lock_beyond_the_ttl(world: World) {
+    let (a, b) = (world.member("a"), world.member("b"));
+    let first = held(a.acquire().await);
+    let end = Instant::now() + TTL + Duration::from_millis(1500);
+    let mut before = first.sent_at;
+    while Instant::now() < end {
+        sleep(TTL / 4).await;
+        let asked = Boottime::now();
+        let hold = held(a.renew().await);
+        assert!(hold.sent_at >= asked && hold.sent_at > before);
+        assert_eq!(hold.lease, first.lease);
+        before = hold.sent_at;
+        assert_eq!(lost(b.acquire().await), Some("a".into()));
+    }
+}
+
+async fn conditional_writes_refuse_without_harm(world: World) {
+    let a = world.member("a");
+    let Written::Yes(first) = a.write(Key::Initialize, "", When::Absent).await.unwrap() else {
+        panic!("a free key was refused");
+    };
+    assert_eq!(
+        a.write(Key::Initialize, "x", When::Absent).await.unwrap(),
+        Written::Refused
+    );
+    let wrong = Version(first.0 + 1000);
+    assert_eq!(
+        a.write(Key::Initialize, "x", When::Version(wrong))
+            .await
+            .unwrap(),
+        Written::Refused
+    );
+    assert_eq!(
+        a.delete(Key::Initialize, When::Version(wrong))
+            .await
+            .unwrap(),
+        Written::Refused
+    );
+    assert_eq!(a.cluster().await.unwrap().initialize.as_deref(), Some(""));
+    let Written::Yes(second) = a
+        .write(Key::Initialize, "123", When::Version(first))
+        .await
+        .unwrap()
+    else {
+        panic!("the right version was refused");
+    };
+    assert!(second > first);
+    assert_eq!(
+        a.delete(Key::Initialize, When::Version(first))
+            .await
+            .unwrap(),
+        Written::Refused
+    );
+    assert!(matches!(
+        a.delete(Key::Initialize, When::Version(second))
+            .await
+            .unwrap(),
+        Written::Yes(_)
+    ));
+    assert_eq!(a.cluster().await.unwrap().initialize, None);
+
+    a.write(Key::Config, r#"{"ttl":20}"#, When::Always)
+        .await
+        .unwrap();
+    let version = a.cluster().await.unwrap().config_version.unwrap();
+    let won = a
+        .write(Key::Config, "{}", When::Version(version))
+        .await
+        .unwrap();
+    assert_eq!(
+        won,
+        Written::Yes(a.cluster().await.unwrap().config_version.unwrap())
+    );
+    let late = a
+        .write(Key::Config, r#"{"late":1}"#, When::Version(version))
+        .await
+        .unwrap();
+    assert_eq!(late, Written::Refused);
+}
+
+async fn renewing_takes_a_deleted_lock_again(world: World) {
+    let a = world.member("a");
+    held(a.acquire().await);
+    world.remove("leader").await;
+    let hold = held(a.renew().await);
+    let leader = a.cluster().await.unwrap().leader.unwrap();
+    assert_eq!((leader.name, leader.lease), ("a".into(), hold.lease));
+}
+
+async fn renewing_survives_a_revoked_lease(world: World) {
+    let a = world.member("a");
+    let old = held(a.acquire().await);
+    held(a.renew().await);
+    world.revoke(old.lease).await;
+    let new = held(a.renew().await);
+    assert_ne!(new.lease, old.lease);
+    assert_eq!(a.cluster().await.unwrap().leader.unwrap().lease, new.lease);
+    world.revoke(new.lease).await;
+    a.touch_member("{}").await.unwrap();
+    assert_eq!(a.cluster().await.unwrap().members.len(), 1);
+    world.put("leader", "b").await;
+    assert_eq!(lost(a.renew().await), Some("b".into()));
+}
+
+async fn renewing_tells_who_took_the_lock(world: World) {
+    let a = world.member("a");
+    held(a.acquire().await);
+    world.remove("leader").await;
+    let b = world.member("b");
+    held(b.acquire().await);
+    assert_eq!(lost(a.renew().await), Some("b".into()));
+    assert_eq!(leader(&*a).await, Some("b".into()));
+}
+
+async fn watching(dcs: &dyn Dcs) -> tokio::sync::watch::Receiver<u64> {
+    let mut changes = dcs.changes();
+    if dcs.kind() != "memory" {
+        timeout(Duration::from_secs(5), changes.wait_for(|n| *n > 0))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    changes.mark_unchanged();
+    changes
+}
+
+async fn releasing_writes_status_and_wakes_everybody(world: World) {
+    let (a, b) = (world.member("a"), world.member("b"));
+    held(a.acquire().await);
+    let mut changes = watching(&*b).await;
+    let started = Instant::now();
+    a.release(Some(r#"{"optime":77}"#)).await.unwrap();
+    timeout(Duration::from_secs(2), changes.changed())
+        .await
+        .unwrap()
+        .unwrap();
+    println!(
+        "{}: woken {:?} after release() was called",
+        b.kind(),
+        started.elapsed()
+    );
+    let cluster = b.cluster().await.unwrap();
+    assert_eq!((cluster.leader, cluster.status.optime.0), (None, 77));
+    held(b.acquire().await);
+}
+
+async fn only_the_holder_can_release(world: World) {
+    let (a, b) = (world.member("a"), world.member("b"));
+    let namesake = world.member("a");
+    held(a.acquire().await);
+    for other in [&b, &namesake] {
+        other.touch_member("{}").await.unwrap();
+        other.release(Some(r#"{"optime":1}"#)).await.unwrap();
+    }
+    let cluster = a.cluster().await.unwrap();
+    assert_eq!(cluster.leader.unwrap().name, "a".into());
+    assert_eq!(cluster.status.optime.0, 0);
+}
+
+async fn a_restarted_member_adopts_its_lock(world: World) {
+    let before = world.member("a");
+    let hold = held(before.acquire().await);
+    drop(before);
+    let after = world.member("a");
+    after.adopt(hold.lease).await;
+    let kept = held(after.renew().await);
+    assert_eq!((kept.lease, kept.ttl), (hold.lease, hold.ttl));
+    assert!(kept.sent_at > hold.sent_at);
+    held(after.acquire().await);
+    after.release(None).await.unwrap();
+    assert_eq!(leader(&*after).await, None);
+}
+
+async fn a_namesakes_lock_is_not_acquired(world: World) {
+    let (a, namesake) = (world.member("a"), world.member("a"));
+    held(a.acquire().await);
+    assert_eq!(lost(namesake.acquire().await), Some("a".into()));
+    held(a.renew().await);
+}
+
+async fn a_member_key_ends_with_its_lease(world: World) {
+    let (a, b) = (world.member("a"), world.member("b"));
+    a.touch_member(r#"{"state":"running"}"#).await.unwrap();
+    assert_eq!(b.cluster().await.unwrap().members.len(), 1);
+    let end = Instant::now() + TTL + TTL / 2;
+    while Instant::now() < end {
+        sleep(TTL / 5).await;
+        a.touch_member(r#"{"state":"running"}"#).await.unwrap();
+        assert_eq!(
+            b.cluster().await.unwrap().members.len(),
+            1,
+            "touching keeps it"
+        );
+    }
+    drop(a);
+    let limit = TTL + Duration::from_millis(1500);
+    until("the end of the member key", limit, &*b, |c| {
+        c.members.is_empty()
+    })
+    .await;
+}
+
+async fn a_deleted_member_key_comes_back(world: World) {
+    let a = world.member("a");
+    a.touch_member("{}").await.unwrap();
+    world.remove("members/a").await;
+    assert!(a.cluster().await.unwrap().members.is_empty());
+    a.touch_member("{}").await.unwrap();
+    assert_eq!(a.cluster().await.unwrap().members.len(), 1);
+    a.remove_member().await.unwrap();
+    assert!(a.cluster().await.unwrap().members.is_empty());
+    a.touch_member("{}").await.unwrap();
+    assert_eq!(a.cluster().await.unwrap().members.len(), 1);
+}
+
+async fn a_changed_ttl_means_a_new_lease_and_keeps_the_lock(world: World) {
+    let (a, b) = (world.member("a"), world.member("b"));
+    let old = held(a.acquire().await);
+    a.touch_member("{}").await.unwrap();
+    a.set_timing(TTL * 2, RETRY).await;
+    let new = held(a.renew().await);
+    a.touch_member("{}").await.unwrap();
+    assert_ne!(new.lease, old.lease);
+    assert_eq!(new.ttl, TTL * 2);
+    // The old lease ends; nothing may hang on it any more.
+    let end = Instant::now() + TTL + Duration::from_millis(1200);
+    while Instant::now() < end {
+        sleep(Duration::from_millis(200)).await;
+        let cluster = b.cluster().await.unwrap();
+        assert!(cluster.leader.is_some() && cluster.members.len() == 1);
+    }
+    a.release(None).await.unwrap();
+    assert_eq!(leader(&*b).await, None);
+}
+
+async fn only_what_matters_wakes_the_watchers(world: World) {
+    let (a, b) = (world.member("a"), world.member("b"));
+    let mut changes = watching(&*b).await;
+    let mut worst = Duration::ZERO;
+    for key in [Key::Config, Key::Failover, Key::Initialize, Key::Sync] {
+        let started = Instant::now();
+        a.write(key, "{}", When::Always).await.unwrap();
+        timeout(RETRY, changes.changed()).await.unwrap().unwrap();
+        worst = worst.max(started.elapsed());
+        a.delete(key, When::Always).await.unwrap();
+        timeout(RETRY, changes.changed()).await.unwrap().unwrap();
+    }
+    a.touch_member("{}").await.unwrap();
+    timeout(RETRY, changes.changed()).await.unwrap().unwrap();
+    held(a.acquire().await);
+    timeout(RETRY, changes.changed()).await.unwrap().unwrap();
+    println!(
+        "{}: slowest wake-up {worst:?} from the start of the write",
+        b.kind()
+    );
+
+    let quiet = *changes.borrow_and_update();
+    for i in 0..3 {
+        a.touch_member(&format!(r#"{{"timeline":{i}}}"#))
+            .await
+            .unwrap();
+        a.write(Key::Status, &i.to_string(), When::Always)
+            .await
+            .unwrap();
+        a.write(Key::History, "[]", When::Always).await.unwrap();
+        a.write(Key::Failsafe, "{}", When::Always).await.unwrap();
+        held(a.renew().await);
+    }
+    a.remove_member().await.unwrap();
+    timeout(RETRY, changes.changed()).await.unwrap().unwrap();
+    assert_eq!(
+        *changes.borrow_and_update(),
+        quiet + 1,
+        "only the leaving member counts"
+    );
+}
+
+// From here on: what is particular to etcd.
+
+fn etcd_member(server: &Server, name: &str) -> Etcd {
+    Etcd::new(options(&[server.endpoint()], name)).unwrap()
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_an_error_in_time_and_is_used_again_when_thawed() {
+    let server = Server::start();
+    let a = etcd_member(&server, "a");
+    held(a.acquire().await);
+    a.touch_member("{}").await.unwrap();
+    let mut changes = watching(&a).await;
+    server.freeze();
+    let slack = Duration::from_millis(500);
+    let started = Instant::now();
+    assert!(a.renew().await.is_err());
+    assert!(
+        started.elapsed() < TTL / 3 + slack,
+        "renew took {:?}",
+        started.elapsed()
+    );
+    let started = Instant::now();
+    let error = a.cluster().await.unwrap_err();
+    assert!(
+        started.elapsed() < RETRY + slack,
+        "cluster took {:?}",
+        started.elapsed()
+    );
+    assert!(
+        matches!(error, DcsError::Timeout { .. } | DcsError::Transport { .. }),
+        "{error}"
+    );
+    server.thaw();
+    let started = Instant::now();
+    held(a.renew().await);
+    println!("renewed {:?} after the thaw", started.elapsed());
+    timeout(Duration::from_secs(5), changes.changed())
+        .await
+        .unwrap()
+        .unwrap();
+    println!("watch back {:?} after the thaw", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_restarted_server_is_found_again() {
+    let mut server = Server::start();
+    let a = etcd_member(&server, "a");
+    let hold = held(a.acquire().await);
+    let mut changes = watching(&a).await;
+    server.kill();
+    assert!(a.renew().await.is_err());
+    server.start_again();
+    let started = Instant::now();
+    loop {
+        match a.renew().await {
+            Ok(lock) => {
+                assert_eq!(held(Ok(lock)).lease, hold.lease);
+                break;
+            }
+            Err(error) => assert!(started.elapsed() < RETRY, "{error}"),
+        }
+    }
+    println!("renewed {:?} after the restart", started.elapsed());
+    timeout(Duration::from_secs(5), changes.changed())
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_wiped_store_is_filled_again_by_the_holder() {
+    let mut server = Server::start();
+    let a = etcd_member(&server, "a");
+    held(a.acquire().await);
+    // Raise the raft term, so that the wiped store's term is smaller.
+    for _ in 0..2 {
+        server.kill();
+        server.start_again();
+        until("an answer", RETRY * 2, &a, |_| true).await;
+    }
+    server.kill();
+    server.wipe();
+    server.start_again();
+    until("an answer of the empty store", RETRY * 2, &a, |c| {
+        c.leader.is_none()
+    })
+    .await;
+    held(a.renew().await);
+    a.touch_member("{}").await.unwrap();
+    let cluster = a.cluster().await.unwrap();
+    assert_eq!(
+        (cluster.leader.unwrap().name, cluster.members.len()),
+        ("a".into(), 1)
+    );
+}
+
+/// An endpoint that accepts connections and never says a word.
+fn black_hole() -> (std::net::TcpListener, String) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+#[tokio::test]
+async fn silent_endpoints_cost_little_and_only_once() {
+    let server = Server::start();
+    let ((_one, first), (_two, second)) = (black_hole(), black_hole());
+    let a = Etcd::new(Options {
+        retry_timeout: Duration::from_secs(10),
+        ttl: Duration::from_secs(30),
+        ..options(&[first, second, server.endpoint()], "a")
+    })
+    .unwrap();
+    let started = Instant::now();
+    a.cluster().await.unwrap();
+    let cost = started.elapsed();
+    println!("first answer behind two silent endpoints after {cost:?}");
+    assert!(cost < Duration::from_millis(2500));
+    let started = Instant::now();
+    held(a.acquire().await);
+    held(a.renew().await);
+    assert!(
+        started.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn the_whole_cluster_is_one_revision() {
+    use etcd_client::{Txn, TxnOp};
+    let server = Server::start();
+    let a = etcd_member(&server, "a");
+    let mut client = server.client().await;
+    let writer = tokio::spawn(async move {
+        for i in 0..300 {
+            let value = format!(r#"{{"n":{i}}}"#);
+            let put = |key: &str| TxnOp::put(format!("/service/demo/{key}"), value.as_str(), None);
+            client
+                .txn(Txn::new().and_then([put("config"), put("failsafe")]))
+                .await
+                .unwrap();
+        }
+    });
+    let mut seen = 0;
+    while !writer.is_finished() {
+        let cluster = a.cluster().await.unwrap();
+        assert_eq!(cluster.config, cluster.failsafe);
+        seen += usize::from(cluster.config.is_some());
+    }
+    writer.await.unwrap();
+    assert!(seen > 3, "only {seen} reads while writing");
+}
+
+#[tokio::test]
+async fn garbage_in_the_store_does_no_harm() {
+    let server = Server::start();
+    let a = etcd_member(&server, "a");
+    let mut client = server.client().await;
+    for key in [
+        "leader",
+        "config",
+        "members/",
+        "members/x",
+        "sync",
+        "history",
+        "status",
+        "failover",
+        "\u{fffd}",
+    ] {
+        let key = format!("/service/demo/{key}");
+        client.put(key, vec![0xff, 0xfe, 0x00], None).await.unwrap();
+    }
+    client
+        .put(b"/service/demo/members/\xff\xff".to_vec(), "{}", None)
+        .await
+        .unwrap();
+    let cluster = a.cluster().await.unwrap();
+    assert!(cluster.leader.is_some());
+    assert!(lost(a.acquire().await).is_some());
+}
+
+#[tokio::test]
+async fn a_server_that_talks_nonsense_is_could_not_ask() {
+    let (listener, address) = black_hole();
+    std::thread::spawn(move || {
+        use std::io::Write as _;
+        for connection in listener.incoming() {
+            let _ = connection.and_then(|mut c| c.write_all(&[0x5a; 4096]));
+        }
+    });
+    let a = Etcd::new(options(&[address], "a")).unwrap();
+    let error = a.renew().await.unwrap_err();
+    assert!(
+        matches!(error, DcsError::Transport { .. } | DcsError::Timeout { .. }),
+        "{error}"
+    );
+}
+
+async fn with_auth(server: &Server) {
+    let mut client = server.client().await;
+    for (user, password) in [("root", "rootpw"), ("demo", "secret")] {
+        client.user_add(user, password, None).await.unwrap();
+        client.role_add(user).await.unwrap();
+        client.user_grant_role(user, user).await.unwrap();
+    }
+    let all = etcd_client::Permission::read_write("/service/demo/").with_prefix();
+    client.role_grant_permission("demo", all).await.unwrap();
+    client.auth_enable().await.unwrap();
+}
+
+fn as_user(server: &Server, password: &str) -> Options {
+    Options {
+        username: Some("demo".into()),
+        password: Some(password.into()),
+        ..options(&[server.endpoint()], "a")
+    }
+}
+
+#[tokio::test]
+async fn a_user_without_authentication_switched_on_is_no_obstacle() {
+    let server = Server::start();
+    let a = Etcd::new(as_user(&server, "whatever")).unwrap();
+    held(a.acquire().await);
+}
+
+#[tokio::test]
+async fn a_wrong_or_missing_password_is_named_as_such() {
+    let server = Server::start();
+    with_auth(&server).await;
+    for options in [
+        as_user(&server, "wrong"),
+        options(&[server.endpoint()], "a"),
+    ] {
+        let a = Etcd::new(options).unwrap();
+        let started = Instant::now();
+        let error = a.cluster().await.unwrap_err();
+        assert!(matches!(error, DcsError::Credentials { .. }), "{error}");
+        assert!(!error.to_string().contains("wrong"), "{error}");
+        assert!(started.elapsed() < RETRY, "{:?}", started.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn expired_tokens_and_restarts_only_cost_a_new_token() {
+    let mut server = Server::with(&["--auth-token-ttl=1".into()]);
+    with_auth(&server).await;
+    let a = Etcd::new(Options {
+        ttl: Duration::from_secs(20),
+        ..as_user(&server, "secret")
+    })
+    .unwrap();
+    held(a.acquire().await);
+    a.touch_member("{}").await.unwrap();
+    watching(&a).await;
+    sleep(Duration::from_millis(2500)).await;
+    a.cluster().await.unwrap();
+    sleep(Duration::from_millis(2500)).await;
+    held(a.renew().await);
+    server.kill();
+    server.start_again();
+    let mut changes = watching(&a).await;
+    until("an answer", RETRY * 2, &a, |c| c.leader.is_some()).await;
+    held(a.renew().await);
+    a.write(Key::Config, "{}", When::Always).await.unwrap();
+    timeout(Duration::from_secs(5), changes.changed())
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+fn openssl(dir: &Path, args: &str) {
+    let output = std::process::Command::new("openssl")
+        .args(args.split(' '))
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "openssl {args}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn certificates(dir: &Path) {
+    openssl(
+        dir,
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=ca",
+    );
+    for name in ["server", "client"] {
+        std::fs::write(
+            dir.join("ext"),
+            "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:FALSE\n",
+        )
+        .unwrap();
+        openssl(
+            dir,
+            &format!(
+                "req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"
+            ),
+        );
+        openssl(
+            dir,
+            &format!(
+                "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 2 -extfile ext"
+            ),
+        );
+    }
+}
+
+#[tokio::test]
+async fn tls_works_with_a_client_certificate_and_not_without() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let file = |name: &str| dir.path().join(name);
+    let flag = |flag: &str, name: &str| format!("--{flag}={}", file(name).display());
+    let server = Server::with(&[
+        flag("cert-file", "server.crt"),
+        flag("key-file", "server.key"),
+        flag("trusted-ca-file", "ca.crt"),
+        "--client-cert-auth".into(),
+    ]);
+    let good = Options {
+        protocol: Protocol::Https,
+        cacert: Some(file("ca.crt")),
+        cert: Some(file("client.crt")),
+        key: Some(file("client.key")),
+        ..options(&[server.endpoint()], "a")
+    };
+    let a = Etcd::new(good.clone()).unwrap();
+    held(a.acquire().await);
+    held(a.renew().await);
+    watching(&a).await;
+    for bad in [
+        Options {
+            cert: None,
+            key: None,
+            ..good.clone()
+        },
+        Options {
+            cacert: None,
+            ..good.clone()
+        },
+        Options {
+            cacert: Some(file("missing.crt")),
+            ..good
+        },
+    ] {
+        let started = Instant::now();
+        let error = Etcd::new(bad).unwrap().cluster().await.unwrap_err();
+        println!("refused: {error}");
+        assert!(
+            matches!(
+                error,
+                DcsError::Transport { .. } | DcsError::Credentials { .. }
+            ),
+            "{error}"
+        );
+        assert!(started.elapsed() < RETRY + Duration::from_millis(500));
+    }
+}
