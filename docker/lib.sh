@@ -2,6 +2,9 @@
 # Sourced, never run. Works with bash 3.2 (macOS); whatever installs something is for Debian and root only.
 # shellcheck shell=bash
 
+# Where rustup puts the toolchain; scripts started by a service often lack it in their path.
+[ ! -d "${HOME:-/root}/.cargo/bin" ] || PATH=$PATH:${HOME:-/root}/.cargo/bin
+
 # One line about what is going on; stderr, so that a script's own output stays usable.
 say() { printf '==> %s\n' "$*" >&2; }
 
