@@ -128,7 +128,7 @@ refuse_hopeless() {
     elif ! have dockerd && ! have apt-get; then
         why='there is no Docker engine here, and this script can install one only on Debian'
     elif ! unshare --mount --net --pid --fork true 2>/dev/null; then
-        why='this machine lets not even root create namespaces, so no container can run here'
+        die 'here not even root may create namespaces, so no container can run. Use a machine of your own, a VM, or a privileged container.'
     fi
     [ -z "$why" ] || die "$why. To go on: $DOCKER_HELP."
 }
@@ -183,8 +183,8 @@ start_engine() {
 start_dockerd() {
     say "starting dockerd (log: $DOCKERD_LOG)"
     mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup || true
-    # A pid file of an engine that was killed would keep the new one from starting.
-    pgrep -x dockerd >/dev/null || rm -f /run/docker.pid
+    # The number in the pid file of an engine that was killed may belong to somebody else by now.
+    grep -qsx dockerd "/proc/$(cat /run/docker.pid 2>/dev/null || echo 0)/comm" || rm -f /run/docker.pid
     setsid dockerd >>"$DOCKERD_LOG" 2>&1 </dev/null 9>&- &
     disown
 }
