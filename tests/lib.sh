@@ -1,0 +1,105 @@
+# What the rings of tests/run need, and how their results are read. Sourced by tests/run after docker/lib.sh.
+# shellcheck shell=bash
+
+# --------------------------------------------------------------------------------- needs: need_<word> or fail
+
+need_rust() {
+    have cargo || { say 'there is no Rust toolchain: see https://rustup.rs'; return 1; }
+    have cc || apt_install gcc libc6-dev || { say 'a C compiler is missing, rustc links with it'; return 1; }
+    have protoc || apt_install protobuf-compiler \
+        || { say 'protoc is missing (Debian: protobuf-compiler), etcd-client is generated with it'; return 1; }
+    have cargo-nextest || cargo_tool cargo-nextest
+}
+
+# cargo_tool CRATE: a debug build is ready in about a minute where a release build takes five.
+cargo_tool() {
+    say "installing $1 from crates.io (1 to 3 minutes, once)"
+    quietly cargo install --locked --debug "$1"
+}
+
+need_etcd() {
+    have etcd || apt_install etcd-server || { say 'etcd is missing (Debian: etcd-server)'; return 1; }
+}
+
+# Any supported major version will do; the newest that this machine's sources have is taken.
+need_postgres() {
+    local version
+    installed_postgres && return 0
+    can_install || { say 'PostgreSQL 14 or newer is missing (Debian: postgresql-17)'; return 1; }
+    # Debian would create and start a cluster of its own on port 5432.
+    mkdir -p /etc/postgresql-common
+    [ -e /etc/postgresql-common/createcluster.conf ] \
+        || echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+    for version in 18 17 16 15 14; do
+        apt_offers "postgresql-$version" || continue
+        apt_install "postgresql-$version" && return 0
+    done
+    say 'could not install PostgreSQL'
+    return 1
+}
+
+installed_postgres() {
+    local version
+    for version in 18 17 16 15 14; do
+        [ ! -x "/usr/lib/postgresql/$version/bin/postgres" ] || return 0
+    done
+    return 1
+}
+
+# In a process of its own, because it ends the process when there is no way to an engine.
+need_image() { docker/build howdah; }
+
+# -------------------------------------------------------------------------------------------------- results
+
+# count WORDS LOG: the number in front of WORDS in the last summary line of a log.
+count() {
+    local number
+    number=$(sed 's/\x1b\[[0-9;]*m//g' "$2" | grep -E 'Summary \[' | tail -n 1 \
+        | grep -oE "[0-9]+ $1" | head -n 1 | cut -d ' ' -f 1 || true)
+    echo "${number:-0}"
+}
+
+# -------------------------------------------------------------------------------------------------- linting
+
+lint_passed=0
+lint_failed=0
+
+# check NAME COMMAND...: one lint; its output is shown only when it fails.
+check() {
+    local name=$1 begun=$SECONDS
+    shift
+    if quietly within_budget "$@"; then
+        lint_passed=$((lint_passed + 1))
+        printf '        PASS [%4d s] %s\n' $((SECONDS - begun)) "$name"
+    else
+        lint_failed=$((lint_failed + 1))
+        printf '        FAIL [%4d s] %s\n' $((SECONDS - begun)) "$name"
+    fi
+}
+
+# The advisory database is a git repository on GitHub; where that cannot be reached, the rest is still asked.
+deny_checks() {
+    echo bans licenses sources
+    if bounded 20 git ls-remote --quiet https://github.com/rustsec/advisory-db HEAD >/dev/null 2>&1; then
+        echo advisories
+    else
+        say 'github.com/rustsec/advisory-db cannot be reached: advisories are not checked this time'
+    fi
+}
+
+lint() {
+    check 'cargo fmt' cargo fmt --check
+    check 'cargo clippy' cargo clippy --locked --all-targets -- -D warnings
+    check 'cargo doc' env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+    have cargo-deny || cargo_tool cargo-deny || true
+    # shellcheck disable=SC2046 # a list of words
+    check 'cargo deny' cargo deny --locked check $(deny_checks)
+    have shellcheck || apt_install shellcheck || true
+    if have shellcheck; then
+        check 'shellcheck' shellcheck --external-sources docker/build docker/engine compose/up compose/down tests/run .ci/run
+    fi
+    # In nextest's shape, so that one reader does for every ring.
+    printf '     Summary [] %d checks run: %d passed, %d failed\n' \
+        $((lint_passed + lint_failed)) "$lint_passed" "$lint_failed"
+    [ "$lint_failed" = 0 ]
+}
