@@ -157,6 +157,12 @@ impl Plan {
         }
     }
 
+    /// Nothing was decided; look again.
+    #[must_use]
+    pub fn idle() -> Self {
+        Self::wait("more questions than one turn may ask")
+    }
+
     /// Do these things.
     pub(super) fn act(because: impl Into<String>, actions: impl Into<Vec<Action>>) -> Self {
         Self {

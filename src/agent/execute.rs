@@ -1,0 +1,168 @@
+//! [`Plan`] → adapters. Steps run in order; a refused or failed one ends the turn, the next turn decides afresh.
+
+use std::time::Duration;
+
+use tracing::{debug, info, warn};
+
+use super::{Agent, Step, jobs};
+use crate::{
+    clock::Boottime,
+    dcs::{Key, When, Written},
+    ha::{Action, DcsView, LeaderFacts, LeaderProbe, Peers, Plan, Upstream, View},
+    model::{MemberName, SystemId, Version},
+};
+
+/// Patience with members that have a key, at most; and with those whose key has vanished.
+const PEER_LIMIT: Duration = Duration::from_secs(2);
+const VANISHED_LIMIT: Duration = Duration::from_millis(300);
+/// Patience with the leader's postgres.
+const LEADER_LIMIT: Duration = Duration::from_secs(2);
+
+/// What became of one action.
+enum Done {
+    /// Go on with the next.
+    Yes,
+    /// Somebody else was faster, or the store refused: end the turn.
+    Refused(String),
+}
+
+impl Agent {
+    /// Carries a plan out; answers to questions go into `view`.
+    pub(super) async fn execute(&mut self, plan: &Plan, view: &mut View) -> Step {
+        for action in &plan.actions {
+            let done = match action {
+                Action::ProbePeers { present, vanished } => {
+                    view.peers = Some(self.probe_peers(present, vanished).await);
+                    return Step::DecideAgain;
+                }
+                Action::ProbeLeader(upstream) => {
+                    view.leader_probe = Some(self.probe_leader(upstream).await);
+                    return Step::DecideAgain;
+                }
+                Action::Exit(exit) => return Step::Exit(*exit),
+                Action::Begin(job) => {
+                    self.begin(job.clone(), view);
+                    Done::Yes
+                }
+                Action::CancelJob => {
+                    self.jobs.cancel();
+                    Done::Yes
+                }
+                Action::Follow(upstream) => self.follow(upstream.as_ref()).await,
+                Action::LeaderDuties => {
+                    self.leader_duties(view).await;
+                    Done::Yes
+                }
+                other => self.store(other, view).await,
+            };
+            if let Done::Refused(why) = done {
+                info!(action = ?action, why, "not done, looking again");
+                return Step::LookAgain;
+            }
+        }
+        Step::Wait
+    }
+
+    /// Actions on the store.
+    async fn store(&mut self, action: &Action, view: &View) -> Done {
+        match action {
+            Action::AcquireLock => lock(self.lease.acquire().await, "another member was faster"),
+            Action::RenewLock => lock(self.lease.renew().await, "the lock is not ours any more"),
+            Action::ReleaseLock(end) => {
+                let status = end.and_then(|end| self.status_text(view, end));
+                if let Err(error) = self.lease.release(status.as_deref()).await {
+                    warn!(%error, "could not release the lock, it will expire by itself");
+                }
+                Done::Yes
+            }
+            Action::ClaimInitialize => self.write(Key::Initialize, "", When::Absent).await,
+            Action::WriteInitialize(id, version) => self.write_initialize(id, *version).await,
+            Action::AbandonInitialize(version) => {
+                answer(self.dcs.delete(Key::Initialize, When::Version(*version)).await)
+            }
+            Action::WriteConfig => {
+                let text = serde_json::Value::Object(self.dynamic.raw.clone()).to_string();
+                let when = match &view.dcs {
+                    DcsView::Known { cluster } => cluster.config_version.map_or(When::Absent, When::Version),
+                    DcsView::Down { .. } => When::Absent,
+                };
+                self.write(Key::Config, &text, when).await
+            }
+            Action::ClearFailover => {
+                let version = match &view.dcs {
+                    DcsView::Known { cluster } => cluster.failover_version,
+                    DcsView::Down { .. } => None,
+                };
+                self.write(Key::Failover, "{}", version.map_or(When::Always, When::Version)).await
+            }
+            other => Done::Refused(format!("not an action on the store: {other:?}")),
+        }
+    }
+
+    async fn write_initialize(&self, id: &SystemId, version: Option<Version>) -> Done {
+        self.write(Key::Initialize, &id.0, version.map_or(When::Absent, When::Version)).await
+    }
+
+    async fn write(&self, key: Key, value: &str, when: When) -> Done {
+        answer(self.dcs.write(key, value, when).await)
+    }
+
+    async fn follow(&mut self, upstream: Option<&Upstream>) -> Done {
+        let to = upstream.map_or_else(|| "nobody".to_owned(), |up| up.member.to_string());
+        match self.instance.follow(upstream, &self.dynamic).await {
+            Ok(()) => {
+                info!(to, "following");
+                Done::Yes
+            }
+            Err(error) => Done::Refused(error),
+        }
+    }
+
+    fn begin(&mut self, job: crate::ha::Job, view: &View) {
+        let context = self.job_context(self.last_status(view));
+        self.progress.send_replace(None);
+        let what = job.clone();
+        if !self.jobs.begin(job, Boottime::now(), |cancel| jobs::run(what, context, cancel)) {
+            debug!("the job slot is taken");
+        }
+    }
+
+    /// Both groups are asked at once; those whose key has vanished are most likely dead and get less time.
+    async fn probe_peers(&self, present: &[(MemberName, String)], vanished: &[(MemberName, String)]) -> Peers {
+        let limit = PEER_LIMIT.min(self.dynamic.timing.retry_timeout);
+        let (mut answers, gone) =
+            tokio::join!(self.http.probe_peers(present, limit), self.http.probe_peers(vanished, VANISHED_LIMIT));
+        answers.extend(gone);
+        debug!(?answers, "the other members say");
+        Peers { at: Boottime::now(), answers }
+    }
+
+    async fn probe_leader(&self, leader: &Upstream) -> LeaderProbe {
+        let facts = match self.instance.probe(leader, LEADER_LIMIT).await {
+            Ok(probe) => Ok(LeaderFacts {
+                in_recovery: probe.in_recovery,
+                timeline: probe.timeline,
+                history: probe.history(),
+            }),
+            Err(error) => Err(error),
+        };
+        debug!(leader = %leader.member, ?facts, "the leader's postgres says");
+        LeaderProbe { leader: leader.member.clone(), at: Boottime::now(), facts }
+    }
+}
+
+fn lock(answer: Result<bool, crate::dcs::DcsError>, lost: &str) -> Done {
+    match answer {
+        Ok(true) => Done::Yes,
+        Ok(false) => Done::Refused(lost.to_owned()),
+        Err(error) => Done::Refused(error.to_string()),
+    }
+}
+
+fn answer(written: Result<Written, crate::dcs::DcsError>) -> Done {
+    match written {
+        Ok(Written::Yes(_)) => Done::Yes,
+        Ok(Written::Refused) => Done::Refused("it was changed meanwhile".to_owned()),
+        Err(error) => Done::Refused(error.to_string()),
+    }
+}

@@ -1,0 +1,432 @@
+//! The shell around the decision: one task that turns the crank. It observes, asks `ha::decide`, and has the answer
+//! carried out. Nothing is decided here.
+//!
+//! | task | input | output | ended by |
+//! |---|---|---|---|
+//! | loop ([`Agent::run`]) | signals, job ends, lock losses, postmaster states, DCS changes, requests, time | plans carried out, snapshots | a plan that says exit |
+//! | lease keeper ([`lease::Lease::keep`]) | hold, decision to keep | renewals, fence deadlines | the loop's end |
+//! | job ([`job`]) | one plan's job | its outcome | itself, or its token |
+//!
+//! An event only ever wakes the loop; what it means is seen by looking. So a lost event costs at most `loop_wait`.
+
+mod duties;
+mod execute;
+pub mod handle;
+pub mod instance;
+mod job;
+mod jobs;
+pub mod lease;
+mod observe;
+mod publish;
+mod requests;
+pub mod signals;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, info, warn};
+
+use crate::{
+    client::Http,
+    clock::Boottime,
+    dcs::Dcs,
+    exit::Exit,
+    ha::{self, DcsView, Finished, Job, Local, Memory, Plan, Shutdown, View},
+    model::{Cluster, Dynamic, MemberName, PgState, Role, Tags, Version},
+    postgres::{postmaster::State, query::LocalView},
+};
+use handle::{Request, RestartOutcome, ScheduledRestart, Snapshot};
+use instance::{Instance, Progress};
+use job::JobSlot;
+use lease::Lease;
+use signals::Event as Signal;
+
+/// Rounds of questions one turn may take.
+const ROUNDS: usize = 4;
+/// While the DCS does not answer, it is asked again this often at least.
+const DCS_RETRY: Duration = Duration::from_millis(500);
+/// How often a line about waiting is repeated.
+const REPEAT: Duration = Duration::from_secs(10);
+
+/// Who this member is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its name.
+    pub member: MemberName,
+    /// The cluster's name.
+    pub scope: String,
+    /// Its tags.
+    pub tags: Tags,
+    /// `postgres://host:port/database`.
+    pub conn_url: String,
+    /// `http://host:port/patroni`.
+    pub api_url: String,
+    /// Address of a pooler.
+    pub proxy_url: Option<String>,
+}
+
+/// One look at the local postgres.
+#[derive(Debug, Clone)]
+pub(crate) struct Sight {
+    at: Boottime,
+    local: Local,
+    answer: Option<LocalView>,
+    postmaster: State,
+}
+
+/// The last good read of the store.
+#[derive(Debug, Clone)]
+struct Seen {
+    cluster: Arc<Cluster>,
+    at: Boottime,
+    epoch_s: u64,
+}
+
+/// What follows from a plan.
+enum Step {
+    DecideAgain,
+    LookAgain,
+    Wait,
+    Exit(Exit),
+}
+
+/// Everything an agent is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Who we are.
+    pub identity: Identity,
+    /// Dynamic configuration until the store has one.
+    pub initial: Dynamic,
+    /// The store.
+    pub dcs: Arc<dyn Dcs>,
+    /// The lock.
+    pub lease: Arc<Lease>,
+    /// The local postgres.
+    pub instance: Arc<Instance>,
+    /// For asking other members.
+    pub http: Http,
+    /// What others may ask of us.
+    pub requests: mpsc::Receiver<Request>,
+    /// Where snapshots go.
+    pub published: watch::Sender<Arc<Snapshot>>,
+}
+
+/// The agent's loop and what it remembers between turns.
+#[derive(Debug)]
+pub struct Agent {
+    identity: Identity,
+    dcs: Arc<dyn Dcs>,
+    lease: Arc<Lease>,
+    instance: Arc<Instance>,
+    http: Http,
+    requests: mpsc::Receiver<Request>,
+    published: watch::Sender<Arc<Snapshot>>,
+    progress: watch::Sender<Option<Progress>>,
+    jobs: JobSlot,
+    dynamic: Dynamic,
+    config_version: Option<Version>,
+    memory: Memory,
+    sight: Sight,
+    last_cluster: Option<Seen>,
+    dcs_down_since: Option<Boottime>,
+    shutdown: Option<Shutdown>,
+    finished: Option<Finished>,
+    slots_seen: BTreeMap<String, Boottime>,
+    pending_restart: Map<String, Value>,
+    scheduled_restart: Option<ScheduledRestart>,
+    restart_replies: Vec<oneshot::Sender<RestartOutcome>>,
+    touched: Option<(crate::model::MemberData, Boottime, String)>,
+    announced: (Role, PgState),
+    said: Option<(String, Boottime)>,
+}
+
+/// A snapshot for the time before the first turn.
+#[must_use]
+pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
+    let now = Boottime::now();
+    Snapshot {
+        observed_at: Boottime(0),
+        member: identity.member.clone(),
+        scope: identity.scope.clone(),
+        tags: identity.tags.clone(),
+        local: handle::Local {
+            role: Role::Uninitialized,
+            state: PgState::Stopped,
+            postmaster_alive: false,
+            answer: None,
+            system_id: None,
+            pending_restart: Map::new(),
+            scheduled_restart: None,
+        },
+        dcs: None,
+        dcs_last_seen_epoch_s: 0,
+        leader_until: None,
+        failsafe_until: None,
+        next_run: now,
+        dynamic: initial.clone(),
+        sync_mode: handle::SyncMode::Off,
+        standby_cluster: false,
+    }
+}
+
+impl Agent {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let Parts { identity, initial, dcs, lease, instance, http, requests, published } = parts;
+        let postmaster = instance.postmaster().state();
+        Self {
+            identity,
+            dcs,
+            lease,
+            instance,
+            http,
+            requests,
+            published,
+            progress: watch::Sender::new(None),
+            jobs: JobSlot::default(),
+            dynamic: initial,
+            config_version: None,
+            memory: Memory { started_at: Boottime::now(), ..Memory::default() },
+            sight: Sight { at: Boottime(0), local: Local::Stopping, answer: None, postmaster },
+            last_cluster: None,
+            dcs_down_since: None,
+            shutdown: None,
+            finished: None,
+            slots_seen: BTreeMap::new(),
+            pending_restart: Map::new(),
+            scheduled_restart: None,
+            restart_replies: Vec::new(),
+            touched: None,
+            announced: (Role::Uninitialized, PgState::Stopped),
+            said: None,
+        }
+    }
+
+    /// Turns until a plan says exit.
+    pub async fn run(mut self, mut signals: signals::Signals) -> Exit {
+        let mut losses = self.lease.losses();
+        let mut postmaster = self.instance.postmaster().watch();
+        let mut changes = self.dcs.changes();
+        loop {
+            let wait = match self.turn().await {
+                Ok(wait) => wait,
+                Err(exit) => return exit,
+            };
+            let mut timer = std::pin::pin!(tokio::time::sleep(wait));
+            // Requests that need no turn are answered without one.
+            loop {
+                // Every arm is cancel-safe: it only waits for a change, or its owner keeps what it waited for.
+                tokio::select! {
+                    biased;
+                    signal = signals.next() => self.signal(signal).await,
+                    finished = self.jobs.finished() => self.job_ended(finished).await,
+                    changed = losses.changed() => if changed.is_err() { return Exit::Internal },
+                    changed = postmaster.changed() => if changed.is_err() { return Exit::Internal },
+                    Some(request) = self.requests.recv() => {
+                        if !self.request(request).await { continue; }
+                    }
+                    changed = changes.changed() => if changed.is_err() { return Exit::Internal },
+                    () = &mut timer => {}
+                }
+                break;
+            }
+        }
+    }
+
+    /// One turn: look, decide, do, publish. Returns how long to wait for the next without an event.
+    async fn turn(&mut self) -> Result<Duration, Exit> {
+        self.due_restart();
+        let mut view = self.observe().await;
+        let mut last = None;
+        for _ in 0..ROUNDS {
+            let plan = ha::decide(&view, Boottime::now());
+            self.note_plan(&plan, &mut view);
+            let step = self.execute(&plan, &mut view).await;
+            let because = plan.because.clone();
+            last = Some((plan, matches!(step, Step::LookAgain)));
+            match step {
+                Step::DecideAgain => {}
+                Step::LookAgain | Step::Wait => break,
+                Step::Exit(exit) => {
+                    self.leave(exit, &because).await;
+                    return Err(exit);
+                }
+            }
+        }
+        let (plan, again) = last.unwrap_or_else(|| (Plan::idle(), true));
+        let wait = self.wait_after(&plan, again);
+        self.after(&view, &plan, wait).await;
+        Ok(wait)
+    }
+
+    fn note_plan(&mut self, plan: &Plan, view: &mut View) {
+        if let Some(memory) = &plan.memory {
+            self.memory = memory.clone();
+            view.memory = memory.clone();
+        }
+        // An end is told once.
+        view.finished = None;
+        if self.lease.hold().is_some() {
+            self.lease.set_keep(plan.keep_lock);
+        }
+        self.say(plan);
+    }
+
+    /// One line per decision that does something or says something new; waiting is repeated every ten seconds.
+    fn say(&mut self, plan: &Plan) {
+        let quiet = |action: &ha::Action| {
+            matches!(action, ha::Action::LeaderDuties | ha::Action::ProbePeers { .. } | ha::Action::ProbeLeader(_))
+        };
+        let shape: String = plan.because.chars().filter(|c| !c.is_ascii_digit()).collect();
+        let now = Boottime::now();
+        let healthy = matches!(&self.sight.local, Local::Running(running)
+            if running.is_primary() || matches!(running.standing, ha::Standing::Replica { streaming: true, .. }));
+        let (new, due) = match &self.said {
+            Some((said, at)) => (*said != shape, now.since(*at) >= REPEAT && !healthy),
+            None => (true, true),
+        };
+        let acts = plan.actions.iter().any(|action| !quiet(action));
+        if acts || new || due {
+            info!("{}", plan.because);
+            self.said = Some((shape, now));
+        } else {
+            debug!("{}", plan.because);
+        }
+    }
+
+    fn wait_after(&self, plan: &Plan, again: bool) -> Duration {
+        let mut wait = plan.again_in.unwrap_or(self.dynamic.timing.loop_wait).min(self.dynamic.timing.loop_wait);
+        if self.dcs_down_since.is_some() {
+            wait = wait.min(DCS_RETRY);
+        }
+        if again {
+            wait = wait.min(Duration::from_millis(100));
+        }
+        if let Some(restart) = &self.scheduled_restart {
+            let left = restart.at.duration_since(jiff::Timestamp::now());
+            wait = wait.min(left.try_into().unwrap_or(Duration::ZERO));
+        }
+        wait.max(Duration::from_millis(5))
+    }
+
+    /// What every turn ends with.
+    async fn after(&mut self, view: &View, plan: &Plan, wait: Duration) {
+        self.note_pending_restart();
+        self.publish(&plan.because, wait);
+        self.disarm_when_harmless();
+        if self.shutdown.is_none() && self.dcs_down_since.is_none() {
+            self.touch_member().await;
+            if let DcsView::Known { cluster } = &view.dcs
+                && cluster.leader.as_ref().is_some_and(|leader| leader.name != self.identity.member)
+            {
+                self.drop_stale_slots(&Arc::clone(cluster)).await;
+            }
+        }
+    }
+
+    /// The fence is for a postgres that might write. When there certainly is none, and no right to start one, there
+    /// is nothing for init to end.
+    fn disarm_when_harmless(&self) {
+        let job_may_write = self.jobs.view().is_some();
+        let hold = self.lease.hold();
+        let expired = hold.as_ref().is_none_or(|hold| Boottime::now() >= ha::lease::deadlines(hold).demote_at);
+        let certain = matches!(self.sight.local, Local::Empty | Local::Down(_) | Local::Running(_));
+        if certain && !self.sight.local.may_write() && !job_may_write && expired {
+            self.lease.forget();
+        }
+    }
+
+    async fn note_cluster(&mut self, cluster: &Arc<Cluster>) {
+        let epoch = jiff::Timestamp::now().as_second();
+        self.last_cluster = Some(Seen {
+            cluster: Arc::clone(cluster),
+            at: Boottime::now(),
+            epoch_s: u64::try_from(epoch).unwrap_or(0),
+        });
+        if cluster.config.is_none() || cluster.config_version == self.config_version {
+            return;
+        }
+        self.config_version = cluster.config_version;
+        let Some(raw) = &cluster.config else { return };
+        let dynamic = Dynamic::from_map(raw);
+        let old = std::mem::replace(&mut self.dynamic, dynamic);
+        if old == self.dynamic {
+            return;
+        }
+        info!(timing = ?self.dynamic.timing, "the dynamic configuration is in force");
+        if old.timing != self.dynamic.timing {
+            self.dcs.set_timing(self.dynamic.timing.ttl, self.dynamic.timing.retry_timeout).await;
+        }
+        if let Err(error) = self.instance.apply(&self.dynamic).await {
+            warn!(error, "could not apply the dynamic configuration to postgres");
+        }
+    }
+
+    fn note_pending_restart(&mut self) {
+        let Some(answer) = &self.sight.answer else {
+            if matches!(self.sight.local, Local::Down(_) | Local::Empty) {
+                self.pending_restart.clear();
+            }
+            return;
+        };
+        let rows = answer.pending_restart.iter().map(|row| {
+            let new = self.instance.wanted(&row.name).unwrap_or_else(|| "?".to_owned());
+            (row.name.clone(), row.setting.clone(), new)
+        });
+        self.pending_restart = publish::pending(rows);
+    }
+
+    async fn job_ended(&mut self, finished: Finished) {
+        if finished.job == Job::Restart {
+            let outcome = if finished.outcome.is_ok() { RestartOutcome::Done } else { RestartOutcome::Failed };
+            for reply in self.restart_replies.drain(..) {
+                // An asker that has gone away does not want to know.
+                let _gone = reply.send(outcome.clone());
+            }
+        }
+        self.progress.send_replace(None);
+        self.finished = Some(finished);
+    }
+
+    async fn signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::Shutdown(mode) => self.ask_to_stop(mode, "signal"),
+            Signal::InitGone => self.ask_to_stop(Shutdown::Fast, "init is gone, nobody fences"),
+            Signal::Reload => self.reload().await,
+        }
+    }
+
+    fn ask_to_stop(&mut self, mode: Shutdown, because: &str) {
+        let harder = self.shutdown.is_none_or(|old| mode > old);
+        if harder {
+            info!(?mode, because, "asked to stop");
+            self.shutdown = Some(mode);
+            if let Some(running) = self.jobs.view()
+                && matches!(running.job, Job::Demote { .. })
+            {
+                self.instance.hurry(mode);
+            }
+        }
+    }
+
+    /// Configuration files are read again; what can change without a restart is applied.
+    async fn reload(&mut self) {
+        info!("reloading the configuration");
+        if let Err(error) = self.instance.reload(&self.dynamic).await {
+            warn!(error, "the reload failed, the old configuration stays in force");
+        }
+    }
+
+    async fn leave(&mut self, exit: Exit, because: &str) {
+        match exit {
+            Exit::Ok => info!(status = exit.code(), because, "stopped"),
+            _ => tracing::error!(status = exit.code(), because, "stopping"),
+        }
+        self.publish(because, Duration::ZERO);
+        // Best effort: the key would expire by itself.
+        let removed = tokio::time::timeout(Duration::from_secs(1), self.dcs.remove_member()).await;
+        debug!(?removed, "removed the member key");
+    }
+}

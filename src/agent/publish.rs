@@ -1,0 +1,268 @@
+//! What the agent tells about itself: the snapshot for the REST API, and its member key.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Map, Value, json};
+use tokio::time::timeout;
+use tracing::{debug, info};
+
+use super::{
+    Agent,
+    handle::{
+        Answer, DcsView, Local as LocalStatus, ReplicationState, Snapshot, SyncMode, WIRE_VERSION, Walsender, Xlog,
+    },
+};
+use crate::{
+    clock::Boottime,
+    ha::{Job, Local},
+    model::{Lsn, MemberData, PgState, Role, Timeline},
+    postgres::{
+        postmaster::State,
+        query::{LocalView, WalSender, Where},
+    },
+};
+
+/// The member key is not worth more delay than this.
+const TOUCH_LIMIT: Duration = Duration::from_secs(2);
+
+impl Agent {
+    /// Publishes the snapshot; logs a change of role or state once.
+    pub(super) fn publish(&mut self, because: &str, next: Duration) -> Arc<Snapshot> {
+        let snapshot = Arc::new(self.snapshot(next));
+        let now = (snapshot.local.role, snapshot.local.state);
+        let before = std::mem::replace(&mut self.announced, now);
+        if before != now {
+            let (from, to) = (format!("{}/{}", before.0, before.1), format!("{}/{}", now.0, now.1));
+            info!(from, to, because, "state changed");
+        }
+        self.published.send_replace(Arc::clone(&snapshot));
+        snapshot
+    }
+
+    fn snapshot(&self, next: Duration) -> Snapshot {
+        let (role, state) = role_and_state(
+            self.jobs.view().map(|running| running.job).as_ref(),
+            &self.sight.local,
+            &self.sight.postmaster,
+            self.memory.start_failures.0 > 0,
+        );
+        let now = Boottime::now();
+        Snapshot {
+            observed_at: self.sight.at,
+            member: self.identity.member.clone(),
+            scope: self.identity.scope.clone(),
+            tags: self.identity.tags.clone(),
+            local: LocalStatus {
+                role,
+                state,
+                postmaster_alive: self.sight.postmaster.pid().is_some(),
+                answer: self.sight.answer.as_ref().map(answer),
+                system_id: self.instance.system_id(),
+                pending_restart: self.pending_restart.clone(),
+                scheduled_restart: self.scheduled_restart.clone(),
+            },
+            dcs: self.last_cluster.as_ref().map(|seen| DcsView { cluster: Arc::clone(&seen.cluster), seen_at: seen.at }),
+            dcs_last_seen_epoch_s: self.last_cluster.as_ref().map_or(0, |seen| seen.epoch_s),
+            leader_until: self.lease.hold().map(|hold| hold.sent_at + hold.ttl),
+            failsafe_until: None,
+            next_run: now + next,
+            dynamic: self.dynamic.clone(),
+            sync_mode: SyncMode::Off,
+            standby_cluster: false,
+        }
+    }
+
+    /// Writes the member key. A changed position alone is not worth a write before `loop_wait` is over; the call is
+    /// made anyway because it also keeps the lease of a member that is not the leader.
+    pub(super) async fn touch_member(&mut self) {
+        let data = self.member_data();
+        let now = Boottime::now();
+        let text = match &self.touched {
+            Some((old, at, text)) if same_but_positions(old, &data) && now.since(*at) < self.dynamic.timing.loop_wait => {
+                text.clone()
+            }
+            _ => match serde_json::to_string(&data) {
+                Ok(text) => text,
+                Err(error) => {
+                    debug!(%error, "could not render the member key");
+                    return;
+                }
+            },
+        };
+        match timeout(TOUCH_LIMIT, self.dcs.touch_member(&text)).await {
+            Ok(Ok(())) => {
+                if self.touched.as_ref().is_none_or(|(_, _, old)| *old != text) {
+                    self.touched = Some((data, now, text));
+                }
+            }
+            Ok(Err(error)) => debug!(%error, "could not write the member key"),
+            Err(_) => debug!("could not write the member key in time"),
+        }
+    }
+
+    fn member_data(&self) -> MemberData {
+        let snapshot = self.published.borrow().clone();
+        let mut data = MemberData {
+            conn_url: self.identity.conn_url.clone(),
+            api_url: self.identity.api_url.clone(),
+            proxy_url: self.identity.proxy_url.clone(),
+            state: snapshot.local.state,
+            role: snapshot.local.role,
+            version: WIRE_VERSION.to_owned(),
+            tags: self.identity.tags.published(),
+            pause: self.dynamic.pause.then_some(true),
+            ..MemberData::default()
+        };
+        if !snapshot.local.pending_restart.is_empty() {
+            data.pending_restart = Some(true);
+            data.pending_restart_reason = Some(Value::Object(snapshot.local.pending_restart.clone()));
+        }
+        data.scheduled_restart = snapshot.local.scheduled_restart.as_ref().map(|s| Value::Object(s.to_json()));
+        if let Some(answer) = &snapshot.local.answer {
+            data.timeline = (answer.timeline != Timeline::UNKNOWN).then_some(answer.timeline);
+            match &answer.xlog {
+                Xlog::Primary { location } => {
+                    data.xlog_location = Some(*location);
+                    data.checkpoint_after_promote = self.checkpoint_pending().then_some(false);
+                }
+                Xlog::Replica { received, replayed, replication, .. } => {
+                    data.xlog_location = Some((*received).max(*replayed));
+                    data.receive_lsn = Some(*received);
+                    data.replay_lsn = Some(*replayed);
+                    data.replication_state = replication.map(|state| state.as_str().to_owned());
+                }
+            }
+        }
+        data
+    }
+
+    /// After a promotion pg_control names the old timeline until a checkpoint is complete; a rewind must wait for it.
+    pub(super) fn checkpoint_pending(&self) -> bool {
+        self.sight.answer.as_ref().is_some_and(|answer| match &answer.place {
+            Where::Primary(primary) => answer.checkpoint_timeline != primary.timeline,
+            Where::Standby(_) => false,
+        })
+    }
+}
+
+fn same_but_positions(old: &MemberData, new: &MemberData) -> bool {
+    let blank = |data: &MemberData| MemberData {
+        xlog_location: None,
+        replay_lsn: None,
+        receive_lsn: None,
+        ..data.clone()
+    };
+    blank(old) == blank(new)
+}
+
+/// Role and state in the words of the contract.
+fn role_and_state(job: Option<&Job>, local: &Local, postmaster: &State, start_failed: bool) -> (Role, PgState) {
+    let role = match local {
+        Local::Empty | Local::Broken { .. } => Role::Uninitialized,
+        Local::Running(running) if running.is_primary() => Role::Primary,
+        Local::Starting { primary: true, .. } | Local::Silent { primary: true, .. } => Role::Primary,
+        Local::Down(down) if down.was_primary() => Role::Demoted,
+        _ => Role::Replica,
+    };
+    let state = match (job, local) {
+        (Some(Job::Bootstrap), _) => return (Role::Uninitialized, PgState::Initializing),
+        (Some(Job::Clone(_)), _) => return (Role::Uninitialized, PgState::CreatingReplica),
+        (Some(Job::Rewind(_)), _) => PgState::Stopped,
+        (Some(Job::Restart), _) => PgState::Restarting,
+        (Some(Job::Demote { .. }), Local::Running(_) | Local::Stopping | Local::Silent { .. }) => PgState::Stopping,
+        (Some(Job::Start(_)), Local::Down(_) | Local::Starting { .. } | Local::Stopping) => PgState::Starting,
+        (_, Local::Running(_)) => PgState::Running,
+        // Running as far as is known; the snapshot shows it as unknown because there is no answer.
+        (_, Local::Silent { .. }) => PgState::Running,
+        (_, Local::Starting { .. }) => PgState::Starting,
+        (_, Local::Stopping) => PgState::Stopping,
+        (_, Local::Down(_)) if start_failed => PgState::StartFailed,
+        (_, Local::Down(_)) if matches!(postmaster, State::Stopped { last: Some(exit) } if !exit.requested) => {
+            PgState::Crashed
+        }
+        (_, Local::Empty | Local::Broken { .. } | Local::Down(_)) => PgState::Stopped,
+    };
+    (role, state)
+}
+
+fn answer(view: &LocalView) -> Answer {
+    let xlog = match &view.place {
+        Where::Primary(primary) => Xlog::Primary { location: primary.flush_lsn },
+        Where::Standby(standby) => Xlog::Replica {
+            received: standby.received().unwrap_or(Lsn::INVALID),
+            replayed: standby.replay_lsn.unwrap_or(Lsn::INVALID),
+            replayed_timestamp: standby.replayed.clone(),
+            paused: standby.paused,
+            replication: if standby.is_streaming() {
+                Some(ReplicationState::Streaming)
+            } else {
+                (!view.restore_command.is_empty()).then_some(ReplicationState::ArchiveRecovery)
+            },
+            latest_end: standby.receiver.as_ref().and_then(|receiver| receiver.latest_end_lsn),
+        },
+    };
+    Answer {
+        server_version: view.version,
+        postmaster_start_time: view.started.clone(),
+        xlog,
+        timeline: view.timeline(),
+        walsenders: view.senders.iter().map(walsender).collect(),
+    }
+}
+
+fn walsender(sender: &WalSender) -> Walsender {
+    Walsender {
+        usename: sender.usename.clone(),
+        application_name: Some(sender.application_name.clone()),
+        client_addr: sender.client_addr.clone(),
+        state: sender.state.clone(),
+        sync_state: sender.sync_state.clone(),
+        sync_priority: sender.sync_priority,
+    }
+}
+
+/// Settings that wait for a restart, as published: `{"guc": {"old_value", "new_value"}}`.
+pub(super) fn pending(entries: impl IntoIterator<Item = (String, String, String)>) -> Map<String, Value> {
+    entries
+        .into_iter()
+        .map(|(name, old, new)| (name, json!({"old_value": old, "new_value": new})))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ha::{Running, StartAs, Standing};
+
+    fn stopped(requested: bool) -> State {
+        use crate::postgres::postmaster::{ExitInfo, ExitStatus};
+        State::Stopped { last: Some(ExitInfo { status: ExitStatus::Code(1), requested, at: Boottime(0) }) }
+    }
+
+    #[test]
+    fn jobs_and_crashes_have_their_texts() {
+        let primary = Local::Running(Running {
+            standing: Standing::Primary { flushed: Lsn(1) },
+            timeline: Timeline(1),
+            system_id: None,
+        });
+        let check = |job: Option<Job>, local: &Local, expected| {
+            assert_eq!(role_and_state(job.as_ref(), local, &stopped(true), false), expected);
+        };
+        check(Some(Job::Bootstrap), &Local::Empty, (Role::Uninitialized, PgState::Initializing));
+        check(None, &Local::Empty, (Role::Uninitialized, PgState::Stopped));
+        check(None, &primary, (Role::Primary, PgState::Running));
+        check(Some(Job::Restart), &primary, (Role::Primary, PgState::Restarting));
+        check(Some(Job::Promote), &primary, (Role::Primary, PgState::Running));
+        check(Some(Job::Start(StartAs::Primary)), &Local::Stopping, (Role::Replica, PgState::Starting));
+    }
+
+    #[test]
+    fn positions_alone_are_no_news() {
+        let old = MemberData { xlog_location: Some(Lsn(1)), ..MemberData::default() };
+        let moved = MemberData { xlog_location: Some(Lsn(2)), ..MemberData::default() };
+        let started = MemberData { state: PgState::Running, ..MemberData::default() };
+        assert!(same_but_positions(&old, &moved));
+        assert!(!same_but_positions(&old, &started));
+    }
+}

@@ -1,0 +1,139 @@
+//! What the REST API asks of the loop.
+
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::{
+    Agent,
+    handle::{ReinitRefused, Request, RestartFilters, RestartOutcome},
+    jobs,
+};
+use crate::{
+    clock::Boottime,
+    ha::{Job, Local, Upstream},
+    model::StatusKey,
+};
+
+impl Agent {
+    /// Returns whether a turn should follow.
+    pub(super) async fn request(&mut self, request: Request) -> bool {
+        match request {
+            Request::Refresh(reply) => {
+                self.sight = self.look().await;
+                let snapshot = self.publish("asked to look", self.dynamic.timing.loop_wait);
+                // An asker that has gone away does not want to know.
+                let _gone = reply.send(snapshot);
+                false
+            }
+            Request::WakeUp => true,
+            Request::Reload => {
+                self.reload().await;
+                true
+            }
+            Request::Restart { filters, reply } => {
+                match self.refusal(&filters) {
+                    Some(outcome) => {
+                        let _gone = reply.send(outcome);
+                    }
+                    None => {
+                        self.restart_replies.push(reply);
+                        self.begin_request(Job::Restart, "a restart was asked for");
+                    }
+                }
+                true
+            }
+            Request::ScheduleRestart { restart, reply } => {
+                let free = self.scheduled_restart.is_none();
+                if free {
+                    info!(at = %restart.at, "a restart is scheduled");
+                    self.scheduled_restart = Some(restart);
+                }
+                let _gone = reply.send(free);
+                true
+            }
+            Request::CancelRestart(reply) => {
+                let _gone = reply.send(self.scheduled_restart.take().is_some());
+                true
+            }
+            Request::Reinitialize { force, from_leader: _, reply } => {
+                let answer = self.reinitialize(force);
+                let _gone = reply.send(answer);
+                true
+            }
+        }
+    }
+
+    fn refusal(&self, filters: &RestartFilters) -> Option<RestartOutcome> {
+        let snapshot = self.published.borrow().clone();
+        if let Some(running) = self.jobs.view() {
+            return Some(RestartOutcome::Busy(running.job.name().to_owned()));
+        }
+        if !filters.hold(&snapshot) {
+            return Some(RestartOutcome::ConditionsNotMet);
+        }
+        match self.sight.local {
+            Local::Starting { .. } => Some(RestartOutcome::StillStarting),
+            Local::Running(_) | Local::Silent { .. } => None,
+            _ => Some(RestartOutcome::Failed),
+        }
+    }
+
+    /// A scheduled restart whose time has come begins, unless its conditions no longer hold.
+    pub(super) fn due_restart(&mut self) {
+        let due = self.scheduled_restart.as_ref().is_some_and(|restart| restart.at <= jiff::Timestamp::now());
+        if !due || self.jobs.view().is_some() || self.shutdown.is_some() {
+            return;
+        }
+        let Some(restart) = self.scheduled_restart.take() else { return };
+        match self.refusal(&restart.filters) {
+            Some(outcome) => info!(?outcome, "the scheduled restart does not take place"),
+            None => self.begin_request(Job::Restart, "a scheduled restart is due"),
+        }
+    }
+
+    fn reinitialize(&mut self, force: bool) -> Result<(), ReinitRefused> {
+        let me = &self.identity.member;
+        let seen = self.last_cluster.as_ref().ok_or(ReinitRefused::NoLeader)?;
+        let leader = seen.cluster.leader.as_ref().ok_or(ReinitRefused::NoLeader)?;
+        if leader.name == *me || self.lease.hold().is_some() {
+            return Err(ReinitRefused::Leader);
+        }
+        if let Some(running) = self.jobs.view() {
+            if !force {
+                return Err(ReinitRefused::Busy(running.job.name().to_owned()));
+            }
+            // The slot frees itself within seconds; the asker repeats.
+            self.jobs.cancel();
+            return Err(ReinitRefused::Busy(running.job.name().to_owned()));
+        }
+        let (host, port) =
+            seen.cluster.leader_member().and_then(crate::model::Member::address).ok_or(ReinitRefused::NoLeader)?;
+        let from = Upstream { member: leader.name.clone(), host, port };
+        self.begin_request(Job::Clone(from), "a new copy was asked for");
+        Ok(())
+    }
+
+    fn begin_request(&mut self, job: Job, because: &str) {
+        info!(job = job.name(), because, "asked for");
+        let context = self.job_context(self.last_cluster.as_ref().map_or_else(StatusKey::default, |seen| {
+            seen.cluster.status.clone()
+        }));
+        let what = job.clone();
+        let begun = self.jobs.begin(job, Boottime::now(), |cancel| jobs::run(what, context, cancel));
+        debug_assert!(begun, "the slot was looked at before");
+    }
+
+    /// What a job that begins now works with.
+    pub(super) fn job_context(&self, status: StatusKey) -> jobs::Context {
+        jobs::Context {
+            instance: Arc::clone(&self.instance),
+            lease: Arc::clone(&self.lease),
+            dcs: Arc::clone(&self.dcs),
+            dynamic: self.dynamic.clone(),
+            status,
+            me: self.identity.member.clone(),
+            progress: self.progress.clone(),
+        }
+    }
+}
