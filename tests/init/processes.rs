@@ -1,7 +1,7 @@
 //! Init as a real process, and looking at the processes around it.
 
 use std::fs::{self, File};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -142,6 +142,7 @@ impl Setup {
             .args(&line[1..])
             .args(&self.program)
             .env(DIRECTORY, self.directory.path())
+            .process_group(0)
             .stdout(Stdio::null())
             .stderr(self.stderr.unwrap_or_else(|| log.into()))
             .spawn()
