@@ -1,0 +1,161 @@
+//! One connection: where to, how it is set up, and that nothing on it waits for ever.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+use tokio_postgres::{Client, Config, NoTls, Statement, types::Type};
+
+use super::error::QueryError;
+
+/// Longest wait for a connection (contract: PostgreSQL configuration §9).
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// Directory of its Unix socket.
+    Socket(PathBuf),
+    /// Host name or address.
+    Tcp(String),
+}
+
+/// A login.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Where.
+    pub address: Address,
+    /// Port (also part of the socket's name).
+    pub port: u16,
+    /// Role.
+    pub user: String,
+    /// Password, if it needs one.
+    pub password: Option<String>,
+    /// Database.
+    pub dbname: String,
+    /// Shown in pg_stat_activity, e.g. `Howdah n1`.
+    pub application_name: String,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.address {
+            Address::Socket(dir) => write!(f, "{}:{}", dir.display(), self.port),
+            Address::Tcp(host) => write!(f, "{host}:{}", self.port),
+        }
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{self}/{}", self.user, self.dbname)
+    }
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Reads only.
+    Observe,
+    /// Changes things. With `synchronous_commit=local`, so that our housekeeping (roles, slots) never waits for
+    /// standbys that may be the very thing being repaired.
+    Command,
+}
+
+/// An open connection; closed when dropped, whatever the server does.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) client: Client,
+    /// The observation, prepared once per connection.
+    pub(super) observe: Option<Statement>,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Waiting for a polite goodbye of a hung server would keep the socket open for ever.
+        self.driver.abort();
+    }
+}
+
+impl Session {
+    /// Connects and sets the session up, within `limit`. `search_path` holds off lookalikes of system functions.
+    pub(super) async fn open(
+        target: &Target,
+        purpose: Purpose,
+        statement_limit: Duration,
+        limit: Duration,
+    ) -> Result<Self, QueryError> {
+        let limit = limit.min(CONNECT_LIMIT);
+        let mut config = Config::new();
+        match &target.address {
+            Address::Socket(dir) => config.host_path(dir),
+            Address::Tcp(host) => config.host(host),
+        };
+        config
+            .port(target.port)
+            .user(&target.user)
+            .dbname(&target.dbname)
+            .application_name(&target.application_name)
+            .connect_timeout(limit)
+            .options(format!(
+                "-c statement_timeout={} -c search_path=pg_catalog \
+                 -c client_min_messages=error{}",
+                millis(statement_limit),
+                match purpose {
+                    Purpose::Observe => "",
+                    Purpose::Command => " -c synchronous_commit=local",
+                }
+            ));
+        if let Some(password) = &target.password {
+            config.password(password);
+        }
+        let connected = bounded(target, limit, Instant::now() + limit, config.connect(NoTls));
+        let (client, connection) = connected.await?;
+        let driver = tokio::spawn(async move {
+            // Its error is also what the pending query gets; nothing to say twice.
+            drop(connection.await);
+        });
+        Ok(Self {
+            client,
+            observe: None,
+            driver,
+        })
+    }
+
+    /// Whether the connection is still usable.
+    pub(super) fn is_open(&self) -> bool {
+        !self.client.is_closed()
+    }
+
+    /// The prepared statement for `sql`, one per session.
+    pub(super) async fn prepared(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+        if let Some(statement) = &self.observe {
+            return Ok(statement.clone());
+        }
+        let none: &[Type] = &[];
+        let statement = self.client.prepare_typed(sql, none).await?;
+        self.observe = Some(statement.clone());
+        Ok(statement)
+    }
+}
+
+/// Runs `work` until `deadline`; `limit` is what the error says.
+pub(super) async fn bounded<T>(
+    target: &Target,
+    limit: Duration,
+    deadline: Instant,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, QueryError> {
+    match timeout_at(deadline, work).await {
+        Ok(done) => done.map_err(|e| QueryError::from_driver(&target.to_string(), limit, e)),
+        Err(_) => Err(QueryError::Timeout { limit }),
+    }
+}
+
+/// Whole milliseconds, at least one: zero would mean "no limit" to PostgreSQL.
+fn millis(limit: Duration) -> u128 {
+    limit.as_millis().clamp(1, 2_147_483_647)
+}
