@@ -1,5 +1,6 @@
 //! Howdah: PostgreSQL high availability in one container image.
 pub mod clock;
+pub mod config;
 pub mod dcs;
 pub mod exit;
 pub mod model;
