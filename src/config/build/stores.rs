@@ -1,0 +1,262 @@
+//! The store of the cluster: an etcd of its own, or the image's.
+
+use std::path::{Path, PathBuf};
+
+use super::Builder;
+use crate::{
+    config::{
+        address::{Address, bracketed},
+        types::{DcsConfig, Embedded, Etcd3, Peer, Postgresql},
+        vars,
+    },
+    model::MemberName,
+};
+
+const CLIENT_PORT: u16 = 2379;
+
+impl Builder {
+    /// An external etcd if there is an endpoint, else the embedded one.
+    pub(super) fn dcs(&mut self, postgresql: &Postgresql) -> DcsConfig {
+        let places = ["etcd3.hosts", "etcd3.host", "etcd3.url", "etcd3.proxy"];
+        let place = places
+            .into_iter()
+            .find(|path| self.all.settings.is_given(path));
+        match place {
+            Some(place) => {
+                if self.all.settings.is_given("embedded.peers") {
+                    self.inconsistent(
+                        &[place, "embedded.peers"],
+                        "an external etcd and the embedded one exclude each other",
+                    );
+                }
+                DcsConfig::Etcd3(self.etcd3())
+            }
+            None => {
+                let settings = vars::all().filter(|var| var.path.starts_with("etcd3."));
+                let given: Vec<&str> = settings
+                    .map(|var| var.path)
+                    .filter(|path| self.all.settings.is_given(path))
+                    .collect();
+                if !given.is_empty() {
+                    self.inconsistent(
+                        &given,
+                        "without an endpoint this has no effect; set HOWDAH_ETCD3_HOSTS",
+                    );
+                }
+                DcsConfig::Embedded(self.embedded(postgresql))
+            }
+        }
+    }
+
+    fn etcd3(&mut self) -> Etcd3 {
+        let cacert = self.path("etcd3.cacert");
+        let client_certificate = match (self.path("etcd3.cert"), self.path("etcd3.key")) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            (Some(_), None) => {
+                self.missing("etcd3.key", "a client certificate is given");
+                None
+            }
+            (None, Some(_)) => {
+                self.missing("etcd3.cert", "its key is given");
+                None
+            }
+        };
+        let tls = cacert.is_some() || client_certificate.is_some();
+        self.all
+            .settings
+            .set_default("etcd3.protocol", if tls { "https" } else { "http" });
+        let protocol = self.text("etcd3.protocol");
+        if tls && protocol == "http" {
+            self.inconsistent(&["etcd3.protocol"], "certificates need https");
+        }
+        let endpoints = self.endpoints(&protocol);
+        Etcd3 {
+            endpoints,
+            credentials: self.credentials("etcd3"),
+            cacert,
+            client_certificate,
+            use_proxies: self.flag("etcd3.use_proxies")
+                || self.all.settings.is_given("etcd3.proxy"),
+        }
+    }
+
+    fn endpoints(&mut self, protocol: &str) -> Vec<String> {
+        // A proxy hides what is behind it; else all that is given is one cluster.
+        let paths: &[&str] = if self.all.settings.is_given("etcd3.proxy") {
+            &["etcd3.proxy"]
+        } else {
+            &["etcd3.hosts", "etcd3.host", "etcd3.url"]
+        };
+        let mut endpoints: Vec<String> = Vec::new();
+        for path in paths {
+            let single = self.all.settings.text(path);
+            for text in self.all.settings.list(path).into_iter().chain(single) {
+                match endpoint(&text, protocol) {
+                    Some(url) if endpoints.contains(&url) => {}
+                    Some(url) => endpoints.push(url),
+                    None => self.inconsistent(&[path], &format!("{text:?} is not an endpoint (allowed: host:port, http://host:port, https://host:port)")),
+                }
+            }
+        }
+        if endpoints.is_empty() {
+            self.inconsistent(&[paths[0]], "there is no endpoint in it");
+        }
+        if endpoints.iter().any(|url| url.starts_with("http:"))
+            && endpoints.iter().any(|url| url.starts_with("https:"))
+        {
+            self.inconsistent(paths, "the endpoints speak partly http and partly https");
+        }
+        endpoints
+    }
+
+    fn embedded(&mut self, postgresql: &Postgresql) -> Embedded {
+        // Beside the data directory: on the same volume if that is mounted one level up, and never inside data
+        // that a clone may replace.
+        let beside = postgresql
+            .data_dir
+            .parent()
+            .unwrap_or(Path::new("/"))
+            .join("etcd");
+        self.all
+            .settings
+            .set_default("embedded.data_dir", beside.to_string_lossy().into_owned());
+        let data_dir = PathBuf::from(self.text("embedded.data_dir"));
+        if data_dir.starts_with(&postgresql.data_dir) || postgresql.data_dir.starts_with(&data_dir)
+        {
+            self.inconsistent(
+                &["embedded.data_dir", "postgresql.data_dir"],
+                "one is inside the other; they must be apart",
+            );
+        }
+        let mut this = Peer {
+            name: MemberName(self.text("name")),
+            host: "127.0.0.1".to_owned(),
+            peer_port: self.port("embedded.peer_port"),
+            client_port: self.port("embedded.client_port"),
+        };
+        let mut peers: Vec<Peer> = Vec::new();
+        for text in self.all.settings.list("embedded.peers") {
+            match peer(&text, &this) {
+                None => self.inconsistent(&["embedded.peers"], &format!("{text:?} is not a peer (allowed: name, name=host, name=host:peerport, name=host:peerport/clientport)")),
+                Some(peer) if peers.iter().any(|other| other.name == peer.name) => {
+                    self.inconsistent(&["embedded.peers"], &format!("{} is there twice", peer.name));
+                }
+                Some(peer) => peers.push(peer),
+            }
+        }
+        self.all.settings.set_default(
+            "embedded.listen",
+            if peers.is_empty() {
+                "127.0.0.1"
+            } else {
+                "0.0.0.0"
+            },
+        );
+        let listen = self.text("embedded.listen");
+        if Address::parse(&bracketed(&listen), CLIENT_PORT).is_none_or(|a| a.host != listen) {
+            self.inconsistent(
+                &["embedded.listen"],
+                &format!("{listen:?} is not a host name or address"),
+            );
+        }
+        match peers.iter().find(|peer| peer.name == this.name).cloned() {
+            Some(own) => {
+                self.own_ports(&own);
+                this = own;
+            }
+            None if peers.is_empty() => peers.push(this.clone()),
+            None => {
+                let names: Vec<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
+                self.inconsistent(
+                    &["embedded.peers"],
+                    &format!(
+                        "this member, {} (HOWDAH_NAME), is not among {}",
+                        this.name,
+                        names.join(", ")
+                    ),
+                );
+            }
+        }
+        if peers.len().is_multiple_of(2) {
+            self.warn(&format!("HOWDAH_EMBEDDED_PEERS: {} members survive no more failures than {}; an odd number is better", peers.len(), peers.len() - 1));
+        }
+        if this.peer_port == this.client_port {
+            self.inconsistent(
+                &["embedded.client_port", "embedded.peer_port"],
+                "the two ports must differ",
+            );
+        }
+        Embedded {
+            data_dir,
+            listen,
+            this,
+            peers,
+        }
+    }
+
+    /// The ports this member listens on are those the others are told.
+    fn own_ports(&mut self, own: &Peer) {
+        for (path, port) in [
+            ("embedded.peer_port", own.peer_port),
+            ("embedded.client_port", own.client_port),
+        ] {
+            if self.port(path) != port {
+                if self.all.settings.is_given(path) {
+                    self.inconsistent(
+                        &[path, "embedded.peers"],
+                        &format!("{} and {port} are both this member's port", self.port(path)),
+                    );
+                } else {
+                    self.all.settings.amend(path, port.into());
+                }
+            }
+        }
+    }
+
+    fn port(&self, path: &str) -> u16 {
+        let port = self
+            .all
+            .settings
+            .int(path)
+            .and_then(|port| u16::try_from(port).ok());
+        port.unwrap_or(1)
+    }
+}
+
+/// The URL of an endpoint given as `host[:port]` or URL.
+fn endpoint(text: &str, protocol: &str) -> Option<String> {
+    let (protocol, rest) = match text.split_once("://") {
+        Some((protocol @ ("http" | "https"), rest)) => (protocol, rest.trim_end_matches('/')),
+        Some(_) => return None,
+        None => (protocol, text),
+    };
+    let address = Address::parse(rest, CLIENT_PORT).filter(|address| !address.is_wildcard())?;
+    Some(format!("{protocol}://{address}"))
+}
+
+/// `name[=host[:peerport[/clientport]]]`; the host is the name and the ports are ours unless given.
+fn peer(text: &str, this: &Peer) -> Option<Peer> {
+    let (name, rest) = text
+        .split_once('=')
+        .map_or((text, None), |(name, rest)| (name, Some(rest)));
+    let name = name.trim();
+    if name.is_empty() || name.contains(['/', ':', ',']) || name.contains(char::is_whitespace) {
+        return None;
+    }
+    let (address, client_port) = match rest {
+        None => (name, this.client_port),
+        Some(rest) => match rest.rsplit_once('/') {
+            Some((address, port)) => (address, port.parse().ok().filter(|port| *port > 0)?),
+            None => (rest, this.client_port),
+        },
+    };
+    let address =
+        Address::parse(address, this.peer_port).filter(|address| !address.is_wildcard())?;
+    Some(Peer {
+        name: MemberName(name.to_owned()),
+        host: address.host,
+        peer_port: address.port,
+        client_port,
+    })
+}

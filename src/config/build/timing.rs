@@ -1,0 +1,99 @@
+//! The first dynamic configuration and the timeout rule `loop_wait + 2*retry_timeout <= ttl`
+//! (contract: environment §4).
+
+use serde_json::{Map, Value, json};
+
+use super::Builder;
+use crate::{
+    config::{mistakes::Mistake, vars},
+    model::{Timing, merge_patch, read_bool},
+};
+
+const TTL: &str = "bootstrap.dcs.ttl";
+const LOOP_WAIT: &str = "bootstrap.dcs.loop_wait";
+const RETRY_TIMEOUT: &str = "bootstrap.dcs.retry_timeout";
+
+impl Builder {
+    /// The timing, with what was not given bent to fit what was; what was given is never bent here.
+    pub(super) fn timing(&mut self) -> Timing {
+        let seconds = |path: &str| self.all.settings.int(path).unwrap_or(0);
+        let given = |path: &str| self.all.settings.is_given(path);
+        let (ttl, mut loop_wait, mut retry) =
+            (seconds(TTL), seconds(LOOP_WAIT), seconds(RETRY_TIMEOUT));
+        match (given(LOOP_WAIT), given(RETRY_TIMEOUT)) {
+            (true, false) => retry = retry.min(((ttl - loop_wait) / 2).max(1)),
+            (false, true) => loop_wait = loop_wait.min((ttl - 2 * retry).max(1)),
+            (false, false) => {
+                let fitted = Timing::adjusted(ttl, loop_wait, retry);
+                loop_wait = i64::try_from(fitted.loop_wait.as_secs()).unwrap_or(loop_wait);
+                retry = i64::try_from(fitted.retry_timeout.as_secs()).unwrap_or(retry);
+            }
+            (true, true) => {}
+        }
+        if loop_wait + 2 * retry > ttl {
+            self.inconsistent(
+                &[TTL, LOOP_WAIT, RETRY_TIMEOUT],
+                &format!(
+                    "loop_wait + 2*retry_timeout must not be more than ttl, but {loop_wait} + 2*{retry} = {} > {ttl}",
+                    loop_wait + 2 * retry
+                ),
+            );
+        }
+        for (path, value) in [(LOOP_WAIT, loop_wait), (RETRY_TIMEOUT, retry)] {
+            if !self.all.settings.is_given(path) {
+                self.all
+                    .settings
+                    .set(path, Value::from(value), crate::config::Origin::Default);
+            }
+        }
+        Timing::adjusted(ttl, loop_wait, retry)
+    }
+
+    /// The first dynamic configuration: what was given as a whole, then the single settings below it.
+    pub(super) fn dynamic(&mut self) -> Map<String, Value> {
+        let mut document = Map::new();
+        for (path, setting) in self.all.settings.iter() {
+            if let Some(key) = path.strip_prefix("bootstrap.dcs.") {
+                document.insert(key.to_owned(), setting.value.clone());
+            }
+        }
+        merge_patch(&mut document, &self.all.settings.map("bootstrap.dcs"));
+        // Written down, because Patroni's tools take its absence for no.
+        let mut rewind = Map::new();
+        rewind.insert("use_pg_rewind".to_owned(), json!(true));
+        let postgresql = document.entry("postgresql").or_insert_with(|| json!({}));
+        match postgresql {
+            Value::Object(postgresql) if !postgresql.contains_key("use_pg_rewind") => {
+                postgresql.append(&mut rewind);
+            }
+            Value::Object(_) => {}
+            _ => self.inconsistent(&["bootstrap.dcs"], "postgresql is not a mapping"),
+        }
+        self.refuse_what_would_be_ignored(&document);
+        document
+    }
+
+    /// A promise the core does not keep yet (durability, following another cluster) must not look kept.
+    fn refuse_what_would_be_ignored(&mut self, document: &Map<String, Value>) {
+        let synchronous = document
+            .get("synchronous_mode")
+            .filter(|value| read_bool(value) != Some(false));
+        let promises = [
+            (synchronous, "synchronous_mode is"),
+            (
+                document.get("standby_cluster").filter(|v| v.is_object()),
+                "standby_cluster is",
+            ),
+        ];
+        for (value, what) in promises {
+            if value.is_some() {
+                let var = vars::by_path("bootstrap.dcs").map_or_else(String::new, vars::Var::name);
+                let origin = self.all.settings.origin("bootstrap.dcs");
+                self.all.mistakes.push(Mistake::Unsupported {
+                    name: if origin.is_empty() { var } else { origin },
+                    what: what.to_owned(),
+                });
+            }
+        }
+    }
+}

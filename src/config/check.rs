@@ -1,0 +1,106 @@
+//! What `howdah check` prints: every setting in force and where it came from. Secrets are not in it.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value};
+
+use super::{
+    Loaded,
+    settings::{Origin, Setting},
+    vars::{self, Default, SECTIONS, Var},
+};
+
+/// The text in place of a secret.
+const HIDDEN: &str = "***";
+
+/// The effective configuration as text: one setting per line, in the sections of the table, then the warnings.
+#[must_use]
+pub fn render(loaded: &Loaded) -> String {
+    let width = vars::all()
+        .filter(|var| loaded.origins.get(var.path).is_some())
+        .map(|var| var.name().len())
+        .max()
+        .unwrap_or(0);
+    let mut text = String::new();
+    for section in SECTIONS {
+        let mut lines = String::new();
+        for var in section.vars {
+            if let Some(setting) = loaded.origins.get(var.path) {
+                // Writing to a String cannot fail.
+                let _ = writeln!(
+                    lines,
+                    "{:width$} = {}  ({})",
+                    var.name(),
+                    value(var, setting),
+                    origin(var, setting)
+                );
+            }
+        }
+        if !lines.is_empty() {
+            let _ = write!(text, "# {}\n{lines}\n", section.title);
+        }
+    }
+    if loaded.warnings.is_empty() {
+        text.push_str("No warnings.\n");
+    }
+    for warning in &loaded.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    text
+}
+
+fn value(var: &Var, setting: &Setting) -> String {
+    if var.kind.is_secret() {
+        return HIDDEN.to_owned();
+    }
+    match &setting.value {
+        Value::String(text) if text.contains(['\n', '\r']) => {
+            Value::from(text.as_str()).to_string()
+        }
+        Value::String(text) => text.clone(),
+        other => masked(other).to_string(),
+    }
+}
+
+/// A mapping may hold a password under a name of its own.
+fn masked(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let hide = |(key, value): (&String, &Value)| {
+                let name = key.to_ascii_lowercase();
+                let secret = [
+                    "password",
+                    "passphrase",
+                    "secret",
+                    "token",
+                    "authorization",
+                    "conninfo",
+                ]
+                .iter()
+                .any(|word| name.contains(word))
+                    && !name.contains("encryption");
+                (
+                    key.clone(),
+                    if secret { HIDDEN.into() } else { masked(value) },
+                )
+            };
+            Value::Object(map.iter().map(hide).collect::<Map<_, _>>())
+        }
+        Value::Array(items) => items.iter().map(masked).collect(),
+        other => other.clone(),
+    }
+}
+
+fn origin(var: &Var, setting: &Setting) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for origin in &setting.origins {
+        let text = match (origin, var.default) {
+            (Origin::Default, Default::Computed(how)) => format!("default: {how}"),
+            (origin, _) => origin.to_string(),
+        };
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts.join(" + ")
+}

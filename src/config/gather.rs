@@ -1,0 +1,261 @@
+//! From the environment to settings: which variable gives which setting, and what is wrong with the names.
+//! What the settings mean together is decided in `build`.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde_json::Value;
+
+use super::{
+    document,
+    env::Env,
+    kind::Kind,
+    mistakes::Mistake,
+    other_names::{self, Known, OtherName, Via},
+    settings::{Origin, Settings},
+    vars::{self, Effect, Var},
+};
+
+/// Longer values are not repeated in a message.
+const SHOWN_CHARS_MAX: usize = 80;
+
+/// What was found so far.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    pub(super) settings: Settings,
+    pub(super) mistakes: Vec<Mistake>,
+    pub(super) warnings: Vec<String>,
+    /// Sections of the document under a name of the user's choice (`postgresql.<method>`), by path.
+    pub(super) extra: BTreeMap<String, Value>,
+}
+
+impl Gathered {
+    /// Normalises a value and sets it, or says what is wrong with it.
+    pub(super) fn set(&mut self, var: &Var, value: &Value, origin: Origin) {
+        if let Some(value) = self.read(var, value, &origin) {
+            self.apply(var, value, origin);
+        }
+    }
+
+    fn apply(&mut self, var: &Var, value: Value, origin: Origin) {
+        match var.effect {
+            Effect::Unsupported(what) if !is_off(&value) => {
+                self.mistakes.push(Mistake::Unsupported {
+                    name: origin.to_string(),
+                    what: what.to_owned(),
+                });
+            }
+            Effect::Nothing if !is_off(&value) => {
+                self.warnings
+                    .push(format!("{origin}: accepted, but has no effect"));
+            }
+            _ => {}
+        }
+        if vars::is_section(var.path) {
+            document::take(self, var.path, value, &origin);
+        } else {
+            self.settings.set(var.path, value, origin);
+        }
+    }
+
+    fn read(&mut self, var: &Var, value: &Value, origin: &Origin) -> Option<Value> {
+        match var.kind.normalise(value) {
+            Ok(value) => Some(value),
+            Err(refused) => {
+                self.mistakes.push(Mistake::Invalid {
+                    origin: origin.clone(),
+                    shown: shown(var, value),
+                    what: refused.what,
+                    allowed: refused.allowed,
+                });
+                None
+            }
+        }
+    }
+}
+
+/// Whether a value says no more than the default would.
+fn is_off(value: &Value) -> bool {
+    matches!(value, Value::Bool(false)) || matches!(value.as_str(), Some("none" | "off" | "false"))
+}
+
+fn shown(var: &Var, value: &Value) -> Option<String> {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let hidden = var.kind.is_secret()
+        || var.kind == Kind::Document
+        || text.chars().count() > SHOWN_CHARS_MAX;
+    (!hidden).then_some(text)
+}
+
+/// One place that gives a setting.
+struct Given {
+    value: Value,
+    origin: Origin,
+    weak: bool,
+}
+
+/// Reads everything: the document first, then what overrides it.
+pub(super) fn gather(env: &dyn Env) -> Gathered {
+    let vars: BTreeMap<String, String> = env
+        .vars()
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .collect();
+    let mut gathered = Gathered::default();
+    let (sections, single): (Vec<&Var>, Vec<&Var>) = vars::all().partition(|var| is_broad(var));
+    // A mapping of many settings (the document, HOWDAH_BOOTSTRAP_DCS) yields to the variable of one of them.
+    for var in sections.into_iter().chain(single) {
+        if let Some(given) = resolve(env, &vars, var, &mut gathered) {
+            if var.kind == Kind::Document {
+                document::read(&mut gathered, given.value, &given.origin);
+            } else {
+                gathered.apply(var, given.value, given.origin);
+            }
+        }
+    }
+    check_names(&vars, &mut gathered);
+    gathered
+}
+
+fn is_broad(var: &Var) -> bool {
+    var.path.is_empty() || vars::is_section(var.path)
+}
+
+/// The value of a setting among all its names; a mistake if they do not agree.
+fn resolve(
+    env: &dyn Env,
+    vars: &BTreeMap<String, String>,
+    var: &Var,
+    gathered: &mut Gathered,
+) -> Option<Given> {
+    let mut chosen: Option<Given> = None;
+    for other in other_names::names(var) {
+        for (text, origin) in texts(env, vars, &other, gathered) {
+            let text = via(var, &other, text);
+            let Some(value) = gathered.read(var, &Value::String(text), &origin) else {
+                continue;
+            };
+            let weak = other.weak;
+            match &chosen {
+                None => {
+                    chosen = Some(Given {
+                        value,
+                        origin,
+                        weak,
+                    })
+                }
+                Some(first) if first.value == value || (weak && !first.weak) => {}
+                Some(first) => gathered.mistakes.push(Mistake::Conflict {
+                    first: first.origin.clone(),
+                    second: origin,
+                }),
+            }
+        }
+    }
+    chosen
+}
+
+fn via(var: &Var, other: &OtherName, text: String) -> String {
+    match (other.via, var.default) {
+        (Via::Port, vars::Default::Fixed(listen)) => {
+            let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
+            format!("{host}:{text}")
+        }
+        _ => text,
+    }
+}
+
+/// What a name gives, directly and through a file.
+fn texts(
+    env: &dyn Env,
+    vars: &BTreeMap<String, String>,
+    other: &OtherName,
+    gathered: &mut Gathered,
+) -> Vec<(String, Origin)> {
+    let mut texts = Vec::new();
+    if let Some(text) = vars.get(&other.name) {
+        texts.push((text.clone(), Origin::Variable(other.name.clone())));
+    }
+    let variable = format!("{}_FILE", other.name);
+    let Some(path) = vars.get(&variable) else {
+        return texts;
+    };
+    match env.read_file(Path::new(path)) {
+        Ok(text) => {
+            // Editors and `echo` end a file with a line break that is not part of the value.
+            let text = text.strip_suffix('\n').unwrap_or(&text);
+            let text = text.strip_suffix('\r').unwrap_or(text);
+            if text.is_empty() {
+                gathered.warnings.push(format!(
+                    "{variable}: {path} is empty and counts as not given"
+                ));
+            } else {
+                let path = path.clone();
+                texts.push((text.to_owned(), Origin::File { variable, path }));
+            }
+        }
+        Err(error) => gathered.mistakes.push(Mistake::Unreadable {
+            variable,
+            path: path.clone(),
+            reason: error.to_string(),
+        }),
+    }
+    texts
+}
+
+/// Variables nobody reads: ours are mistakes (there is no other reader), Patroni's may be meant for Patroni.
+fn check_names(vars: &BTreeMap<String, String>, gathered: &mut Gathered) {
+    for (name, value) in vars {
+        let store = other_names::OTHER_STORE_VARS
+            .iter()
+            .find(|(var, _)| var == name);
+        let known = match store {
+            Some((_, what)) => Known::Unsupported(what),
+            None => other_names::classify(name, value),
+        };
+        match known {
+            Known::Yes => {}
+            Known::Unsupported(what) => gathered.mistakes.push(Mistake::Unsupported {
+                name: name.clone(),
+                what: what.to_owned(),
+            }),
+            Known::No => {
+                let mistake = Mistake::Unknown {
+                    name: name.clone(),
+                    suggestion: other_names::meant(name),
+                };
+                if name.starts_with(other_names::OURS) {
+                    gathered.mistakes.push(mistake);
+                } else {
+                    gathered.warnings.push(mistake.to_string());
+                }
+            }
+        }
+    }
+    for (name, what) in other_names::WITHOUT_EFFECT {
+        if vars.contains_key(*name) {
+            gathered.warnings.push(format!("{name}: {what}"));
+        }
+    }
+    if vars
+        .keys()
+        .any(|name| name.contains("ETCD_") && is_old_etcd(name))
+    {
+        gathered.warnings.push("ETCD_*: etcd is spoken to with its v3 protocol; data of Patroni's `etcd` (v2) section is not visible there".to_owned());
+    }
+}
+
+fn is_old_etcd(name: &str) -> bool {
+    let short = name
+        .strip_prefix(other_names::OURS)
+        .or_else(|| name.strip_prefix(other_names::PATRONI));
+    short
+        .unwrap_or(name)
+        .strip_prefix("ETCD_")
+        .is_some_and(|rest| {
+            let rest = rest.strip_suffix("_FILE").unwrap_or(rest);
+            vars::by_suffix(&format!("ETCD3_{rest}")).is_some()
+        })
+}

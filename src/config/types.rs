@@ -1,0 +1,361 @@
+//! The configuration as the rest of the program sees it: typed, complete, and not able to be invalid.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use serde_json::{Map, Value};
+
+use super::{Address, Listen, Secret};
+use crate::model::{MemberName, Tags, Timing};
+
+/// The configuration of one member.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Name of this member.
+    pub name: MemberName,
+    /// Name of the cluster.
+    pub scope: String,
+    /// First part of the keys in the DCS, without slashes around it.
+    pub namespace: String,
+    /// Tags of this member.
+    pub tags: Tags,
+    /// The log.
+    pub log: Log,
+    /// The REST API.
+    pub restapi: RestApi,
+    /// Requests to the REST API of other members.
+    pub ctl: Ctl,
+    /// The store of the cluster.
+    pub dcs: DcsConfig,
+    /// What only the creation of the cluster needs.
+    pub bootstrap: Bootstrap,
+    /// PostgreSQL.
+    pub postgresql: Postgresql,
+}
+
+/// The log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Least level that is logged.
+    pub level: LogLevel,
+    /// Form of a line.
+    pub format: LogFormat,
+    /// Levels of single modules (`howdah::dcs`).
+    pub loggers: BTreeMap<String, LogLevel>,
+}
+
+impl Log {
+    /// The levels in the syntax of tracing's `EnvFilter`.
+    #[must_use]
+    pub fn directives(&self) -> String {
+        let mut directives = self.level.as_str().to_owned();
+        for (module, level) in &self.loggers {
+            directives.push_str(&format!(",{module}={}", level.as_str()));
+        }
+        directives
+    }
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Only what a human must look at.
+    Error,
+    /// And what was unexpected.
+    Warn,
+    /// And each change of state.
+    Info,
+    /// And each turn of the loop.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+impl LogLevel {
+    /// As `EnvFilter` spells it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+
+    /// Reads Patroni's names, in any case.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "critical" | "error" => Some(Self::Error),
+            "warning" | "warn" => Some(Self::Warn),
+            "info" => Some(Self::Info),
+            "debug" => Some(Self::Debug),
+            "trace" => Some(Self::Trace),
+            _ => None,
+        }
+    }
+}
+
+/// Form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Plain,
+    /// One JSON object per line.
+    Json,
+}
+
+/// A user and its password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User.
+    pub username: String,
+    /// Password.
+    pub password: Secret,
+}
+
+/// The REST API of this member.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RestApi {
+    /// Where it listens.
+    pub listen: Listen,
+    /// Where others reach it.
+    pub connect_address: Address,
+    /// What requests that change something must show.
+    pub authentication: Option<Credentials>,
+    /// Who may send requests that change something: hosts, addresses, networks. Empty: everybody.
+    pub allowlist: Vec<String>,
+    /// Members of the cluster may, too.
+    pub allowlist_include_members: bool,
+    /// Headers of every answer.
+    pub extra_headers: BTreeMap<String, String>,
+}
+
+/// Requests to the REST API of other members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ctl {
+    /// What they show; that of our own REST API unless given.
+    pub authentication: Option<Credentials>,
+    /// Do not verify certificates.
+    pub insecure: bool,
+}
+
+/// The store of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DcsConfig {
+    /// An etcd of its own.
+    Etcd3(Etcd3),
+    /// The image's etcd, run by the agent.
+    Embedded(Embedded),
+}
+
+/// An etcd of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Etcd3 {
+    /// URLs (`http://etcd1:2379`). Never empty.
+    pub endpoints: Vec<String>,
+    /// User and password.
+    pub credentials: Option<Credentials>,
+    /// Authorities of the servers' certificate; `None`: those of the system.
+    pub cacert: Option<PathBuf>,
+    /// Certificate and key to show to the servers.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
+    /// The endpoints are proxies: keep to them.
+    pub use_proxies: bool,
+}
+
+impl Etcd3 {
+    /// Whether the endpoints speak TLS.
+    #[must_use]
+    pub fn tls(&self) -> bool {
+        self.endpoints.iter().any(|url| url.starts_with("https://"))
+    }
+}
+
+/// The image's own etcd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Embedded {
+    /// Where it keeps its data.
+    pub data_dir: PathBuf,
+    /// Host or address it listens on.
+    pub listen: String,
+    /// This member as the others see it.
+    pub this: Peer,
+    /// All members, this one included, in the order given; only this one for a cluster of one.
+    pub peers: Vec<Peer>,
+}
+
+/// A member of the embedded etcd cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Name of the member.
+    pub name: MemberName,
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// Port for the other members' etcd.
+    pub peer_port: u16,
+    /// Port for clients.
+    pub client_port: u16,
+}
+
+impl Peer {
+    /// URL for the other members' etcd.
+    #[must_use]
+    pub fn peer_url(&self) -> String {
+        format!("http://{}:{}", super::bracketed(&self.host), self.peer_port)
+    }
+
+    /// URL for clients.
+    #[must_use]
+    pub fn client_url(&self) -> String {
+        format!(
+            "http://{}:{}",
+            super::bracketed(&self.host),
+            self.client_port
+        )
+    }
+}
+
+/// What only the creation of the cluster needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bootstrap {
+    /// First dynamic configuration, complete with ttl, `loop_wait` and `retry_timeout`.
+    pub dcs: Map<String, Value>,
+    /// The timing in it, for use until the cluster's own configuration is known.
+    pub timing: Timing,
+    /// Arguments of initdb.
+    pub initdb: Vec<String>,
+    /// Lines added to initdb's `pg_hba.conf`.
+    pub pg_hba: Vec<String>,
+    /// Command to run once the new cluster is up.
+    pub post_bootstrap: Option<String>,
+    /// Database to create; may exist anyway (`postgres`).
+    pub database: String,
+    /// Folder of scripts to run once in the new cluster; need not exist.
+    pub scripts_dir: PathBuf,
+}
+
+/// PostgreSQL on this member.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Postgresql {
+    /// Where it listens.
+    pub listen: Listen,
+    /// Where others reach it.
+    pub connect_address: Address,
+    /// Where others reach the pooler in front of it.
+    pub proxy_address: Option<Address>,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Folder of the configuration files.
+    pub config_dir: PathBuf,
+    /// Name of `postgresql.conf` without the end.
+    pub config_base_name: String,
+    /// Included instead of the original `postgresql.conf`.
+    pub custom_conf: Option<PathBuf>,
+    /// Folder of the programs; `None`: see [`super::bin_dir::candidates`].
+    pub bin_dir: Option<PathBuf>,
+    /// Other names of programs (`pg_ctl` → …).
+    pub bin_names: BTreeMap<String, String>,
+    /// Database the agent connects to.
+    pub database: String,
+    /// Password file for connections between members.
+    pub pgpass: Option<PathBuf>,
+    /// Connect locally through the Unix socket.
+    pub use_unix_socket: bool,
+    /// The same for replication connections.
+    pub use_unix_socket_repl: bool,
+    /// Kerberos service name.
+    pub krbsrvname: Option<String>,
+    /// Server parameters of this member, without those that only the cluster's configuration may set.
+    pub parameters: Map<String, Value>,
+    /// All lines of `pg_hba.conf`; empty: the agent's own.
+    pub pg_hba: Vec<String>,
+    /// All lines of `pg_ident.conf`.
+    pub pg_ident: Vec<String>,
+    /// Recovery parameters of a replica.
+    pub recovery_conf: Map<String, Value>,
+    /// The roles.
+    pub authentication: Authentication,
+    /// Ways to make a replica, in order. Never empty.
+    pub create_replica_methods: Vec<ReplicaMethod>,
+    /// Arguments of `pg_basebackup`.
+    pub basebackup: Vec<String>,
+    /// Overrides the cluster's `use_pg_rewind`.
+    pub use_pg_rewind: Option<bool>,
+    /// Arguments of `pg_rewind`.
+    pub rewind: Vec<String>,
+    /// Clone anew when rewinding fails.
+    pub remove_data_directory_on_rewind_failure: bool,
+    /// Clone anew when the history diverged and rewinding is off.
+    pub remove_data_directory_on_diverged_timelines: bool,
+    /// Patience with starts, stops and promotions.
+    pub pg_ctl_timeout: Duration,
+    /// Commands to run when something happened.
+    pub callbacks: Callbacks,
+    /// Command to run before promoting.
+    pub pre_promote: Option<String>,
+    /// Command to run before stopping.
+    pub before_stop: Option<String>,
+}
+
+/// The roles the agents use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authentication {
+    /// The superuser.
+    pub superuser: Login,
+    /// For streaming.
+    pub replication: Login,
+    /// For `pg_rewind`.
+    pub rewind: Login,
+}
+
+/// A role and how to connect as it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// Name of the role.
+    pub username: String,
+    /// Its password.
+    pub password: Secret,
+    /// libpq's `sslpassword`.
+    pub sslpassword: Option<Secret>,
+    /// Other connection options by libpq's keyword (`sslmode` …).
+    pub options: BTreeMap<String, String>,
+}
+
+/// A way to make a replica.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ReplicaMethod {
+    /// `pg_basebackup` from a running member.
+    Basebackup,
+    /// A command of the operator's.
+    Custom {
+        /// Name of the method.
+        name: String,
+        /// Command line.
+        command: String,
+        /// Works without a leader (from an archive).
+        no_leader: bool,
+        /// Leaves an existing data directory in place for the command.
+        keep_data: bool,
+        /// Is run without the standard parameters.
+        no_params: bool,
+        /// Further parameters (`--name=value`).
+        parameters: Map<String, Value>,
+    },
+}
+
+/// Commands to run when something happened; each gets action, role and scope as arguments.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Callbacks {
+    /// After a start.
+    pub on_start: Option<String>,
+    /// After a stop.
+    pub on_stop: Option<String>,
+    /// After a restart.
+    pub on_restart: Option<String>,
+    /// After a reload.
+    pub on_reload: Option<String>,
+    /// After a promotion or demotion.
+    pub on_role_change: Option<String>,
+}
