@@ -1,0 +1,85 @@
+//! The REST API (contract: REST API). Reads the agent's published snapshot, sends it requests, reads and writes the
+//! DCS for what concerns the whole cluster. Decides nothing about postgres and never asks it anything.
+//!
+//! | endpoint | answer |
+//! |---|---|
+//! | `GET HEAD OPTIONS` anything below not listed | health check by path, see [`health::code`]; GET adds the status JSON |
+//! | `GET /liveness`, `/readiness` | probes, bare status |
+//! | `GET /patroni` | status JSON, at most a quarter of a second old |
+//! | `GET /cluster`, `/history` | from the DCS |
+//! | `GET PATCH PUT /config` | dynamic configuration |
+//! | `POST DELETE /switchover`, `POST /failover` | change of leader |
+//! | `POST DELETE /restart`, `POST /reload`, `/reinitialize` | this member |
+//! | `GET POST /failsafe` | 502: failsafe mode is not enabled |
+//! | anything else | 501 |
+//!
+//! | file | thought |
+//! |---|---|
+//! | `server` | sockets: accept, limit, time out, drain |
+//! | `routes`, `actions` | which handler; the ones that change something |
+//! | `health`, `render`, `cluster`, `switchover`, `restart`, `schedule` | pure: what to answer |
+
+mod access;
+mod actions;
+mod bind;
+pub mod cluster;
+pub mod health;
+pub mod json;
+pub mod query;
+mod refusal;
+pub mod render;
+mod reply;
+pub mod restart;
+mod routes;
+pub mod schedule;
+mod server;
+pub mod switchover;
+
+use std::time::Duration;
+
+pub use bind::{BindError, bind};
+pub use refusal::Refusal;
+pub use server::serve;
+
+use crate::client::{Client, Credentials};
+
+/// What the server needs besides the agent.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Asked of every request that changes something.
+    pub credentials: Option<Credentials>,
+    /// For asking other members.
+    pub client: Client,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// Bounds that keep one client from being everybody's problem.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Open connections; above that the longest idle one makes room.
+    pub connections_max: usize,
+    /// Time for a request's head to arrive, also the time a connection may be idle.
+    pub head_within: Duration,
+    /// Time for a request's body to arrive.
+    pub body_within: Duration,
+    /// Size of a request's body.
+    pub body_bytes_max: usize,
+    /// Time requests in flight have left after a shutdown was asked for.
+    pub drain_within: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 512,
+            head_within: Duration::from_secs(30),
+            body_within: Duration::from_secs(10),
+            body_bytes_max: 1 << 20,
+            drain_within: Duration::from_secs(2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

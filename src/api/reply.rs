@@ -1,0 +1,53 @@
+//! The few shapes an answer has.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use serde::Serialize;
+
+use super::{json, refusal::Refusal};
+
+/// Every answer is small and complete.
+pub(super) type Reply = Response<Full<Bytes>>;
+
+fn reply(code: u16, kind: Option<&'static str>, body: String) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(body)));
+    *reply.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if let Some(kind) = kind {
+        reply
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    }
+    reply
+}
+
+/// A status and nothing else.
+pub(super) fn bare(code: u16) -> Reply {
+    reply(code, None, String::new())
+}
+
+/// Plain text, without a newline: clients compare it.
+pub(super) fn text(code: u16, text: impl Into<String>) -> Reply {
+    reply(code, Some("text/plain; charset=utf-8"), text.into())
+}
+
+/// JSON as Python writes it.
+pub(super) fn object(code: u16, value: &impl Serialize) -> Reply {
+    reply(code, Some("application/json"), json::text(value))
+}
+
+/// 401. The realm is the contract's.
+pub(super) fn unauthorized(reason: &'static str) -> Reply {
+    let mut reply = text(401, reason);
+    reply.headers_mut().insert(
+        header::WWW_AUTHENTICATE,
+        HeaderValue::from_static("Basic realm=\"Patroni\""),
+    );
+    reply
+}
+
+impl From<Refusal> for Reply {
+    fn from(refusal: Refusal) -> Self {
+        text(refusal.code, refusal.text)
+    }
+}

@@ -1,0 +1,256 @@
+//! Which handler answers, what a request must bring, and the handlers that change nothing.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use serde_json::{Map, Value};
+
+use super::{
+    access, actions,
+    cluster::ClusterView,
+    health,
+    query::Query,
+    refusal::Refusal,
+    render,
+    reply::{self, Reply},
+    server::{Activity, Api},
+    switchover::Action,
+};
+use crate::{clock::Boottime, model::Cluster, model::HistoryRow};
+
+/// GET /patroni answers with an observation no older than this.
+const FRESH: Duration = Duration::from_millis(250);
+/// Peers give up after 2 s; an older observation in time is worth more to them than a fresh one too late.
+const FRESH_WITHIN: Duration = Duration::from_millis(1500);
+
+/// A handler that changes something.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    PatchConfig,
+    PutConfig,
+    Lead(Action),
+    Unschedule,
+    Restart,
+    CancelRestart,
+    Reload,
+    Reinitialize,
+    Failsafe,
+}
+
+impl Change {
+    fn of(method: &Method, segment: &str) -> Option<Self> {
+        Some(match (method.as_str(), segment) {
+            ("PATCH", "config") => Self::PatchConfig,
+            ("PUT", "config") => Self::PutConfig,
+            ("POST", "switchover") => Self::Lead(Action::Switchover),
+            ("POST", "failover") => Self::Lead(Action::Failover),
+            ("DELETE", "switchover") => Self::Unschedule,
+            ("POST", "restart") => Self::Restart,
+            ("DELETE", "restart") => Self::CancelRestart,
+            ("POST", "reload") => Self::Reload,
+            ("POST", "reinitialize") => Self::Reinitialize,
+            ("POST", "failsafe") => Self::Failsafe,
+            _ => return None,
+        })
+    }
+}
+
+/// Whether a request must, may or need not bring a JSON object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Body {
+    Required,
+    Optional,
+    Ignored,
+}
+
+/// Answers one request.
+pub(super) async fn answer(api: &Api, request: Request<Incoming>, activity: &Activity) -> Reply {
+    let path = request.uri().path();
+    let segment = path
+        .trim_start_matches('/')
+        .split('/')
+        .next()
+        .unwrap_or_default();
+    if *request.method() == Method::GET {
+        let _busy = activity.begin();
+        return get(
+            api,
+            path,
+            segment,
+            request.uri().query().unwrap_or_default(),
+        )
+        .await;
+    }
+    if matches!(*request.method(), Method::HEAD | Method::OPTIONS) {
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let code = health::code(&api.handle.current(), Boottime::now(), path, &query);
+        return reply::bare(code);
+    }
+    let Some(change) = Change::of(request.method(), segment) else {
+        let method = request.method();
+        return reply::text(
+            501,
+            format!(
+                "Unsupported method ('{method}' on {path}). Server does not support this operation"
+            ),
+        );
+    };
+    if let Err(reason) = access::check(api.options.credentials.as_ref(), request.headers()) {
+        return reply::unauthorized(reason);
+    }
+    let rule = match change {
+        Change::PatchConfig | Change::PutConfig | Change::Lead(_) => Body::Required,
+        Change::Restart | Change::Reinitialize => Body::Optional,
+        Change::Unschedule | Change::CancelRestart | Change::Reload | Change::Failsafe => {
+            Body::Ignored
+        }
+    };
+    match object(api, request, rule).await {
+        Ok(body) => {
+            let _busy = activity.begin();
+            dispatch(api, change, &body)
+                .await
+                .unwrap_or_else(Reply::from)
+        }
+        Err(refusal) => refusal.into(),
+    }
+}
+
+async fn dispatch(api: &Api, change: Change, body: &Map<String, Value>) -> Result<Reply, Refusal> {
+    match change {
+        Change::PatchConfig => actions::patch_config(api, body).await,
+        Change::PutConfig => actions::put_config(api, body).await,
+        Change::Lead(action) => Box::pin(actions::change_leader(api, action, body)).await,
+        Change::Unschedule => actions::unschedule_switchover(api).await,
+        Change::Restart => actions::restart(api, body).await,
+        Change::CancelRestart => actions::cancel_restart(api).await,
+        Change::Reload => actions::reload(api).await,
+        Change::Reinitialize => actions::reinitialize(api, body).await,
+        Change::Failsafe => Err(no_failsafe()),
+    }
+}
+
+fn no_failsafe() -> Refusal {
+    Refusal::new(502, "failsafe mode is not enabled")
+}
+
+async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
+    let now = Boottime::now();
+    match segment {
+        "liveness" => reply::bare(health::liveness(&api.handle.current(), now)),
+        "readiness" => reply::bare(health::readiness(
+            &api.handle.current(),
+            now,
+            &Query::parse(query),
+        )),
+        "patroni" => {
+            let snapshot = api.handle.fresh(FRESH, FRESH_WITHIN).await;
+            reply::object(200, &render::patroni(&snapshot, Boottime::now()))
+        }
+        "cluster" | "history" | "config" => match read_cluster(api, now).await {
+            Ok(cluster) => shared(api, segment, &cluster),
+            Err(refusal) => refusal.into(),
+        },
+        "failsafe" => no_failsafe().into(),
+        _ => {
+            let snapshot = api.handle.current();
+            let code = health::code(&snapshot, now, path, &Query::parse(query));
+            reply::object(code, &render::patroni(&snapshot, now))
+        }
+    }
+}
+
+fn shared(api: &Api, segment: &str, cluster: &Cluster) -> Reply {
+    match segment {
+        "cluster" => reply::object(
+            200,
+            &ClusterView::of(&api.handle.current().scope, cluster).to_json(),
+        ),
+        "history" => {
+            let rows = cluster.history.as_deref().unwrap_or_default();
+            reply::object(
+                200,
+                &rows.iter().map(HistoryRow::to_json).collect::<Vec<_>>(),
+            )
+        }
+        _ => match &cluster.config {
+            Some(config) => reply::object(200, config),
+            None => reply::text(502, "there is no valid configuration in the DCS"),
+        },
+    }
+}
+
+/// What is stored now; while the store cannot be asked, what was seen there at most `ttl` ago.
+async fn read_cluster(api: &Api, now: Boottime) -> Result<Cluster, Refusal> {
+    match api.handle.dcs().cluster().await {
+        Ok(cluster) => Ok(cluster),
+        Err(error) => match api.handle.current().cluster(now) {
+            Some(cluster) => Ok(cluster.clone()),
+            None => Err(error.into()),
+        },
+    }
+}
+
+/// Reads the JSON object of a request (contract: REST API §1, "Body reading"; chunked bodies are fine too).
+async fn object(
+    api: &Api,
+    request: Request<Incoming>,
+    rule: Body,
+) -> Result<Map<String, Value>, Refusal> {
+    if rule == Body::Ignored {
+        return Ok(Map::new());
+    }
+    let headers = request.headers();
+    let announced = headers.contains_key(header::CONTENT_LENGTH)
+        || headers.contains_key(header::TRANSFER_ENCODING);
+    if !announced && rule == Body::Required {
+        return Err(Refusal::new(
+            411,
+            "a request body with Content-Length is required",
+        ));
+    }
+    let bytes = read(api, request).await?;
+    if bytes.is_empty() && rule == Body::Optional {
+        return Ok(Map::new());
+    }
+    match serde_json::from_slice::<Value>(&bytes) {
+        Ok(Value::Object(object)) if object.is_empty() && rule == Body::Required => {
+            Err(Refusal::bad_request("the request body is an empty object"))
+        }
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Refusal::bad_request(
+            "the request body is not a JSON object",
+        )),
+        Err(error) => Err(Refusal::bad_request(format!(
+            "the request body is not JSON: {error}"
+        ))),
+    }
+}
+
+async fn read(api: &Api, request: Request<Incoming>) -> Result<Bytes, Refusal> {
+    let limits = api.options.limits;
+    let body = Limited::new(request.into_body(), limits.body_bytes_max);
+    match tokio::time::timeout(limits.body_within, body.collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refusal::new(
+            413,
+            format!(
+                "the request body is larger than {} bytes",
+                limits.body_bytes_max
+            ),
+        )),
+        Ok(Err(error)) => Err(Refusal::bad_request(format!(
+            "the request body cannot be read: {error}"
+        ))),
+        Err(_) => Err(Refusal::new(
+            408,
+            format!(
+                "the request body did not arrive within {:?}",
+                limits.body_within
+            ),
+        )),
+    }
+}

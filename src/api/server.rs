@@ -1,0 +1,187 @@
+//! Sockets: accept, limit, time out, drain. What is answered is the business of `routes`.
+//!
+//! | task | input | output | ended by |
+//! |---|---|---|---|
+//! | [`serve`] | connections | one task each | the shutdown token, then `drain_within` |
+//! | connection | requests | answers | the client, a timeout, being evicted, shutdown |
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Options, routes};
+use crate::agent::handle::AgentHandle;
+
+/// What handlers share.
+#[derive(Debug)]
+pub(super) struct Api {
+    pub(super) handle: AgentHandle,
+    pub(super) options: Options,
+}
+
+/// How busy a connection is: requests whose handler runs. An idle one may be evicted.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Activity(Arc<AtomicUsize>);
+
+/// Marks a connection as busy while it lives.
+pub(super) struct Busy(Activity);
+
+impl Activity {
+    pub(super) fn begin(&self) -> Busy {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Open connections, oldest first.
+#[derive(Debug, Default)]
+struct Connections {
+    next: u64,
+    open: BTreeMap<u64, (Activity, CancellationToken)>,
+}
+
+impl Connections {
+    /// A place for a new connection; the oldest idle one makes room if there is none. `None`: all are busy.
+    fn admit(&mut self, limit: usize) -> Option<(u64, Activity, CancellationToken)> {
+        if self.open.len() >= limit {
+            let idle = self
+                .open
+                .iter()
+                .find(|(_, (activity, _))| activity.is_idle());
+            let id = idle.map(|(id, _)| *id)?;
+            if let Some((_, evict)) = self.open.remove(&id) {
+                evict.cancel();
+            }
+        }
+        self.next += 1;
+        let place = (Activity::default(), CancellationToken::new());
+        self.open.insert(self.next, place.clone());
+        Some((self.next, place.0, place.1))
+    }
+}
+
+/// Answers requests until `shutdown`, then gives those in flight `drain_within` and returns.
+pub async fn serve(
+    listener: TcpListener,
+    handle: AgentHandle,
+    options: Options,
+    shutdown: CancellationToken,
+) {
+    let limits = options.limits;
+    let api = Arc::new(Api { handle, options });
+    let connections = Arc::new(Mutex::new(Connections::default()));
+    let tasks = TaskTracker::new();
+    let abandon = CancellationToken::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            // cancel-safe: a connection not returned stays in the backlog
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Either the client is gone already or we are out of descriptors; the latter needs a breath.
+                tracing::warn!(%error, "REST API cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Some((id, activity, evict)) = lock(&connections).admit(limits.connections_max) else {
+            tracing::warn!(
+                limit = limits.connections_max,
+                "REST API has no room for another connection"
+            );
+            continue;
+        };
+        let (api, connections) = (api.clone(), connections.clone());
+        let (shutdown, abandon) = (shutdown.clone(), abandon.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = connection(stream, api, activity, shutdown) => {}
+                () = evict.cancelled() => {}
+                () = abandon.cancelled() => {}
+            }
+            lock(&connections).open.remove(&id);
+        });
+    }
+    drop(listener);
+    tasks.close();
+    if tokio::time::timeout(limits.drain_within, tasks.wait())
+        .await
+        .is_err()
+    {
+        tracing::info!(open = tasks.len(), "REST API abandons requests in flight");
+        abandon.cancel();
+        tasks.wait().await;
+    }
+}
+
+fn lock(connections: &Mutex<Connections>) -> std::sync::MutexGuard<'_, Connections> {
+    connections.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn connection(
+    stream: TcpStream,
+    api: Arc<Api>,
+    activity: Activity,
+    shutdown: CancellationToken,
+) {
+    if let Err(error) = tune(&stream) {
+        tracing::debug!(%error, "socket options");
+    }
+    let limits = api.options.limits;
+    let service = service_fn(move |request| {
+        let (api, activity) = (api.clone(), activity.clone());
+        async move { Ok::<_, Infallible>(routes::answer(&api, request, &activity).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head_within)
+        .max_buf_size(16 << 10)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "REST API connection ended");
+    }
+}
+
+/// Notices clients that are gone or do not take their answer (contract: REST API §1, "Listen").
+fn tune(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_tcp_nodelay(stream, true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(3))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(3))?;
+    sockopt::set_tcp_user_timeout(stream, 10_000)
+}
