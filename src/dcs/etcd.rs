@@ -246,7 +246,7 @@ impl Etcd {
             pool::Asked {
                 value: (false, _),
                 broken: Some(error),
-            } => Err(Failure::Dcs(error)),
+            } => Err(Failure::Unsure(error)),
             asked => Ok(asked.value),
         }
     }

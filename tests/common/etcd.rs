@@ -14,16 +14,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// One etcd server, a cluster of its own.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     dir: TempDir,
-    pub client_port: u16,
+    pub(crate) client_port: u16,
     peer_port: u16,
     extra: Vec<String>,
     tls: bool,
 }
 
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -32,12 +32,12 @@ pub fn free_port() -> u16 {
 }
 
 impl Server {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with(&[])
     }
 
     /// `extra`: further flags. A certificate among them switches the client port to TLS.
-    pub fn with(extra: &[String]) -> Self {
+    pub(crate) fn with(extra: &[String]) -> Self {
         for _ in 0..5 {
             let dir = tempfile::tempdir().unwrap();
             let (client_port, peer_port) = (free_port(), free_port());
@@ -69,11 +69,11 @@ impl Server {
         false
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.client_port)
     }
 
-    pub async fn client(&self) -> etcd_client::Client {
+    pub(crate) async fn client(&self) -> etcd_client::Client {
         etcd_client::Client::connect([self.endpoint()], None)
             .await
             .unwrap()
@@ -83,21 +83,21 @@ impl Server {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    pub fn thaw(&self) {
+    pub(crate) fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Starts it again after [`Server::kill`], on the same ports with the same data.
-    pub fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         self.child = spawn(
             self.dir.path(),
             self.client_port,
@@ -109,7 +109,7 @@ impl Server {
     }
 
     /// Removes all data of the killed server.
-    pub fn wipe(&self) {
+    pub(crate) fn wipe(&self) {
         std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
     }
 }

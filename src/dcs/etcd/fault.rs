@@ -34,6 +34,8 @@ pub(super) enum Fault {
 pub(super) enum Failure {
     /// This lease does not exist any more.
     LeaseGone(i64),
+    /// A condition did not hold after an earlier try had broken off with this error: perhaps our own success.
+    Unsure(DcsError),
     /// Could not ask.
     Dcs(DcsError),
 }
@@ -41,7 +43,7 @@ pub(super) enum Failure {
 impl From<Failure> for DcsError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Dcs(error) => error,
+            Failure::Dcs(error) | Failure::Unsure(error) => error,
             Failure::LeaseGone(lease) => Self::Answer {
                 endpoint: "etcd".into(),
                 reason: format!("lease {lease:x} vanished again at once"),

@@ -97,9 +97,10 @@ impl Etcd {
         steps.extend(status.map(|text| TxnOp::put(self.path(Key::Status.path()), text, None)));
         let release = Txn::new().when(self.leader_ours(lease)).and_then(steps);
         // A try that broke off may have done it; the second one then finds nothing to do.
-        if self.write_txn(deadline, release.clone()).await.is_err() {
-            self.write_txn(deadline, release).await?;
-        }
+        match self.write_txn(deadline, release.clone()).await {
+            Err(Failure::Unsure(_)) => self.write_txn(deadline, release).await?,
+            done => done?,
+        };
         *lock(&self.held) = None;
         Ok(())
     }
@@ -134,8 +135,8 @@ impl Etcd {
         let put = TxnOp::put(self.path(LEADER), self.name.as_str(), Some(options));
         let put = Txn::new().when(condition).and_then([put]);
         match self.write_txn(deadline, put).await {
-            // Refused after a broken try: the next read tells whose it is, ours included.
-            Err(Failure::Dcs(_)) if Instant::now() < deadline => Ok(false),
+            // The next read tells whose it is, ours included.
+            Err(Failure::Unsure(_)) => Ok(false),
             done => Ok(done?.0),
         }
     }

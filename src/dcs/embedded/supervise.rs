@@ -1,0 +1,155 @@
+//! Keeps one etcd running until told to stop.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    Plan, log,
+    process::{self, Handle, Process, ProcessError},
+    rejoin,
+};
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// A run of this length makes earlier crashes forgotten.
+const SETTLED: Duration = Duration::from_secs(10);
+/// Time for an etcd with outdated flags to end before it is replaced.
+const REPLACE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is running.
+#[derive(Debug, Clone, Default)]
+pub(super) struct State {
+    pub(super) pid: Option<u32>,
+    pub(super) adopted: bool,
+    pub(super) killed: bool,
+    pub(super) handle: Option<Handle>,
+}
+
+impl State {
+    fn of(process: &Process, adopted: bool) -> Self {
+        Self {
+            pid: Some(process.pid),
+            adopted,
+            killed: false,
+            handle: Some(process.handle.clone()),
+        }
+    }
+}
+
+type Stop = watch::Receiver<Option<Duration>>;
+
+pub(super) async fn start(
+    plan: Plan,
+    stop: Stop,
+) -> Result<(watch::Receiver<State>, JoinHandle<()>), ProcessError> {
+    process::prepare(&plan.dir)?;
+    let (process, adopted) = match Process::find(&plan) {
+        Some((process, true)) => {
+            tracing::info!(pid = process.pid, "going on with the running etcd");
+            (process, true)
+        }
+        Some((process, false)) => {
+            tracing::info!(
+                pid = process.pid,
+                because = "its flags changed",
+                "replacing the running etcd"
+            );
+            end(process, REPLACE_PATIENCE).await;
+            (launch(&plan).await?, false)
+        }
+        None => (launch(&plan).await?, false),
+    };
+    let (state, receiver) = watch::channel(State::of(&process, adopted));
+    let task = tokio::spawn(async move {
+        let fifo = process::fifo(&plan.dir);
+        tokio::select! {
+            () = keep_running(&plan, process, &state, stop) => {}
+            result = log::forward(&fifo) => {
+                // Cannot happen while the FIFO is ours; etcd without a log reader would block some day.
+                tracing::error!(?result, "lost the log of etcd");
+            }
+        }
+    });
+    Ok((receiver, task))
+}
+
+async fn launch(plan: &Plan) -> Result<Process, ProcessError> {
+    let more = rejoin::membership(plan).await;
+    let process = Process::start(plan, &more)?;
+    tracing::info!(pid = process.pid, "started etcd");
+    Ok(process)
+}
+
+async fn keep_running(
+    plan: &Plan,
+    mut process: Process,
+    state: &watch::Sender<State>,
+    mut stop: Stop,
+) {
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        let since = Instant::now();
+        tokio::select! {
+            // Cancel-safe: a stop request stays in the channel.
+            patience = requested(&mut stop) => {
+                let killed = end(process, patience).await;
+                state.send_replace(State { killed, ..State::default() });
+                return;
+            }
+            how = process.ended() => {
+                state.send_replace(State::default());
+                tracing::warn!(pid = process.pid, because = %how, "etcd ended, starting it again");
+            }
+        }
+        if since.elapsed() > SETTLED {
+            backoff = FIRST_BACKOFF;
+        }
+        process = loop {
+            tokio::select! {
+                _ = requested(&mut stop) => return,
+                () = sleep(backoff) => {}
+            }
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+            match launch(plan).await {
+                Ok(process) => break process,
+                Err(error) => tracing::error!(%error, "etcd does not start"),
+            }
+        };
+        state.send_replace(State::of(&process, false));
+    }
+}
+
+async fn requested(stop: &mut Stop) -> Duration {
+    let patience = stop
+        .wait_for(Option::is_some)
+        .await
+        .map(|patience| *patience);
+    match patience {
+        Ok(patience) => patience.unwrap_or_default(),
+        // The owner is gone without a word; its drop ends this task.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// SIGTERM, then SIGKILL; whether it came to that.
+async fn end(mut process: Process, patience: Duration) -> bool {
+    process.handle.terminate();
+    if let Ok(how) = timeout(patience, process.ended()).await {
+        tracing::info!(pid = process.pid, because = %how, "stopped etcd");
+        return false;
+    }
+    tracing::warn!(
+        pid = process.pid,
+        ?patience,
+        "etcd ignored SIGTERM, killing it"
+    );
+    process.handle.kill();
+    // Only a process stuck in the kernel survives this; nobody can wait for that.
+    let _ = timeout(REPLACE_PATIENCE, process.ended()).await;
+    true
+}

@@ -1,0 +1,242 @@
+//! Embedded mode with real etcd children: quick start, crash, adoption by the next agent, three peers, a lost disk.
+#![cfg(feature = "etcd")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use howdah::dcs::{
+    Dcs, Key, Lock, When,
+    embedded::{Embedded, Options, Peer},
+    etcd,
+};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tokio::time::sleep;
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn peers(names: &[&str]) -> Vec<Peer> {
+    let list: Vec<String> = names
+        .iter()
+        .map(|name| format!("{name}=127.0.0.1:{}:{}", free_port(), free_port()))
+        .collect();
+    Peer::parse_list(&list.join(",")).unwrap()
+}
+
+fn options(dir: &Path, peers: &[Peer], name: &str) -> Options {
+    Options {
+        program: "etcd".into(),
+        data_dir: dir.join(name),
+        peers: peers.to_vec(),
+        name: name.into(),
+        token: "demo".into(),
+    }
+}
+
+fn client(endpoints: &[String], name: &str) -> etcd::Etcd {
+    etcd::Etcd::new(etcd::Options {
+        endpoints: endpoints.to_vec(),
+        protocol: etcd::Protocol::Http,
+        username: None,
+        password: None,
+        cacert: None,
+        cert: None,
+        key: None,
+        namespace: "service".into(),
+        scope: "demo".into(),
+        name: name.into(),
+        ttl: Duration::from_secs(10),
+        retry_timeout: Duration::from_secs(5),
+    })
+    .unwrap()
+}
+
+fn pid(pid: u32) -> Pid {
+    Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+}
+
+/// Kills what a failing test leaves: adopted processes are nobody's children.
+struct Reaper(Vec<u32>);
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        for id in &self.0 {
+            let _ = kill_process(pid(*id), Signal::KILL);
+        }
+    }
+}
+
+async fn writable(dcs: &dyn Dcs, limit: Duration) -> Duration {
+    let started = Instant::now();
+    loop {
+        match dcs.write(Key::Status, "1", When::Always).await {
+            Ok(_) => return started.elapsed(),
+            Err(error) => assert!(started.elapsed() < limit, "{error}"),
+        }
+    }
+}
+
+async fn until(what: &str, limit: Duration, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < limit, "{what} did not happen");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_of_one_is_writable_within_a_second_and_stops_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path(), &peers(&["pg1"]), "pg1");
+    for run in ["first", "second"] {
+        let started = Instant::now();
+        let etcd = Embedded::start(options.clone()).await.unwrap();
+        let _reaper = Reaper(vec![etcd.pid().unwrap()]);
+        let dcs = client(etcd.endpoints(), "pg1");
+        writable(&dcs, Duration::from_secs(5)).await;
+        println!("{run} start: writable after {:?}", started.elapsed());
+        assert!(
+            started.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            started.elapsed()
+        );
+        assert!(matches!(dcs.acquire().await.unwrap(), Lock::Held(_)));
+        dcs.release(None).await.unwrap();
+        let mode = std::fs::metadata(&options.data_dir)
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let started = Instant::now();
+        assert!(etcd.stop(Duration::from_secs(5)).await);
+        println!("{run} stop: {:?}", started.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_killed_etcd_is_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = Embedded::start(options(dir.path(), &peers(&["pg1"]), "pg1"))
+        .await
+        .unwrap();
+    let dcs = client(etcd.endpoints(), "pg1");
+    writable(&dcs, Duration::from_secs(5)).await;
+    let first = etcd.pid().unwrap();
+    kill_process(pid(first), Signal::KILL).unwrap();
+    until("a new etcd", Duration::from_secs(3), || {
+        etcd.pid().is_some_and(|pid| pid != first)
+    })
+    .await;
+    let _reaper = Reaper(vec![etcd.pid().unwrap()]);
+    println!(
+        "writable {:?} after the new start",
+        writable(&dcs, Duration::from_secs(5)).await
+    );
+    assert_eq!(dcs.cluster().await.unwrap().status.optime.0, 1);
+    assert!(etcd.stop(Duration::from_secs(5)).await);
+}
+
+/// The agent's sudden death: its runtime and handles vanish without a drop that could tell etcd.
+async fn abandon(options: Options) -> u32 {
+    let pid = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let etcd = runtime.block_on(Embedded::start(options)).unwrap();
+        let pid = etcd.pid().unwrap();
+        std::mem::forget(etcd);
+        runtime.shutdown_background();
+        pid
+    });
+    tokio::task::spawn_blocking(|| pid.join().unwrap())
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_next_agent_adopts_the_running_etcd_and_can_stop_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path(), &peers(&["pg1"]), "pg1");
+    let old = abandon(options.clone()).await;
+    let reaper = Reaper(vec![old]);
+    let etcd = Embedded::start(options.clone()).await.unwrap();
+    assert_eq!((etcd.pid(), etcd.adopted()), (Some(old), true));
+    let dcs = client(etcd.endpoints(), "pg1");
+    writable(&dcs, Duration::from_secs(5)).await;
+    // Its end is noticed although it is not our child.
+    kill_process(pid(old), Signal::KILL).unwrap();
+    until("a new etcd", Duration::from_secs(3), || {
+        etcd.pid().is_some_and(|pid| pid != old)
+    })
+    .await;
+    assert!(!etcd.adopted());
+    drop(reaper);
+    let new = etcd.pid().unwrap();
+    assert!(etcd.stop(Duration::from_secs(5)).await);
+    assert!(test_kill_process(pid(new)).is_err());
+}
+
+#[tokio::test]
+async fn an_etcd_with_other_flags_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(dir.path(), &peers(&["pg1"]), "pg1");
+    let old = abandon(options.clone()).await;
+    let _reaper = Reaper(vec![old]);
+    options.peers[0].client_port = free_port();
+    let etcd = Embedded::start(options).await.unwrap();
+    assert_ne!(etcd.pid(), Some(old));
+    let dcs = client(etcd.endpoints(), "pg1");
+    writable(&dcs, Duration::from_secs(5)).await;
+    assert!(etcd.stop(Duration::from_secs(5)).await);
+}
+
+#[tokio::test]
+async fn three_peers_survive_a_loss_and_take_back_a_member_without_its_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = ["pg1", "pg2", "pg3"];
+    let peers = peers(&names);
+    let started = Instant::now();
+    let mut members = vec![];
+    for name in names {
+        members.push(
+            Embedded::start(options(dir.path(), &peers, name))
+                .await
+                .unwrap(),
+        );
+    }
+    let _reaper = Reaper(members.iter().filter_map(Embedded::pid).collect());
+    let dcs = client(members[0].endpoints(), "pg1");
+    writable(&dcs, Duration::from_secs(20)).await;
+    println!("three peers: writable after {:?}", started.elapsed());
+    assert!(matches!(dcs.acquire().await.unwrap(), Lock::Held(_)));
+
+    // The local etcd is gone: the client goes on with the others.
+    let first = members.remove(0);
+    assert!(first.stop(Duration::from_secs(5)).await);
+    let started = Instant::now();
+    while dcs.renew().await.is_err() {
+        assert!(started.elapsed() < Duration::from_secs(10), "not renewed");
+    }
+    println!(
+        "three peers: renewed {:?} after the loss of one",
+        started.elapsed()
+    );
+
+    // It comes back without its disk.
+    std::fs::remove_dir_all(dir.path().join("pg1").join("data")).unwrap();
+    let first = Embedded::start(options(dir.path(), &peers, "pg1"))
+        .await
+        .unwrap();
+    let _second_reaper = Reaper(first.pid().into_iter().collect());
+    let own = client(&first.endpoints()[..1], "pg1");
+    writable(&own, Duration::from_secs(20)).await;
+    assert!(own.cluster().await.unwrap().leader.is_some());
+
+    // And is a full voter again: one of the others may go.
+    assert!(members.remove(0).stop(Duration::from_secs(5)).await);
+    writable(&own, Duration::from_secs(20)).await;
+}
