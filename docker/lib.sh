@@ -95,6 +95,36 @@ trixie_download() {
     (cd "$folder" && quietly apt-get $options update && quietly apt-get $options download "$@")
 }
 
+# ------------------------------------------------------------------------------------------ compiling here
+
+# What `cargo build` needs besides cargo. Says what is missing and fails when it cannot be installed.
+ensure_build_tools() {
+    have cargo || { say 'there is no Rust toolchain here (https://rustup.rs)'; return 1; }
+    rust_is_new_enough || { say "this machine's Rust is older than Cargo.toml asks for: rustup update"; return 1; }
+    have cc || apt_install gcc libc6-dev || { say 'a C compiler is missing: rustc links with it'; return 1; }
+    protoc_works || apt_install protobuf-compiler libprotobuf-dev \
+        || { say "protoc with its standard imports is missing (Debian: protobuf-compiler, libprotobuf-dev): etcd's protocol is compiled with it"; return 1; }
+}
+
+rust_is_new_enough() {
+    local minor='s/^[^0-9]*1\.\([0-9]*\).*/\1/p' wanted found
+    wanted=$(grep '^rust-version' Cargo.toml | sed -n "$minor")
+    found=$(rustc --version | sed -n "$minor" | head -n 1)
+    [ "${found:-0}" -ge "${wanted:-0}" ]
+}
+
+# The program alone is not enough: etcd's protocol imports what Debian puts into a package of its own.
+protoc_works() {
+    local folder status=0
+    have protoc || return 1
+    folder=$(mktemp -d)
+    printf 'syntax = "proto3";\nimport "google/protobuf/descriptor.proto";\nmessage Probe { google.protobuf.FieldOptions options = 1; }\n' \
+        >"$folder/probe.proto"
+    protoc --proto_path="$folder" --descriptor_set_out="$folder/out" "$folder/probe.proto" >/dev/null 2>&1 || status=1
+    rm -rf "$folder"
+    return "$status"
+}
+
 # ------------------------------------------------------------------------------------------ Docker engine
 
 DOCKERD_LOG=/var/log/dockerd.log

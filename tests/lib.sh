@@ -4,10 +4,7 @@
 # --------------------------------------------------------------------------------- needs: need_<word> or fail
 
 need_rust() {
-    have cargo || { say 'there is no Rust toolchain: see https://rustup.rs'; return 1; }
-    have cc || apt_install gcc libc6-dev || { say 'a C compiler is missing, rustc links with it'; return 1; }
-    have protoc || apt_install protobuf-compiler \
-        || { say 'protoc is missing (Debian: protobuf-compiler), etcd-client is generated with it'; return 1; }
+    ensure_build_tools || return 1
     have cargo-nextest || cargo_tool cargo-nextest
 }
 
