@@ -203,7 +203,7 @@ mod tests {
         Message::decode(&packet[..length]).ok()
     }
 
-    const MOMENT: Boottime = Boottime::from_nanos(12);
+    const MOMENT: Boottime = Boottime(12);
 
     #[test]
     fn init_receives_what_the_agent_says() -> Result<(), Box<dyn std::error::Error>> {

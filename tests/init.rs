@@ -10,7 +10,7 @@ mod stand_in;
 use std::io::{PipeWriter, Write, pipe};
 use std::time::{Duration, Instant};
 
-use howdah::clock::boottime;
+use howdah::clock::Boottime;
 use howdah::exit::Exit;
 use nix::sys::signal::Signal;
 use processes::{PATIENCE, eventually, init};
@@ -167,7 +167,7 @@ fn what_the_agent_started_survives_its_crash() {
     eventually("a witness", PATIENCE, || init.path("witness").exists());
     init.signal(Signal::SIGHUP);
     init.await_record("start 2 init true adopted none");
-    let seen = boottime().as_nanos();
+    let seen = Boottime::now().0;
     eventually("the witness goes on", PATIENCE, || {
         (seen + 50_000_000..u64::MAX / 2).contains(&last_seen(&init))
     });
@@ -255,7 +255,7 @@ fn a_stopped_agent_is_fenced_with_every_descendant_at_its_deadline() {
         "{}",
         init.log()
     );
-    let ended = boottime().as_nanos();
+    let ended = Boottime::now().0;
     assert_eq!(init.survivors(), [0; 0]);
     let (deadline, seen) = (init.armed(), last_seen(&init));
     assert!(ended > deadline, "not before the deadline");
@@ -297,7 +297,7 @@ fn a_deadline_passes_also_while_the_agent_crashes_again_and_again() {
         "{}",
         init.log()
     );
-    let late = boottime().as_nanos().saturating_sub(init.armed());
+    let late = Boottime::now().0.saturating_sub(init.armed());
     assert!(ms(late) < 200, "{} ms late", ms(late));
 }
 
@@ -322,7 +322,7 @@ fn a_log_that_nobody_reads_does_not_delay_the_fence() {
         .stderr(writer)
         .start();
     assert_eq!(init.wait(), i32::from(Exit::Fenced.code()));
-    let late = boottime().as_nanos().saturating_sub(init.armed());
+    let late = Boottime::now().0.saturating_sub(init.armed());
     // A fifth of a second is what the process waits for its log before it exits.
     assert!(ms(late) < 500, "{} ms late", ms(late));
     assert_eq!(init.survivors(), [0; 0]);
@@ -408,7 +408,7 @@ fn as_pid_1_its_exit_takes_the_namespace_along() {
         "{}",
         init.log()
     );
-    let late = boottime().as_nanos().saturating_sub(init.armed());
+    let late = Boottime::now().0.saturating_sub(init.armed());
     assert!(ms(late) < 200, "{} ms late", ms(late));
     assert_eq!(init.survivors(), [0; 0]);
 }

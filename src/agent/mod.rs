@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! The shell around the decision: one task that turns the crank. It observes, asks `ha::decide`, and has the answer
 //! carried out. Nothing is decided here.
 //!
@@ -431,8 +430,3 @@ impl Agent {
         debug!(?removed, "removed the member key");
     }
 }
-=======
-//! The shell around the core: observes, calls `ha`, carries the plan out.
-
-pub mod handle;
->>>>>>> api

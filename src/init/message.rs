@@ -71,7 +71,7 @@ impl Message {
     #[must_use]
     pub fn encode(self) -> [u8; LENGTH] {
         let (kind, until, token) = match self {
-            Self::Deadline(deadline) => (1, deadline.until.as_nanos(), deadline.token),
+            Self::Deadline(deadline) => (1, deadline.until.0, deadline.token),
             Self::Disarm => (2, 0, 0),
             Self::Stopping => (3, 0, 0),
         };
@@ -97,7 +97,7 @@ impl Message {
         }
         match record[5] {
             1 => Ok(Self::Deadline(Deadline {
-                until: Boottime::from_nanos(u64::from_le_bytes(eight(&record, 8))),
+                until: Boottime(u64::from_le_bytes(eight(&record, 8))),
                 token: i64::from_le_bytes(eight(&record, 16)),
             })),
             2 => Ok(Self::Disarm),
@@ -115,7 +115,7 @@ fn eight(record: &[u8; LENGTH], from: usize) -> [u8; 8] {
 
 impl fmt::Display for Deadline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.until.as_nanos(), self.token)
+        write!(f, "{}:{}", self.until.0, self.token)
     }
 }
 
@@ -133,7 +133,7 @@ impl FromStr for Deadline {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
             let (until, token) = text.split_once(':')?;
-            let until = Boottime::from_nanos(until.parse().ok()?);
+            let until = Boottime(until.parse().ok()?);
             Some(Self {
                 until,
                 token: token.parse().ok()?,
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     const DEADLINE: Deadline = Deadline {
-        until: Boottime::from_nanos(0x0102_0304_0506_0708),
+        until: Boottime(0x0102_0304_0506_0708),
         token: -2,
     };
 

@@ -3,7 +3,7 @@
 use super::*;
 
 fn ms(n: u64) -> Boottime {
-    Boottime::from_nanos(n * 1_000_000)
+    Boottime(n * 1_000_000)
 }
 
 fn lease(until_ms: u64) -> Deadline {

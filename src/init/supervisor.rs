@@ -32,7 +32,7 @@ use super::message::{Deadline, LENGTH, Message};
 use super::signals::{Meaning, meaning};
 use super::state::{Action, End, Event, State};
 use super::{ADOPT, INIT, InitError, Options, descendants, mask};
-use crate::clock::{Boottime, boottime};
+use crate::clock::Boottime;
 use crate::exit::Exit;
 
 /// Children reaped, and signals or records read, per turn: a storm of one of them must not keep the
@@ -111,7 +111,7 @@ impl Supervisor {
             }
             self.queue.push_back(Event::Tick);
             while let Some(event) = self.queue.pop_front() {
-                for action in self.state.on(event, boottime()) {
+                for action in self.state.on(event, Boottime::now()) {
                     if let Some(exit) = self.perform(action) {
                         return Ok(exit);
                     }
@@ -129,7 +129,7 @@ impl Supervisor {
         let it_value = self
             .state
             .next_tick()
-            .map_or(zero, |at| timespec(at.as_nanos().max(1)));
+            .map_or(zero, |at| timespec(at.0.max(1)));
         let value = Itimerspec {
             it_interval: zero,
             it_value,
@@ -295,14 +295,14 @@ impl Supervisor {
     }
 
     fn dump(&self) {
-        let now = boottime();
+        let now = Boottime::now();
         tracing::info!(
             pid = getpid().as_raw(),
             agent = self.agent.as_ref().map(|agent| agent.pid),
-            agent_age_ms = self.agent.as_ref().map(|agent| millis(now.saturating_since(agent.since))),
+            agent_age_ms = self.agent.as_ref().map(|agent| millis(now.since(agent.since))),
             phase = ?self.state.phase(),
             asked = ?self.state.asked(),
-            fence_in_ms = self.state.armed().map(|armed| millis(armed.until.saturating_since(now))),
+            fence_in_ms = self.state.armed().map(|armed| millis(armed.until.since(now))),
             token = self.state.armed().map(|armed| armed.token),
             restarts = self.state.restarts(),
             reaped = self.reaped,
@@ -314,7 +314,7 @@ impl Supervisor {
 /// SIGKILL to everything below, until nothing is left or [`KILL_BOUND`] is over. Says whether
 /// something is left. PID 1 does not wait: the kernel does when it exits.
 pub(super) fn kill_everything() -> bool {
-    let give_up = boottime() + KILL_BOUND;
+    let give_up = Boottime::now() + KILL_BOUND;
     loop {
         let killed = descendants::kill_all();
         if getpid().as_raw() == 1 {
@@ -327,7 +327,7 @@ pub(super) fn kill_everything() -> bool {
                 Err(_) => return false,
             }
         }
-        if boottime() >= give_up {
+        if Boottime::now() >= give_up {
             return true;
         }
         // What was killed needs a moment to die; what was forked meanwhile is found by the next scan.
@@ -374,7 +374,7 @@ fn spawn(options: &Options, adopt: Option<Deadline>) -> Result<Agent, InitError>
     })?;
     Ok(Agent {
         pid,
-        since: boottime(),
+        since: Boottime::now(),
         socket: Some(ours),
     })
 }

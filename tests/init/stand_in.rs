@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::thread::sleep;
 use std::time::Duration;
 
-use howdah::clock::boottime;
+use howdah::clock::Boottime;
 use howdah::guard::Guard;
 use howdah::init::privileges::{Directory, prepare};
 use nix::sys::signal::{SigSet, Signal, kill, raise};
@@ -133,9 +133,9 @@ impl StandIn {
     }
 
     fn arm(&self, ahead_ms: u64) {
-        let until = boottime() + Duration::from_millis(ahead_ms);
+        let until = Boottime::now() + Duration::from_millis(ahead_ms);
         self.guard.arm(until, 7).expect("arm");
-        self.note(&format!("armed {}", until.as_nanos()));
+        self.note(&format!("armed {}", until.0));
     }
 
     /// Records every signal until this one came.

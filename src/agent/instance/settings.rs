@@ -1,0 +1,145 @@
+//! What the instance needs of the configuration, in its own types.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Map, Value};
+
+use crate::{
+    config::{self, Config},
+    model::MemberName,
+    postgres::login::Login,
+};
+
+/// A role and the libpq options of its connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Name and password.
+    pub login: Login,
+    /// libpq keywords (`sslmode` …).
+    pub options: BTreeMap<String, String>,
+}
+
+/// Everything about this member's postgres that configuration decides.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Name of this member.
+    pub member: MemberName,
+    /// Name of the cluster.
+    pub scope: String,
+    /// `listen_addresses`.
+    pub listen_addresses: String,
+    /// Port.
+    pub port: u16,
+    /// Directory of the Unix socket.
+    pub socket_dir: PathBuf,
+    /// Data directory.
+    pub data_dir: PathBuf,
+    /// Directory of the configuration files.
+    pub config_dir: PathBuf,
+    /// Name of `postgresql.conf` without its end.
+    pub config_base_name: String,
+    /// Included instead of the original file.
+    pub custom_conf: Option<PathBuf>,
+    /// Password file for connections to other members.
+    pub passfile: PathBuf,
+    /// Database of our own connections.
+    pub database: String,
+    /// The superuser.
+    pub superuser: Account,
+    /// For streaming.
+    pub replication: Account,
+    /// For rewinding and looking at the leader.
+    pub rewind: Account,
+    /// Kerberos service name.
+    pub krbsrvname: Option<String>,
+    /// Parameters of this member.
+    pub parameters: Map<String, Value>,
+    /// Lines of pg_hba.conf; empty: those of the cluster's configuration, else our own.
+    pub pg_hba: Vec<String>,
+    /// Lines added to our own at bootstrap.
+    pub bootstrap_pg_hba: Vec<String>,
+    /// Lines of pg_ident.conf.
+    pub pg_ident: Vec<String>,
+    /// Recovery parameters.
+    pub recovery_conf: Map<String, Value>,
+    /// Arguments of initdb.
+    pub initdb: Vec<String>,
+    /// Arguments of pg_basebackup.
+    pub basebackup: Vec<String>,
+    /// Arguments of pg_rewind.
+    pub rewind_args: Vec<String>,
+    /// Database to create.
+    pub create_database: String,
+    /// Directory of init scripts.
+    pub scripts_dir: PathBuf,
+    /// Command after bootstrap.
+    pub post_bootstrap: Option<String>,
+    /// Complete environment of postgres.
+    pub child_env: Vec<(String, String)>,
+}
+
+impl Settings {
+    /// From the configuration; the environment of postgres comes from our own.
+    #[must_use]
+    pub fn from_config(config: &Config) -> Self {
+        let postgresql = &config.postgresql;
+        let parent = postgresql.data_dir.parent().unwrap_or(Path::new("/"));
+        let child_env = config::child_environment(std::env::vars_os())
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Self {
+            member: config.name.clone(),
+            scope: config.scope.clone(),
+            listen_addresses: postgresql.listen.addresses(),
+            port: postgresql.listen.port,
+            socket_dir: socket_dir(&postgresql.parameters, parent),
+            data_dir: postgresql.data_dir.clone(),
+            config_dir: postgresql.config_dir.clone(),
+            config_base_name: postgresql.config_base_name.clone(),
+            custom_conf: postgresql.custom_conf.clone(),
+            passfile: postgresql.pgpass.clone().unwrap_or_else(|| parent.join(".howdah-pgpass")),
+            database: postgresql.database.clone(),
+            superuser: account(&postgresql.authentication.superuser),
+            replication: account(&postgresql.authentication.replication),
+            rewind: account(&postgresql.authentication.rewind),
+            krbsrvname: postgresql.krbsrvname.clone(),
+            parameters: postgresql.parameters.clone(),
+            pg_hba: postgresql.pg_hba.clone(),
+            bootstrap_pg_hba: config.bootstrap.pg_hba.clone(),
+            pg_ident: postgresql.pg_ident.clone(),
+            recovery_conf: postgresql.recovery_conf.clone(),
+            initdb: config.bootstrap.initdb.clone(),
+            basebackup: postgresql.basebackup.clone(),
+            rewind_args: postgresql.rewind.clone(),
+            create_database: config.bootstrap.database.clone(),
+            scripts_dir: config.bootstrap.scripts_dir.clone(),
+            post_bootstrap: config.bootstrap.post_bootstrap.clone(),
+            child_env,
+        }
+    }
+}
+
+fn account(login: &config::Login) -> Account {
+    let mut options = login.options.clone();
+    if let Some(password) = &login.sslpassword {
+        options.insert("sslpassword".to_owned(), password.reveal().to_owned());
+    }
+    Account { login: Login::new(login.username.clone(), login.password.reveal()), options }
+}
+
+/// The configured directory, else the first usual one that can be written, else one beside the data: a read-only
+/// root file system without a tmpfs must not keep postgres from starting.
+fn socket_dir(parameters: &Map<String, Value>, beside_data: &Path) -> PathBuf {
+    let configured = parameters.get("unix_socket_directories").and_then(Value::as_str);
+    let first = configured.and_then(|list| list.split(',').next()).map(str::trim).filter(|dir| dir.starts_with('/'));
+    if let Some(dir) = first {
+        return PathBuf::from(dir);
+    }
+    let writable = |dir: &&Path| nix::unistd::access(*dir, nix::unistd::AccessFlags::W_OK).is_ok() && dir.is_dir();
+    let usual = [Path::new("/var/run/postgresql"), Path::new("/run/howdah"), Path::new("/tmp")];
+    usual.into_iter().find(writable).unwrap_or(beside_data).to_owned()
+}
