@@ -95,6 +95,11 @@ lint() {
     if have shellcheck; then
         check 'shellcheck' shellcheck --external-sources docker/build docker/engine compose/up compose/down tests/run .ci/run
     fi
+    # Needs the compose plugin only, no engine.
+    if plugins_answer; then
+        check 'compose/embedded.yml' docker compose --file compose/embedded.yml config --quiet
+        check 'compose/etcd.yml' docker compose --file compose/etcd.yml config --quiet
+    fi
     # In nextest's shape, so that one reader does for every ring.
     printf '     Summary [] %d checks run: %d passed, %d failed\n' \
         $((lint_passed + lint_failed)) "$lint_passed" "$lint_failed"
