@@ -8,9 +8,9 @@ need_rust() {
     have cargo-nextest || cargo_tool cargo-nextest
 }
 
-# cargo_tool CRATE: a debug build is ready in about a minute where a release build takes five.
+# cargo_tool CRATE: a debug build is ready far sooner than a release build and quick enough for us.
 cargo_tool() {
-    say "installing $1 from crates.io (1 to 3 minutes, once)"
+    say "installing $1 from crates.io (1 to 4 minutes, once)"
     quietly cargo install --locked --debug "$1"
 }
 
