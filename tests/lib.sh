@@ -8,9 +8,9 @@ need_rust() {
     have cargo-nextest || cargo_tool cargo-nextest
 }
 
-# cargo_tool CRATE: a debug build is ready in about a minute where a release build takes five.
+# cargo_tool CRATE: a debug build is ready far sooner than a release build and quick enough for us.
 cargo_tool() {
-    say "installing $1 from crates.io (1 to 3 minutes, once)"
+    say "installing $1 from crates.io (1 to 4 minutes, once)"
     quietly cargo install --locked --debug "$1"
 }
 
@@ -94,6 +94,11 @@ lint() {
     have shellcheck || apt_install shellcheck || true
     if have shellcheck; then
         check 'shellcheck' shellcheck --external-sources docker/build docker/engine compose/up compose/down tests/run .ci/run
+    fi
+    # Needs the compose plugin only, no engine.
+    if plugins_answer; then
+        check 'compose/embedded.yml' docker compose --file compose/embedded.yml config --quiet
+        check 'compose/etcd.yml' docker compose --file compose/etcd.yml config --quiet
     fi
     # In nextest's shape, so that one reader does for every ring.
     printf '     Summary [] %d checks run: %d passed, %d failed\n' \
