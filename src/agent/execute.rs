@@ -6,6 +6,7 @@ use tracing::{debug, info, warn};
 
 use super::{Agent, Step, jobs};
 use crate::{
+    client::probe_peers,
     clock::Boottime,
     dcs::{Key, When, Written},
     ha::{Action, DcsView, LeaderFacts, LeaderProbe, Peers, Plan, Upstream, View},
@@ -131,7 +132,10 @@ impl Agent {
     async fn probe_peers(&self, present: &[(MemberName, String)], vanished: &[(MemberName, String)]) -> Peers {
         let limit = PEER_LIMIT.min(self.dynamic.timing.retry_timeout);
         let (mut answers, gone) =
-            tokio::join!(self.http.probe_peers(present, limit), self.http.probe_peers(vanished, VANISHED_LIMIT));
+            tokio::join!(
+            probe_peers(&self.http, present, limit),
+            probe_peers(&self.http, vanished, VANISHED_LIMIT)
+        );
         answers.extend(gone);
         debug!(?answers, "the other members say");
         Peers { at: Boottime::now(), answers }

@@ -50,7 +50,7 @@ pub async fn run(job: Job, context: Context, cancel: CancellationToken) -> Outco
         Job::Bootstrap => bootstrap(&context, &cancel).await,
         Job::Clone(from) => {
             stop_for_repair(&context).await?;
-            context.instance.clone_from(&from, &context.dynamic, &context.progress, &cancel).await
+            context.instance.copy_from(&from, &context.dynamic, &context.progress, &cancel).await
         }
         Job::Rewind(to) => {
             stop_for_repair(&context).await?;

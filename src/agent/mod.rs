@@ -28,16 +28,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use crate::{
-    client::Http,
+    client::Client,
     clock::Boottime,
     dcs::Dcs,
     exit::Exit,
     ha::{self, DcsView, Finished, Job, Local, Memory, Plan, Shutdown, View},
-    model::{Cluster, Dynamic, MemberName, PgState, Role, Tags, Version},
+    model::{Cluster, Dynamic, MemberName, PgState, Role, SystemId, Tags, Version},
     postgres::{postmaster::State, query::LocalView},
 };
 use handle::{Request, RestartOutcome, ScheduledRestart, Snapshot};
-use instance::{Instance, Progress};
+use instance::{Instance, Progress, Settings};
 use job::JobSlot;
 use lease::Lease;
 use signals::Event as Signal;
@@ -105,11 +105,22 @@ pub struct Parts {
     /// The local postgres.
     pub instance: Arc<Instance>,
     /// For asking other members.
-    pub http: Http,
+    pub http: Client,
     /// What others may ask of us.
     pub requests: mpsc::Receiver<Request>,
     /// Where snapshots go.
     pub published: watch::Sender<Arc<Snapshot>>,
+    /// Reads the configuration again.
+    pub reread: Reread,
+}
+
+/// Reads this member's configuration again; an error is all its mistakes in words.
+pub struct Reread(pub Box<dyn Fn() -> Result<Settings, String> + Send + Sync>);
+
+impl std::fmt::Debug for Reread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reread")
+    }
 }
 
 /// The agent's loop and what it remembers between turns.
@@ -119,9 +130,10 @@ pub struct Agent {
     dcs: Arc<dyn Dcs>,
     lease: Arc<Lease>,
     instance: Arc<Instance>,
-    http: Http,
+    http: Client,
     requests: mpsc::Receiver<Request>,
     published: watch::Sender<Arc<Snapshot>>,
+    reread: Reread,
     progress: watch::Sender<Option<Progress>>,
     jobs: JobSlot,
     dynamic: Dynamic,
@@ -133,6 +145,7 @@ pub struct Agent {
     shutdown: Option<Shutdown>,
     finished: Option<Finished>,
     slots_seen: BTreeMap<String, Boottime>,
+    system_id: Option<SystemId>,
     pending_restart: Map<String, Value>,
     scheduled_restart: Option<ScheduledRestart>,
     restart_replies: Vec<oneshot::Sender<RestartOutcome>>,
@@ -174,7 +187,7 @@ impl Agent {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { identity, initial, dcs, lease, instance, http, requests, published } = parts;
+        let Parts { identity, initial, dcs, lease, instance, http, requests, published, reread } = parts;
         let postmaster = instance.postmaster().state();
         Self {
             identity,
@@ -184,6 +197,7 @@ impl Agent {
             http,
             requests,
             published,
+            reread,
             progress: watch::Sender::new(None),
             jobs: JobSlot::default(),
             dynamic: initial,
@@ -195,6 +209,7 @@ impl Agent {
             shutdown: None,
             finished: None,
             slots_seen: BTreeMap::new(),
+            system_id: None,
             pending_restart: Map::new(),
             scheduled_restart: None,
             restart_replies: Vec::new(),
@@ -414,7 +429,11 @@ impl Agent {
     /// Configuration files are read again; what can change without a restart is applied.
     async fn reload(&mut self) {
         info!("reloading the configuration");
-        if let Err(error) = self.instance.reload(&self.dynamic).await {
+        let done = match (self.reread.0)() {
+            Ok(settings) => self.instance.reload(settings, &self.dynamic).await,
+            Err(mistakes) => Err(mistakes),
+        };
+        if let Err(error) = done {
             warn!(error, "the reload failed, the old configuration stays in force");
         }
     }

@@ -34,6 +34,9 @@ impl Agent {
         };
         let (store, sight) = tokio::join!(store, self.look());
         self.sight = sight;
+        if let Some(id) = self.sight.local.system_id() {
+            self.system_id = Some(id.clone());
+        }
         let dcs = self.note_store(store).await;
         View {
             me: self.identity.member.clone(),
@@ -105,7 +108,7 @@ impl Agent {
             Local::Silent { primary, .. } | Local::Starting { primary, .. } => *primary,
             _ => !self.instance.standby_signal(),
         };
-        if error.is_not_accepting() {
+        if matches!(error, QueryError::NotAccepting { .. }) {
             let since = match self.sight.local {
                 Local::Starting { since, .. } => since,
                 _ => now,
@@ -124,9 +127,9 @@ impl Agent {
 
     async fn look_at_directory(&self) -> Local {
         match self.instance.classify() {
-            DataDir::Empty => return Local::Empty,
-            DataDir::Valid { .. } => {}
-            DataDir::Unusable { reason } => return Local::Broken { reason: reason.to_string() },
+            DataDir::Empty | DataDir::Incomplete => return Local::Empty,
+            DataDir::Valid(_) => {}
+            DataDir::Unusable(reason) => return Local::Broken { reason: reason.to_string() },
         }
         match self.instance.control().await {
             Ok(control) => {

@@ -57,7 +57,7 @@ impl Agent {
                 state,
                 postmaster_alive: self.sight.postmaster.pid().is_some(),
                 answer: self.sight.answer.as_ref().map(answer),
-                system_id: self.instance.system_id(),
+                system_id: self.system_id.clone(),
                 pending_restart: self.pending_restart.clone(),
                 scheduled_restart: self.scheduled_restart.clone(),
             },

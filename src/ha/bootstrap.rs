@@ -19,6 +19,23 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     }
 }
 
+/// Data that cannot be used: the lock is left to others, and with a leader to copy from the directory is replaced
+/// (renamed, not removed). Without one nothing is touched.
+pub(super) fn broken(view: &View, cluster: &Cluster, memory: &Memory, reason: &str, now: Boottime) -> Plan {
+    match &cluster.leader {
+        Some(leader) if leader.name == view.me => {
+            Plan::act(format!("the data directory is broken: {reason}"), [Action::ReleaseLock(None)])
+        }
+        Some(leader) => {
+            let mut plan = clone(view, cluster, memory, &leader.name, now);
+            plan.because = format!("the data directory is broken ({reason}): {}", plan.because);
+            plan
+        }
+        None => Plan::wait(format!("the data directory is broken: {reason}; waiting for a leader to copy from"))
+            .again_in(Duration::from_secs(1)),
+    }
+}
+
 fn clone(
     view: &View,
     cluster: &Cluster,

@@ -1,8 +1,35 @@
 //! Everything about the one local PostgreSQL instance. Adapters only: nothing here decides about roles.
+//!
+//! Files and programs: [`binaries`], [`command`], [`datadir`], [`staging`], [`conf`] and its neighbours, [`initdb`],
+//! [`clone`], [`rewind`]. The process: [`postmaster`] owns it, [`promote`], [`query`] talk to it.
 
+pub mod binaries;
+pub mod clone;
+pub mod command;
+pub mod conf;
+pub mod confdir;
+pub mod conninfo;
+pub mod control;
+pub mod datadir;
+pub mod files;
+pub mod guc;
+pub mod hba;
+pub mod initdb;
+pub mod initscripts;
+pub mod lines;
+pub mod login;
+pub mod options;
 pub mod orphans;
+pub mod pgpass;
 pub mod pidfile;
 pub mod postmaster;
 mod procfs;
 pub mod promote;
+pub mod protected;
 pub mod query;
+pub mod recovery;
+pub mod rewind;
+pub mod roles;
+pub mod staging;
+pub mod version;
+pub mod waldump;

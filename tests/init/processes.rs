@@ -60,6 +60,16 @@ pub fn table() -> Vec<Process> {
         .collect()
 }
 
+/// Processor time a process has used, in hundredths of a second; `None` once it has ended.
+pub fn ticks(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    // A zombie has no more to tell, but its last number is right.
+    Some(user + system)
+}
+
 /// Builds the command line of an init under test.
 pub struct Setup {
     directory: TempDir,

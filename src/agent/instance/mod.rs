@@ -29,7 +29,7 @@ use crate::{
         datadir::{self, DataDir},
         guc::Known,
         postmaster::{NotReady, Postmaster, StartSpec, StopLadder, StopMode},
-        query::{Address, LeaderProbe, LocalView, Monitor, Target, leader_probe},
+        query::{Address, LeaderProbe, Monitor, Target, leader_probe},
         waldump,
     },
 };
@@ -227,7 +227,8 @@ impl Instance {
         if !self.standby_signal() {
             return StartAs::Primary;
         }
-        match lock(&self.role).clone() {
+        let known = lock(&self.role).clone();
+        match known {
             Some(role @ StartAs::Replica(_)) => role,
             _ => StartAs::Replica(self.present_upstream().await),
         }
@@ -266,10 +267,8 @@ impl Instance {
     }
 
     /// New settings of this member, then as [`Instance::apply`].
-    pub async fn reload(&self, settings: Option<Settings>, dynamic: &Dynamic) -> Result<(), String> {
-        if let Some(settings) = settings {
-            *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
-        }
+    pub async fn reload(&self, settings: Settings, dynamic: &Dynamic) -> Result<(), String> {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
         self.apply(dynamic).await
     }
 
@@ -277,12 +276,6 @@ impl Instance {
     #[must_use]
     pub fn wanted(&self, name: &str) -> Option<String> {
         lock(&self.written).get(name).cloned()
-    }
-
-    /// The settings before this start, to see what a reload changed.
-    #[must_use]
-    pub fn present_settings(&self) -> Arc<Settings> {
-        self.settings()
     }
 
     /// CHECKPOINT, without failing if it takes too long.
@@ -326,14 +319,6 @@ impl Instance {
     pub async fn drop_slot(&self, name: &str) -> Result<(), String> {
         self.monitor.drop_slot(name, SMALL).await.map(drop).map_err(|error| chain(&error))
     }
-}
-
-/// The view's own idea of the recovery settings in force.
-#[must_use]
-pub fn follows(view: &LocalView) -> Option<(String, u16)> {
-    let conninfo = Conninfo::parse(&view.primary_conninfo).ok()?;
-    let port = conninfo.get("port").map_or(Some(5432), |port| port.parse().ok())?;
-    Some((conninfo.get("host")?.to_owned(), port))
 }
 
 /// An error with its causes, in one line.

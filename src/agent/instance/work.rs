@@ -73,7 +73,7 @@ impl Instance {
         // The marker goes in before the directory is in place: from then on it looks like a data directory.
         let marker = self.data_dir().join(INCOMPLETE);
         files::write_atomic(&staging.dir().join(INCOMPLETE), b"bootstrap\n", 0o600).map_err(|error| chain(&error))?;
-        staging.install(OldData::Keep, &staging::stamp(jiff::Timestamp::now())).map_err(|error| chain(&error))?;
+        staging.install(OldData::KeepRenamed, &staging::stamp(jiff::Timestamp::now())).map_err(|error| chain(&error))?;
         files::write_atomic(&marker, b"bootstrap\n", 0o600).map_err(|error| chain(&error))?;
         let prepared = self.prepare(&settings, dynamic, cancel).await;
         let ladder = StopLadder {
@@ -174,7 +174,7 @@ impl Instance {
 
     /// Copies the upstream's data into a side directory and puts it in place. What was there is removed if it was
     /// a mere replica's, and renamed otherwise: a former primary may hold what exists nowhere else.
-    pub async fn clone_from(
+    pub async fn copy_from(
         &self,
         from: &Upstream,
         dynamic: &Dynamic,
@@ -219,7 +219,7 @@ impl Instance {
             Ok(control) if matches!(control.state, DbState::ShutDownInRecovery | DbState::InArchiveRecovery) => {
                 OldData::Remove
             }
-            _ => OldData::Keep,
+            _ => OldData::KeepRenamed,
         }
     }
 
