@@ -1,26 +1,39 @@
 //! Life of the process: which part of Howdah it is, its log, its exit status.
+//!
+//! Without a command it is init, which runs this same binary as the agent. The other commands are the CLI.
 
-use std::ffi::OsString;
-use std::process::ExitCode;
-use std::time::Duration;
+use std::{ffi::OsString, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Parser, Subcommand};
-use howdah::exit::Exit;
-use howdah::init::{self, Options, log::LogWriter};
-use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{fmt, reload};
+use howdah::{
+    agent::start,
+    cli,
+    config::{Config, LogFormat, ProcessEnv, ThisHost, check},
+    exit::Exit,
+    guard::Guard,
+    init::{self, log::LogWriter, privileges},
+    telemetry,
+};
 
+/// PostgreSQL high availability in one container image.
+///
+/// Without a command: run a member of the cluster, configured by the environment (see `howdah check`).
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about, propagate_version = true)]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a member: init, agent and postgres (the default).
+    Run,
+    /// The agent; started by init.
+    #[command(hide = true)]
+    Agent,
+    /// Check the environment and print every setting with where it comes from; secrets are hidden.
+    Check,
     /// Run any program under Howdah's init: reaped, signalled, restarted when it crashes.
     Init {
         /// Become the program instead of running init; used by init itself.
@@ -30,59 +43,180 @@ enum Command {
         #[arg(required = true, last = true)]
         command: Vec<OsString>,
     },
+    #[command(flatten)]
+    Cli(cli::Command),
 }
 
 fn main() -> ExitCode {
-    match Arguments::parse().command {
-        Command::Init {
-            exec: true,
-            command,
-        } => become_program(&command),
-        Command::Init {
-            exec: false,
-            command,
-        } => run_init(command),
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error).into(),
+    };
+    match arguments.command.unwrap_or(Command::Run) {
+        Command::Run => run_member(),
+        Command::Agent => run_agent(),
+        Command::Check => run_check(),
+        Command::Init { exec: true, command } => become_program(&command),
+        Command::Init { exec: false, command } => {
+            let arguments = ["init", "--exec", "--"].into_iter().map(Into::into).chain(command);
+            run_init(arguments.collect(), "info", telemetry::Format::Plain)
+        }
+        Command::Cli(command) => run_cli(command),
     }
     .into()
 }
 
-fn become_program(command: &[OsString]) -> Exit {
-    let Some((program, arguments)) = command.split_first() else {
-        return Exit::Config;
+/// `--help` and `--version` are no mistakes.
+fn usage(error: &clap::Error) -> Exit {
+    // Nobody to tell when standard error is gone.
+    let _unprinted = error.print();
+    if error.use_stderr() { Exit::Config } else { Exit::Ok }
+}
+
+/// Mistakes go to standard error as they are: there is no log configuration yet that could be trusted.
+#[expect(clippy::print_stderr, reason = "the only channel before the log is configured")]
+fn load() -> Result<howdah::config::Loaded, Exit> {
+    Config::load(&ProcessEnv, &ThisHost).map_err(|mistakes| {
+        eprintln!("howdah: the configuration has mistakes, nothing was started:\n{mistakes}");
+        Exit::Config
+    })
+}
+
+fn format(config: &Config) -> telemetry::Format {
+    match config.log.format {
+        LogFormat::Plain => telemetry::Format::Plain,
+        LogFormat::Json => telemetry::Format::Json,
+    }
+}
+
+/// Init: directories, privileges, then the loop.
+fn run_member() -> Exit {
+    let loaded = match load() {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit,
     };
+    let config = loaded.config;
+    let prepared = drop_root(&config);
+    run_init_with(vec!["agent".into()], &config.log.directives(), format(&config), prepared)
+}
+
+fn drop_root(config: &Config) -> Result<(), privileges::PrivilegeError> {
+    let data_dir = &config.postgresql.data_dir;
+    let directory = |path: &Path, mode| privileges::Directory { path: path.to_owned(), mode };
+    let mut directories = Vec::new();
+    directories.extend(data_dir.parent().map(|parent| directory(parent, 0o755)));
+    directories.push(directory(data_dir, 0o700));
+    directories.push(directory(Path::new("/run/postgresql"), 0o775));
+    privileges::prepare("postgres", &directories).map(drop)
+}
+
+fn run_init(arguments: Vec<OsString>, level: &str, format: telemetry::Format) -> Exit {
+    run_init_with(arguments, level, format, Ok(()))
+}
+
+fn run_init_with(
+    arguments: Vec<OsString>,
+    level: &str,
+    format: telemetry::Format,
+    prepared: Result<(), privileges::PrivilegeError>,
+) -> Exit {
+    let Ok(writer) = LogWriter::stderr() else { return Exit::Os };
+    let handle = telemetry::install_with(level, format, writer.clone());
+    let exit = match prepared {
+        Ok(()) => {
+            let mut options = init::Options::this_binary(arguments);
+            options.toggle_debug = Some(Box::new(move || {
+                handle.toggle_debug();
+            }));
+            init::run(options)
+        }
+        Err(error) => {
+            tracing::error!("cannot start: {error}");
+            Exit::Permission
+        }
+    };
+    writer.flush(Duration::from_millis(200));
+    exit
+}
+
+fn become_program(command: &[OsString]) -> Exit {
+    let Some((program, arguments)) = command.split_first() else { return Exit::Config };
     let error = init::exec(program, arguments);
-    fmt().with_writer(std::io::stderr).init();
+    let _level = telemetry::install("info", telemetry::Format::Plain);
     tracing::error!(?program, %error, "cannot start the program");
     Exit::Os
 }
 
-fn run_init(command: Vec<OsString>) -> Exit {
-    let Ok(writer) = LogWriter::stderr() else {
-        return Exit::Os;
+/// The agent: two threads are enough, and a third party that blocks one must not stop the loop.
+fn run_agent() -> Exit {
+    // First of all: children inherit the mask.
+    let mask = init::reset_signal_mask();
+    let loaded = match load() {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit,
     };
-    let (level, handle) = reload::Layer::new(LevelFilter::INFO);
-    tracing_subscriber::registry()
-        .with(level)
-        .with(fmt::layer().with_writer(writer.clone()).with_ansi(false))
-        .init();
-    let mut options = Options::this_binary(
-        ["init", "--exec", "--"]
-            .into_iter()
-            .map(Into::into)
-            .chain(command)
-            .collect(),
-    );
-    options.toggle_debug = Some(Box::new(move || {
-        // It fails only when the subscriber is gone, and then there is no log to change.
-        let _: Result<(), reload::Error> = handle.modify(|level| {
-            *level = if *level == LevelFilter::DEBUG {
-                LevelFilter::INFO
-            } else {
-                LevelFilter::DEBUG
-            };
-        });
-    }));
-    let exit = init::run(options);
-    writer.flush(Duration::from_millis(200));
-    exit
+    let level = telemetry::install(&loaded.config.log.directives(), format(&loaded.config));
+    if let Err(error) = mask {
+        tracing::error!(%error, "cannot reset the signal mask");
+        return Exit::Os;
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let guard = match Guard::from_stdin() {
+        Ok(guard) => guard,
+        Err(error) => {
+            tracing::error!(%error, "cannot take over the socket of init");
+            return Exit::Os;
+        }
+    };
+    match runtime(2) {
+        Ok(runtime) => {
+            let exit = runtime.block_on(Box::pin(start::run(loaded.config, guard, level)));
+            // Nothing left behind may hold the end up.
+            runtime.shutdown_timeout(Duration::from_millis(500));
+            exit
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot start the runtime");
+            Exit::Os
+        }
+    }
+}
+
+fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).max_blocking_threads(4).enable_all().build()
+}
+
+#[expect(clippy::print_stdout, reason = "the command's output")]
+fn run_check() -> Exit {
+    match load() {
+        Ok(loaded) => {
+            print!("{}", check::render(&loaded));
+            Exit::Ok
+        }
+        Err(exit) => exit,
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the command line's own errors")]
+fn run_cli(command: cli::Command) -> Exit {
+    let _level = telemetry::install("warn", telemetry::Format::Plain);
+    let context = || {
+        let loaded = load()?;
+        let config = loaded.config;
+        let dcs = start::store_client(&config).map_err(|error| {
+            eprintln!("howdah: {error}");
+            Exit::Unavailable
+        })?;
+        Ok(cli::Context::new(&config, Arc::clone(&dcs), start::credentials(config.ctl.authentication.as_ref())))
+    };
+    let Ok(runtime) = runtime(1) else { return Exit::Os };
+    match runtime.block_on(Box::pin(async { cli::run(command, context).await })) {
+        Ok(exit) => exit,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            Exit::Failed
+        }
+    }
 }

@@ -37,10 +37,18 @@ impl LevelHandle {
 
 /// Installs the subscriber. `level` is a level or a list of directives (`info`, `howdah=debug,warn`).
 pub fn install(level: &str, format: Format) -> LevelHandle {
+    install_with(level, format, std::io::stderr)
+}
+
+/// The same, writing elsewhere.
+pub fn install_with<W>(level: &str, format: Format, writer: W) -> LevelHandle
+where
+    W: for<'w> fmt::MakeWriter<'w> + Send + Sync + 'static,
+{
     let (filter_layer, handle) = reload::Layer::new(filter(level));
     let layer = match format {
-        Format::Plain => fmt::layer().with_writer(std::io::stderr).with_ansi(false).boxed(),
-        Format::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+        Format::Plain => fmt::layer().with_writer(writer).with_ansi(false).boxed(),
+        Format::Json => fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
     };
     // A second subscriber in one process only happens in tests; the first stays.
     let _already = tracing_subscriber::registry().with(filter_layer).with(layer).try_init();

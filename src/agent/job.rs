@@ -12,11 +12,11 @@ use crate::{
 };
 
 /// What a job says at its end.
-pub type Outcome = Result<(), String>;
+pub(super) type Outcome = Result<(), String>;
 
 /// At most one job.
 #[derive(Debug, Default)]
-pub struct JobSlot {
+pub(super) struct JobSlot {
     running: Option<Running>,
 }
 
@@ -31,7 +31,7 @@ struct Running {
 impl JobSlot {
     /// Begins a job. The future gets a token it has to honour within seconds.
     /// Returns whether it was begun; a busy slot refuses.
-    pub fn begin<F>(&mut self, job: Job, now: Boottime, run: impl FnOnce(CancellationToken) -> F) -> bool
+    pub(super) fn begin<F>(&mut self, job: Job, now: Boottime, run: impl FnOnce(CancellationToken) -> F) -> bool
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
@@ -47,12 +47,12 @@ impl JobSlot {
 
     /// What runs.
     #[must_use]
-    pub fn view(&self) -> Option<RunningJob> {
+    pub(super) fn view(&self) -> Option<RunningJob> {
         self.running.as_ref().map(|running| RunningJob { job: running.job.clone(), since: running.since })
     }
 
     /// Asks the running job to end.
-    pub fn cancel(&self) {
+    pub(super) fn cancel(&self) {
         if let Some(running) = &self.running {
             running.cancel.cancel();
         }
@@ -60,7 +60,7 @@ impl JobSlot {
 
     /// Waits for the end of the running job; for ever if there is none. Cancel-safe: the slot keeps the job until
     /// this returns its end.
-    pub async fn finished(&mut self) -> Finished {
+    pub(super) async fn finished(&mut self) -> Finished {
         let Some(running) = &mut self.running else { return std::future::pending().await };
         let outcome = match (&mut running.handle).await {
             Ok(outcome) => outcome,

@@ -22,21 +22,21 @@ use crate::{
 
 /// What jobs work with.
 #[derive(Debug)]
-pub struct Context {
+pub(super) struct Context {
     /// The local postgres.
-    pub instance: Arc<Instance>,
+    pub(super) instance: Arc<Instance>,
     /// The lock.
-    pub lease: Arc<Lease>,
+    pub(super) lease: Arc<Lease>,
     /// The store.
-    pub dcs: Arc<dyn Dcs>,
+    pub(super) dcs: Arc<dyn Dcs>,
     /// Dynamic configuration at the begin.
-    pub dynamic: Dynamic,
+    pub(super) dynamic: Dynamic,
     /// `/status` as last read.
-    pub status: StatusKey,
+    pub(super) status: StatusKey,
     /// Our name.
-    pub me: MemberName,
+    pub(super) me: MemberName,
     /// For people who watch.
-    pub progress: watch::Sender<Option<Progress>>,
+    pub(super) progress: watch::Sender<Option<Progress>>,
 }
 
 /// Replicas may replay for a long time before they accept connections; the primary's patience is configured.
@@ -45,7 +45,7 @@ const REPLICA_START_LIMIT: Duration = Duration::from_secs(3600);
 const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs one job to its end.
-pub async fn run(job: Job, context: Context, cancel: CancellationToken) -> Outcome {
+pub(super) async fn run(job: Job, context: Context, cancel: CancellationToken) -> Outcome {
     match job {
         Job::Bootstrap => bootstrap(&context, &cancel).await,
         Job::Clone(from) => {

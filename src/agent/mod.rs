@@ -20,6 +20,7 @@ mod observe;
 mod publish;
 mod requests;
 pub mod signals;
+pub mod start;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -32,6 +33,7 @@ use crate::{
     clock::Boottime,
     dcs::Dcs,
     exit::Exit,
+    guard::Guard,
     ha::{self, DcsView, Finished, Job, Local, Memory, Plan, Shutdown, View},
     model::{Cluster, Dynamic, MemberName, PgState, Role, SystemId, Tags, Version},
     postgres::{postmaster::State, query::LocalView},
@@ -112,6 +114,8 @@ pub struct Parts {
     pub published: watch::Sender<Arc<Snapshot>>,
     /// Reads the configuration again.
     pub reread: Reread,
+    /// Init, to be told when we stop.
+    pub guard: Arc<Guard>,
 }
 
 /// Reads this member's configuration again; an error is all its mistakes in words.
@@ -134,6 +138,7 @@ pub struct Agent {
     requests: mpsc::Receiver<Request>,
     published: watch::Sender<Arc<Snapshot>>,
     reread: Reread,
+    guard: Arc<Guard>,
     progress: watch::Sender<Option<Progress>>,
     jobs: JobSlot,
     dynamic: Dynamic,
@@ -187,7 +192,7 @@ impl Agent {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { identity, initial, dcs, lease, instance, http, requests, published, reread } = parts;
+        let Parts { identity, initial, dcs, lease, instance, http, requests, published, reread, guard } = parts;
         let postmaster = instance.postmaster().state();
         Self {
             identity,
@@ -198,6 +203,7 @@ impl Agent {
             requests,
             published,
             reread,
+            guard,
             progress: watch::Sender::new(None),
             jobs: JobSlot::default(),
             dynamic: initial,
@@ -444,6 +450,9 @@ impl Agent {
             _ => tracing::error!(status = exit.code(), because, "stopping"),
         }
         self.publish(because, Duration::ZERO);
+        if let Err(error) = self.guard.stopping() {
+            debug!(%error, "could not tell init");
+        }
         // Best effort: the key would expire by itself.
         let removed = tokio::time::timeout(Duration::from_secs(1), self.dcs.remove_member()).await;
         debug!(?removed, "removed the member key");

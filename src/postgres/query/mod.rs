@@ -10,7 +10,7 @@ mod view;
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
     time::{Instant, timeout_at},
 };
 use tokio_postgres::{SimpleQueryMessage, error::SqlState};
@@ -76,11 +76,14 @@ impl Monitor {
         limit: Duration,
         deadline: Instant,
     ) -> Result<LocalView, QueryError> {
-        let work = async |session: &mut Session| {
+        let (slot, mut session) = self.take(Purpose::Observe, limit, deadline).await?;
+        let work = async {
             let statement = session.prepared(view::SQL).await?;
             session.client.query_one(&statement, &[]).await
         };
-        let row = self.with(Purpose::Observe, limit, deadline, work).await?;
+        let done = bounded(&self.0.target, limit, deadline, work).await;
+        put_back(slot, session, &done);
+        let row = done?;
         LocalView::from_row(&row)
     }
 
@@ -89,12 +92,7 @@ impl Monitor {
     /// # Errors
     /// See [`QueryError`].
     pub async fn in_recovery(&self, limit: Duration) -> Result<bool, QueryError> {
-        let work = async |session: &mut Session| {
-            let sql = "SELECT pg_catalog.pg_is_in_recovery()";
-            session.client.simple_query(sql).await
-        };
-        let deadline = Instant::now() + limit;
-        let rows = self.with(Purpose::Command, limit, deadline, work).await?;
+        let rows = self.simple("SELECT pg_catalog.pg_is_in_recovery()", limit).await?;
         Ok(first_cell(&rows).as_deref() == Some("t"))
     }
 
@@ -104,9 +102,7 @@ impl Monitor {
     /// # Errors
     /// See [`QueryError`]. After a timeout the statement may or may not have taken effect.
     pub async fn execute(&self, sql: &str, limit: Duration) -> Result<Option<String>, QueryError> {
-        let work = async |session: &mut Session| session.client.simple_query(sql).await;
-        let deadline = Instant::now() + limit;
-        let rows = self.with(Purpose::Command, limit, deadline, work).await?;
+        let rows = self.simple(sql, limit).await?;
         Ok(first_cell(&rows))
     }
 
@@ -181,17 +177,22 @@ impl Monitor {
         *self.0.commander.lock().await = None;
     }
 
-    /// Runs `work` on the connection for `purpose`, opening it if needed. Whatever goes wrong on the wire or in time
-    /// closes it, because its next answer could belong to this question. Cancel-safe: the connection is taken out
-    /// while it is in use, so a dropped call drops it too.
-    async fn with<T>(
+    async fn simple(&self, sql: &str, limit: Duration) -> Result<Vec<SimpleQueryMessage>, QueryError> {
+        let deadline = Instant::now() + limit;
+        let (slot, session) = self.take(Purpose::Command, limit, deadline).await?;
+        let done = bounded(&self.0.target, limit, deadline, session.client.simple_query(sql)).await;
+        put_back(slot, session, &done);
+        done
+    }
+
+    /// Takes the connection for `purpose` out of its slot, opening one if needed. Cancel-safe: a dropped call drops
+    /// the connection too, whose next answer could belong to its question.
+    async fn take(
         &self,
         purpose: Purpose,
         limit: Duration,
         deadline: Instant,
-        work: impl AsyncFn(&mut Session) -> Result<T, tokio_postgres::Error>,
-    ) -> Result<T, QueryError> {
-        let target = &self.0.target;
+    ) -> Result<(MutexGuard<'_, Option<Session>>, Session), QueryError> {
         let slot = match purpose {
             Purpose::Observe => &self.0.observer,
             Purpose::Command => &self.0.commander,
@@ -201,22 +202,22 @@ impl Monitor {
             Err(_) => return Err(QueryError::Timeout { limit }),
         };
         // One closed by a restart in the meantime is noticed here; a statement is never sent twice.
-        let mut session = match slot.take().filter(Session::is_open) {
+        let session = match slot.take().filter(Session::is_open) {
             Some(session) => session,
             None => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                Session::open(target, purpose, STATEMENT_LIMIT, left).await?
+                Session::open(&self.0.target, purpose, STATEMENT_LIMIT, left).await?
             }
         };
-        let done = bounded(target, limit, deadline, work(&mut session)).await;
-        let answered = matches!(
-            &done,
-            Ok(_) | Err(QueryError::Sql { .. } | QueryError::Auth { .. })
-        );
-        if answered && session.is_open() {
-            *slot = Some(session);
-        }
-        done
+        Ok((slot, session))
+    }
+}
+
+/// Keeps a connection that has answered. Whatever went wrong on the wire or in time closes it.
+fn put_back<T>(mut slot: MutexGuard<'_, Option<Session>>, session: Session, done: &Result<T, QueryError>) {
+    let answered = matches!(done, Ok(_) | Err(QueryError::Sql { .. } | QueryError::Auth { .. }));
+    if answered && session.is_open() {
+        *slot = Some(session);
     }
 }
 

@@ -1,0 +1,343 @@
+//! From a configuration to a running agent: looks at the host, opens what it needs, puts the parts together, and
+//! takes them apart again in order. Every refusal names the thing and the fix, and has its exit status.
+
+use std::{net::TcpListener, path::Path, sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Agent, Identity, Parts, Reread, first_snapshot,
+    handle::{AgentHandle, VERSION},
+    instance::{Instance, Settings, chain},
+    lease::{Fence, Lease},
+    signals::Signals,
+};
+use crate::{
+    api,
+    client::{Client, Credentials},
+    clock::Boottime,
+    config::{self, Config, DcsConfig, ProcessEnv, ThisHost, bin_dir, bracketed},
+    dcs::{Dcs, embedded, etcd},
+    exit::Exit,
+    guard::Guard,
+    ha::lease::hold_of_record,
+    model::Dynamic,
+    postgres::{
+        binaries::Binaries,
+        datadir::{self, DataDir},
+        guc::Known,
+        postmaster::{Home, Postmaster},
+        staging,
+    },
+    telemetry::LevelHandle,
+};
+
+/// A reason not to start, for a person.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    exit: Exit,
+    message: String,
+}
+
+fn refuse(exit: Exit, message: impl Into<String>) -> Refusal {
+    Refusal { exit, message: message.into() }
+}
+
+/// Requests of the REST API that may wait for the loop.
+const REQUESTS: usize = 64;
+/// etcd ends within this or is killed.
+const ETCD_STOP: Duration = Duration::from_secs(3);
+
+impl Fence for Guard {
+    fn arm(&self, until: Boottime, lease: i64) {
+        if let Err(error) = Self::arm(self, until, lease) {
+            // What init knows is the older, earlier deadline: safe, and visible when it fences.
+            error!(error = chain(&error), "could not extend the fence deadline in init");
+        }
+    }
+
+    fn disarm(&self) {
+        if let Err(error) = Self::disarm(self) {
+            warn!(error = chain(&error), "could not disarm the fence in init");
+        }
+    }
+}
+
+/// Runs the agent to its end.
+pub async fn run(config: Config, guard: Guard, level: LevelHandle) -> Exit {
+    info!(version = VERSION, member = %config.name, scope = config.scope, "howdah starts");
+    match assemble(config, guard, level).await {
+        Ok(running) => running.run().await,
+        Err(refusal) => {
+            error!(status = refusal.exit.code(), "cannot start: {refusal}");
+            refusal.exit
+        }
+    }
+}
+
+struct Running {
+    agent: Agent,
+    signals: Signals,
+    lease: Arc<Lease>,
+    guard: Arc<Guard>,
+    listener: tokio::net::TcpListener,
+    handle: AgentHandle,
+    options: api::Options,
+    embedded: Option<embedded::Embedded>,
+}
+
+impl Running {
+    async fn run(self) -> Exit {
+        let shutdown = CancellationToken::new();
+        let api = tokio::spawn(api::serve(self.listener, self.handle, self.options, shutdown.clone()));
+        let keeper = tokio::spawn(self.lease.keep());
+        let exit = self.agent.run(self.signals).await;
+        keeper.abort();
+        Fence::disarm(&*self.guard);
+        shutdown.cancel();
+        if tokio::time::timeout(Duration::from_secs(2), api).await.is_err() {
+            debug!("the REST API did not end in time");
+        }
+        if let Some(embedded) = self.embedded
+            && !embedded.stop(ETCD_STOP).await
+        {
+            warn!("etcd had to be killed");
+        }
+        exit
+    }
+}
+
+async fn assemble(config: Config, guard: Guard, level: LevelHandle) -> Result<Running, Refusal> {
+    let cancel = CancellationToken::new();
+    let data_dir = &config.postgresql.data_dir;
+    let binaries = look_at_data(&config, &cancel).await?;
+    info!(postgres = %binaries.dir.display(), version = ?binaries.version, data_dir = %data_dir.display(), "found");
+    let known = Known::ask(&binaries, None, &cancel).await.unwrap_or_else(|error| {
+        warn!(error = chain(&error), "cannot ask postgres for its parameters, writing them unchecked");
+        Known::default()
+    });
+    let postmaster = Postmaster::own(Home { data_dir: data_dir.clone(), run_as: None })
+        .map_err(|error| refuse(Exit::Io, format!("cannot read {}/postmaster.pid: {error}", data_dir.display())))?;
+    match postmaster.state().pid() {
+        Some(pid) => info!(pid, "adopted the running postmaster"),
+        None => port_is_free(&config)?,
+    }
+    let listen = config.restapi.listen.hosts.first().map_or("*", String::as_str);
+    let listener = api::bind(&format!("{}:{}", bracketed(listen), config.restapi.listen.port))
+        .await
+        .map_err(|error| refuse(Exit::Permission, error.to_string()))?;
+    let (dcs, embedded) = store(&config).await?;
+    let guard = Arc::new(guard);
+    let adopted = guard.adopted().map(|record| hold_of_record(record.until, record.token, config.bootstrap.timing.ttl));
+    if let Some(hold) = &adopted {
+        info!(lease = hold.lease, "going on with the lease of the agent before");
+        dcs.adopt(hold.lease).await;
+    }
+    let fence: Arc<dyn Fence> = Arc::clone(&guard) as Arc<dyn Fence>;
+    let lease = Lease::new(Arc::clone(&dcs), fence, adopted);
+    let instance = Arc::new(Instance::new(Settings::from_config(&config), binaries, known, postmaster));
+    let identity = identity(&config);
+    let initial = Dynamic::from_map(&config.bootstrap.dcs);
+    let published = watch::Sender::new(Arc::new(first_snapshot(&identity, &initial)));
+    let (sender, requests) = mpsc::channel(REQUESTS);
+    let handle = AgentHandle::new(published.subscribe(), sender, Arc::clone(&dcs));
+    let signals = Signals::install(Arc::clone(&guard), Arc::new(level), handle.clone())
+        .map_err(|error| refuse(Exit::Os, format!("cannot install signal handlers: {error}")))?;
+    let http = Client::new(credentials(config.ctl.authentication.as_ref()).as_ref());
+    let options = api::Options {
+        credentials: credentials(config.restapi.authentication.as_ref()),
+        client: http.clone(),
+        limits: api::Limits::default(),
+    };
+    let reread = Reread(Box::new(|| {
+        let loaded = Config::load(&ProcessEnv, &ThisHost).map_err(|mistakes| mistakes.to_string())?;
+        Ok(Settings::from_config(&loaded.config))
+    }));
+    let agent = Agent::new(Parts {
+        identity,
+        initial,
+        dcs,
+        lease: Arc::clone(&lease),
+        instance,
+        http,
+        requests,
+        published,
+        reread,
+        guard: Arc::clone(&guard),
+    });
+    Ok(Running { agent, signals, lease, guard, listener, handle, options, embedded })
+}
+
+/// The programs that fit the data that is there; data that cannot be used is refused before anything happens.
+async fn look_at_data(config: &Config, cancel: &CancellationToken) -> Result<Binaries, Refusal> {
+    let data_dir = &config.postgresql.data_dir;
+    let shown = data_dir.display();
+    match staging::finish_interrupted(data_dir) {
+        Ok(true) => info!(%shown, "finished putting a copied data directory in place"),
+        Ok(false) => {}
+        Err(error) => return Err(refuse(Exit::Io, format!("data directory {shown}: {}", chain(&error)))),
+    }
+    let major = match datadir::classify(data_dir, None) {
+        DataDir::Unusable(reason) => {
+            return Err(refuse(Exit::Permission, format!("data directory {shown}: {reason}. Nothing was changed")));
+        }
+        DataDir::Valid(major) => Some(major),
+        DataDir::Empty | DataDir::Incomplete => None,
+    };
+    let folder = bin_folder(config, major.map(|major| u32::from(major.0)));
+    let binaries = Binaries::find(folder.as_deref(), cancel)
+        .await
+        .map_err(|error| refuse(Exit::Os, format!("PostgreSQL's programs: {}", chain(&error))))?;
+    match major {
+        Some(major) if major != binaries.major() => Err(refuse(
+            Exit::ForeignData,
+            format!(
+                "data directory {shown} was made by PostgreSQL {}, the programs in {} are version {}. Nothing was \
+                 changed; install version {} or set HOWDAH_POSTGRESQL_BIN_DIR",
+                major.0,
+                binaries.dir.display(),
+                binaries.major().0,
+                major.0
+            ),
+        )),
+        _ => Ok(binaries),
+    }
+}
+
+fn bin_folder(config: &Config, data_major: Option<u32>) -> Option<std::path::PathBuf> {
+    let listing = std::fs::read_dir(bin_dir::DEBIAN_ROOT).into_iter().flatten().flatten();
+    let installed: Vec<String> = listing.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let path = std::env::var("PATH").ok();
+    let names = installed.iter().map(String::as_str);
+    let folders = bin_dir::candidates(config.postgresql.bin_dir.as_deref(), path.as_deref(), names, data_major);
+    let has_postgres = |folder: &&std::path::PathBuf| folder.join("postgres").exists();
+    folders.iter().find(has_postgres).or(folders.first()).cloned()
+}
+
+/// Better now and in one sentence than later in a start that fails again and again.
+fn port_is_free(config: &Config) -> Result<(), Refusal> {
+    let listen = &config.postgresql.listen;
+    for host in &listen.hosts {
+        let host = if host == "*" { "0.0.0.0" } else { host };
+        match TcpListener::bind((host, listen.port)) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                return Err(refuse(
+                    Exit::Permission,
+                    format!(
+                        "PostgreSQL cannot listen on {host}:{}: another process already does; stop it or set \
+                         HOWDAH_POSTGRESQL_LISTEN",
+                        listen.port
+                    ),
+                ));
+            }
+            // Anything else postgres will say better than we can.
+            Err(error) => debug!(%error, host, "could not try the port"),
+            Ok(_) => {}
+        }
+    }
+    Ok(())
+}
+
+async fn store(config: &Config) -> Result<(Arc<dyn Dcs>, Option<embedded::Embedded>), Refusal> {
+    let (options, embedded) = match &config.dcs {
+        DcsConfig::Etcd3(etcd3) => (remote(config, etcd3), None),
+        DcsConfig::Embedded(own) => {
+            let embedded = start_embedded(config, own).await?;
+            let options = etcd::Options { endpoints: embedded.endpoints().to_vec(), ..base(config) };
+            (options, Some(embedded))
+        }
+    };
+    info!(endpoints = ?options.endpoints, "the DCS is etcd");
+    let dcs = etcd::Etcd::new(options).map_err(|error| refuse(Exit::Config, format!("etcd: {error}")))?;
+    Ok((Arc::new(dcs), embedded))
+}
+
+async fn start_embedded(config: &Config, own: &config::Embedded) -> Result<embedded::Embedded, Refusal> {
+    let peer = |peer: &config::Peer| embedded::Peer {
+        name: peer.name.0.clone(),
+        host: peer.host.clone(),
+        peer_port: peer.peer_port,
+        client_port: peer.client_port,
+    };
+    let options = embedded::Options {
+        program: Path::new("etcd").to_owned(),
+        data_dir: own.data_dir.clone(),
+        peers: own.peers.iter().map(peer).collect(),
+        name: own.this.name.0.clone(),
+        token: config.scope.clone(),
+    };
+    info!(data_dir = %own.data_dir.display(), members = own.peers.len(), "starting the embedded etcd");
+    embedded::Embedded::start(options)
+        .await
+        .map_err(|error| refuse(Exit::Os, format!("embedded etcd: {}", chain(&error))))
+}
+
+fn base(config: &Config) -> etcd::Options {
+    etcd::Options {
+        endpoints: Vec::new(),
+        protocol: etcd::Protocol::Http,
+        username: None,
+        password: None,
+        cacert: None,
+        cert: None,
+        key: None,
+        namespace: config.namespace.clone(),
+        scope: config.scope.clone(),
+        name: config.name.0.clone(),
+        ttl: config.bootstrap.timing.ttl,
+        retry_timeout: config.bootstrap.timing.retry_timeout,
+    }
+}
+
+fn remote(config: &Config, etcd3: &config::Etcd3) -> etcd::Options {
+    let (cert, key) = etcd3.client_certificate.clone().unzip();
+    etcd::Options {
+        endpoints: etcd3.endpoints.clone(),
+        protocol: if etcd3.tls() { etcd::Protocol::Https } else { etcd::Protocol::Http },
+        username: etcd3.credentials.as_ref().map(|c| c.username.clone()),
+        password: etcd3.credentials.as_ref().map(|c| c.password.reveal().to_owned()),
+        cacert: etcd3.cacert.clone(),
+        cert,
+        key,
+        ..base(config)
+    }
+}
+
+/// A client of the store for the command line: the member's own settings, without running anything.
+///
+/// # Errors
+/// When the settings cannot work.
+pub fn store_client(config: &Config) -> Result<Arc<dyn Dcs>, crate::dcs::DcsError> {
+    let options = match &config.dcs {
+        DcsConfig::Etcd3(etcd3) => remote(config, etcd3),
+        DcsConfig::Embedded(own) => {
+            let local = format!("127.0.0.1:{}", own.this.client_port);
+            let peers = own.peers.iter().map(|peer| format!("{}:{}", bracketed(&peer.host), peer.client_port));
+            etcd::Options { endpoints: std::iter::once(local).chain(peers).collect(), ..base(config) }
+        }
+    };
+    Ok(Arc::new(etcd::Etcd::new(options)?))
+}
+
+/// User and password for our own HTTP client.
+#[must_use]
+pub fn credentials(given: Option<&config::Credentials>) -> Option<Credentials> {
+    given.map(|c| Credentials { username: c.username.clone(), password: c.password.reveal().to_owned() })
+}
+
+fn identity(config: &Config) -> Identity {
+    let at = |address: &config::Address| format!("{}:{}", bracketed(&address.host), address.port);
+    let postgresql = &config.postgresql;
+    let url = |address: &config::Address| format!("postgres://{}/{}", at(address), postgresql.database);
+    Identity {
+        member: config.name.clone(),
+        scope: config.scope.clone(),
+        tags: config.tags.clone(),
+        conn_url: url(&postgresql.connect_address),
+        api_url: format!("http://{}/patroni", at(&config.restapi.connect_address)),
+        proxy_url: postgresql.proxy_address.as_ref().map(url),
+    }
+}
