@@ -83,13 +83,13 @@ mod tests {
 
     #[test]
     fn only_what_is_between_the_marks_is_brought_up_to_date() {
-        let updated =
-            update("a\n<!-- settings -->\nold\n<!-- end of settings -->\nb\n").expect("marks");
+        let updated = update("a\n<!-- settings -->\nstale words\n<!-- end of settings -->\nb\n")
+            .expect("marks");
         assert!(
             updated.starts_with("a\n<!-- settings -->\n\n### Member")
                 && updated.ends_with("settings -->\nb\n")
         );
-        assert!(!updated.contains("old"));
+        assert!(!updated.contains("stale words"));
         assert_eq!(update(&updated).as_deref(), Some(updated.as_str()));
         assert_eq!(update("no marks"), None);
     }
