@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value};
 
 use super::{
-    Loaded,
+    DcsConfig, Loaded,
     settings::{Origin, Setting},
     vars::{self, Default, SECTIONS, Var},
 };
@@ -25,7 +25,11 @@ pub fn render(loaded: &Loaded) -> String {
     for section in SECTIONS {
         let mut lines = String::new();
         for var in section.vars {
-            if let Some(setting) = loaded.origins.get(var.path) {
+            if let Some(setting) = loaded
+                .origins
+                .get(var.path)
+                .filter(|setting| matters(loaded, var, setting))
+            {
                 // Writing to a String cannot fail.
                 let _ = writeln!(
                     lines,
@@ -40,6 +44,19 @@ pub fn render(loaded: &Loaded) -> String {
             let _ = write!(text, "# {}\n{lines}\n", section.title);
         }
     }
+    let own = |(path, _): &(&str, &Setting)| vars::by_path(path).is_none();
+    if loaded.origins.iter().any(|setting| own(&setting)) {
+        text.push_str("# Methods of your own\n");
+        for (path, setting) in loaded.origins.iter().filter(own) {
+            let _ = writeln!(
+                text,
+                "{path} = {}  ({})",
+                masked(&setting.value),
+                join(setting.origins.iter().map(Origin::to_string))
+            );
+        }
+        text.push('\n');
+    }
     if loaded.warnings.is_empty() {
         text.push_str("No warnings.\n");
     }
@@ -47,6 +64,15 @@ pub fn render(loaded: &Loaded) -> String {
         let _ = writeln!(text, "warning: {warning}");
     }
     text
+}
+
+/// Whether a setting has a say: the defaults of the store that was not chosen have none.
+fn matters(loaded: &Loaded, var: &Var, setting: &Setting) -> bool {
+    let other = match loaded.config.dcs {
+        DcsConfig::Etcd3(_) => "embedded.",
+        DcsConfig::Embedded(_) => "etcd3.",
+    };
+    setting.is_given() || !var.path.starts_with(other)
 }
 
 fn value(var: &Var, setting: &Setting) -> String {
@@ -92,12 +118,20 @@ fn masked(value: &Value) -> Value {
 }
 
 fn origin(var: &Var, setting: &Setting) -> String {
+    join(
+        setting
+            .origins
+            .iter()
+            .map(|origin| match (origin, var.default) {
+                (Origin::Default, Default::Computed(how)) => format!("default: {how}"),
+                (origin, _) => origin.to_string(),
+            }),
+    )
+}
+
+fn join(origins: impl Iterator<Item = String>) -> String {
     let mut texts: Vec<String> = Vec::new();
-    for origin in &setting.origins {
-        let text = match (origin, var.default) {
-            (Origin::Default, Default::Computed(how)) => format!("default: {how}"),
-            (origin, _) => origin.to_string(),
-        };
+    for text in origins {
         if !texts.contains(&text) {
             texts.push(text);
         }

@@ -160,7 +160,8 @@ fn leftover(gathered: &mut Gathered, path: &str, value: Value, origin: &Origin) 
         }
         // Sections of one's own: whether a method of that name is used is known only later.
         Value::Object(_) if parent == "postgresql" || parent == "bootstrap" => {
-            gathered.extra.insert(path.to_owned(), value);
+            let origin = at(origin, path);
+            gathered.extra.insert(path.to_owned(), (value, origin));
         }
         _ => {
             let siblings = children(parent);
@@ -179,15 +180,15 @@ fn leftover(gathered: &mut Gathered, path: &str, value: Value, origin: &Origin) 
     }
 }
 
-/// Reports the sections of one's own that nobody refers to.
-pub(super) fn report_unused(gathered: &mut Gathered, used: &[String]) {
-    for (path, value) in std::mem::take(&mut gathered.extra) {
-        let name = path.rsplit('.').next().unwrap_or(&path);
-        if path.starts_with("postgresql.") && used.iter().any(|used| used == name) {
-            gathered.extra.insert(path, value);
+/// Keeps the sections of one's own that are referred to, and reports the others.
+pub(super) fn settle(gathered: &mut Gathered, used: &[String]) {
+    for (path, (value, origin)) in std::mem::take(&mut gathered.extra) {
+        let name = path.strip_prefix("postgresql.");
+        if name.is_some_and(|name| used.iter().any(|used| used == name)) {
+            gathered.settings.set(&path, value, origin);
         } else {
             gathered.warnings.push(format!(
-                "{path}: there is no such setting, and no method of that name is used"
+                "{origin}: there is no such setting, and no method of that name is used"
             ));
         }
     }

@@ -9,6 +9,8 @@ use std::{
     path::Path,
 };
 
+use nix::net::if_::InterfaceFlags;
+
 /// No setting is larger than this (bytes); a file that is was meant for something else.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -77,6 +79,11 @@ impl Host for ThisHost {
     fn address(&self) -> Option<IpAddr> {
         let interfaces = nix::ifaddrs::getifaddrs().ok()?;
         let addresses: Vec<IpAddr> = interfaces
+            .filter(|interface| {
+                interface
+                    .flags
+                    .contains(InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING)
+            })
             .filter_map(|interface| interface.address)
             .filter_map(|address| {
                 let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));

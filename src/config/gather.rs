@@ -25,7 +25,7 @@ pub(super) struct Gathered {
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<String>,
     /// Sections of the document under a name of the user's choice (`postgresql.<method>`), by path.
-    pub(super) extra: BTreeMap<String, Value>,
+    pub(super) extra: BTreeMap<String, (Value, Origin)>,
 }
 
 impl Gathered {
@@ -108,6 +108,10 @@ pub(super) fn gather(env: &dyn Env) -> Gathered {
     // A mapping of many settings (the document, HOWDAH_BOOTSTRAP_DCS) yields to the variable of one of them.
     for var in sections.into_iter().chain(single) {
         if let Some(given) = resolve(env, &vars, var, &mut gathered) {
+            if given.weak && gathered.settings.is_given(var.path) {
+                // What an image sets for its own sake does not override a document either.
+                continue;
+            }
             if var.kind == Kind::Document {
                 document::read(&mut gathered, given.value, &given.origin);
             } else {
@@ -133,7 +137,9 @@ fn resolve(
     let mut chosen: Option<Given> = None;
     for other in other_names::names(var) {
         for (text, origin) in texts(env, vars, &other, gathered) {
-            let text = via(var, &other, text);
+            let Some(text) = via(var, &other, text, &origin, gathered) else {
+                continue;
+            };
             let Some(value) = gathered.read(var, &Value::String(text), &origin) else {
                 continue;
             };
@@ -157,13 +163,25 @@ fn resolve(
     chosen
 }
 
-fn via(var: &Var, other: &OtherName, text: String) -> String {
+/// The text as the setting's own name would have given it; `None` after a mistake.
+fn via(
+    var: &Var,
+    other: &OtherName,
+    text: String,
+    origin: &Origin,
+    gathered: &mut Gathered,
+) -> Option<String> {
     match (other.via, var.default) {
         (Via::Port, vars::Default::Fixed(listen)) => {
+            let port = Var {
+                kind: Kind::Int(1, 65_535),
+                ..*var
+            };
+            let port = gathered.read(&port, &Value::String(text), origin)?;
             let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
-            format!("{host}:{text}")
+            Some(format!("{host}:{port}"))
         }
-        _ => text,
+        _ => Some(text),
     }
 }
 

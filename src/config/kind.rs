@@ -349,7 +349,7 @@ mod tests {
         let refused = Kind::Document
             .normalise(&json!("a: {b: secret"))
             .expect_err("broken");
-        assert!(refused.what.contains("line 1"), "{refused:?}");
+        assert!(refused.what.contains("line 2"), "{refused:?}");
         assert!(!refused.what.contains("secret"), "{refused:?}");
         let refused = Kind::Document.normalise(&json!("- a")).expect_err("a list");
         assert_eq!(refused.what, "a mapping");

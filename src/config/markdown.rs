@@ -28,6 +28,19 @@ pub fn render_markdown() -> String {
     text
 }
 
+/// Where the table starts and ends in a document that contains it.
+const MARKS: (&str, &str) = ("<!-- settings -->\n", "<!-- end of settings -->");
+
+/// The document with the table between its marks brought up to date; `None` if it has no marks. A test compares it
+/// with the document as it is.
+#[must_use]
+pub fn update(document: &str) -> Option<String> {
+    let (before, rest) = document.split_once(MARKS.0)?;
+    let (_, after) = rest.split_once(MARKS.1)?;
+    let table = render_markdown();
+    Some(format!("{before}{}\n{table}\n{}{after}", MARKS.0, MARKS.1))
+}
+
 fn row(var: &Var) -> String {
     let ours = [var.name(), format!("PATRONI_{}", var.suffix)];
     let others: Vec<String> = other_names::names(var)
@@ -62,4 +75,22 @@ fn row(var: &Var) -> String {
         var.help.replace('|', "\\|"),
         var.kind.describe()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_between_the_marks_is_brought_up_to_date() {
+        let updated = update("a\n<!-- settings -->\nstale words\n<!-- end of settings -->\nb\n")
+            .expect("marks");
+        assert!(
+            updated.starts_with("a\n<!-- settings -->\n\n### Member")
+                && updated.ends_with("settings -->\nb\n")
+        );
+        assert!(!updated.contains("stale words"));
+        assert_eq!(update(&updated).as_deref(), Some(updated.as_str()));
+        assert_eq!(update("no marks"), None);
+    }
 }

@@ -71,18 +71,11 @@ impl Config {
     }
 }
 
-/// A setting that a reload found changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Change {
-    /// The setting.
-    pub var: &'static vars::Var,
-}
-
 impl Loaded {
     /// What is different in a configuration read later, in the order of the table; its effect says whether a reload
     /// is enough.
     #[must_use]
-    pub fn changes(&self, later: &Self) -> Vec<Change> {
+    pub fn changes(&self, later: &Self) -> Vec<&'static vars::Var> {
         vars::all()
             .filter(|var| {
                 let value = |loaded: &Self| {
@@ -93,7 +86,6 @@ impl Loaded {
                 };
                 value(self) != value(later)
             })
-            .map(|var| Change { var })
             .collect()
     }
 }

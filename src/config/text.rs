@@ -31,10 +31,12 @@ pub(super) fn list(text: &str) -> Option<Vec<Value>> {
     split_commas(text)
 }
 
-/// Whether the text is bracketed because it is an IPv6 address.
+/// Whether the first bracket is that of an IPv6 address.
 fn is_host(text: &str) -> bool {
-    let inner = text.trim_start_matches('[').trim_end_matches(']');
-    inner.parse::<std::net::Ipv6Addr>().is_ok()
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.split(']').next());
+    inner.is_some_and(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok())
 }
 
 /// Splits at commas outside quotes and braces; removes the quotes.
@@ -216,14 +218,15 @@ mod tests {
             ("- a\n- b:1", json!(["a", "b:1"])),
             ("[::1]:2379,[::2]:2379", json!(["[::1]:2379", "[::2]:2379"])),
             ("[::1]", json!(["[::1]"])),
+            ("[::1]:1,[::2]", json!(["[::1]:1", "[::2]"])),
+            ("['::1', '::2']", json!(["::1", "::2"])),
             ("'a,b',c", json!(["a,b", "c"])),
             ("x, {a: 1, b: 2}", json!(["x", {"a": 1, "b": 2}])),
         ] {
             assert_eq!(list(text).map(Value::Array), Some(expected), "{text}");
         }
-        for text in ["'a", "{a: 1", "[a", "- a\nb"] {
-            let read = list(text);
-            assert!(read.is_none() || text == "[a", "{text}: {read:?}");
+        for text in ["'a", "{a: 1", "- a\nb"] {
+            assert_eq!(list(text), None, "{text}");
         }
     }
 

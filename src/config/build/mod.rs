@@ -97,6 +97,12 @@ impl Builder {
         if name == PLACEHOLDER {
             self.inconsistent(&["name"], "this name is reserved");
         }
+        if self.text("watchdog.mode") == "required" {
+            self.all.mistakes.push(Mistake::Unsupported {
+                name: self.all.settings.origin("watchdog.mode"),
+                what: "a watchdog device is".to_owned(),
+            });
+        }
         let restapi = self.restapi();
         let ctl = self.ctl(&restapi);
         let postgresql = self.postgresql();
@@ -113,7 +119,7 @@ impl Builder {
             postgresql,
         };
         let methods = self.all.settings.list("postgresql.create_replica_methods");
-        document::report_unused(&mut self.all, &methods);
+        document::settle(&mut self.all, &methods);
         config
     }
 
@@ -126,6 +132,9 @@ impl Builder {
                 &format!("{text:?} is not usable as the first part of keys"),
             );
         }
+        self.all
+            .settings
+            .amend("namespace", namespace.as_str().into());
         namespace
     }
 

@@ -186,12 +186,8 @@ impl Builder {
         const PATH: &str = "postgresql.create_replica_methods";
         let mut methods = Vec::new();
         for name in self.all.settings.list(PATH) {
-            let section = self
-                .all
-                .extra
-                .get(&format!("postgresql.{name}"))
-                .and_then(Value::as_object)
-                .cloned();
+            let section = self.all.extra.get(&format!("postgresql.{name}"));
+            let section = section.and_then(|(value, _)| value.as_object()).cloned();
             match (name.as_str(), section) {
                 ("basebackup", _) => methods.push(ReplicaMethod::Basebackup),
                 (_, Some(section)) => methods.push(self.custom_method(&name, section)),

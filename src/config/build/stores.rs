@@ -88,10 +88,11 @@ impl Builder {
         } else {
             &["etcd3.hosts", "etcd3.host", "etcd3.url"]
         };
-        let mut endpoints: Vec<String> = Vec::new();
+        let (mut endpoints, mut seen): (Vec<String>, bool) = (Vec::new(), false);
         for path in paths {
             let single = self.all.settings.text(path);
             for text in self.all.settings.list(path).into_iter().chain(single) {
+                seen = true;
                 match endpoint(&text, protocol) {
                     Some(url) if endpoints.contains(&url) => {}
                     Some(url) => endpoints.push(url),
@@ -99,7 +100,7 @@ impl Builder {
                 }
             }
         }
-        if endpoints.is_empty() {
+        if !seen {
             self.inconsistent(&[paths[0]], "there is no endpoint in it");
         }
         if endpoints.iter().any(|url| url.starts_with("http:"))

@@ -13,6 +13,17 @@ const TTL: &str = "bootstrap.dcs.ttl";
 const LOOP_WAIT: &str = "bootstrap.dcs.loop_wait";
 const RETRY_TIMEOUT: &str = "bootstrap.dcs.retry_timeout";
 
+/// Keys of the dynamic configuration that are known but read by nobody yet, and do no harm unread.
+const NOT_YET: &[&str] = &[
+    "failsafe_mode",
+    "slots",
+    "permanent_slots",
+    "permanent_replication_slots",
+    "ignore_slots",
+    "member_slots_ttl",
+    "primary_race_backoff",
+];
+
 impl Builder {
     /// The timing, with what was not given bent to fit what was; what was given is never bent here.
     pub(super) fn timing(&mut self) -> Timing {
@@ -95,5 +106,18 @@ impl Builder {
                 });
             }
         }
+        for key in NOT_YET
+            .iter()
+            .filter(|key| document.get(**key).is_some_and(|v| !is_off(v)))
+        {
+            let origin = self.all.settings.origin("bootstrap.dcs");
+            self.warn(&format!("{origin}: {key} has no effect in this build"));
+        }
     }
+}
+
+fn is_off(value: &Value) -> bool {
+    read_bool(value) == Some(false)
+        || value.as_object().is_some_and(Map::is_empty)
+        || value.as_array().is_some_and(Vec::is_empty)
 }

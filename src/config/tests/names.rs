@@ -1,0 +1,173 @@
+use super::*;
+
+#[test]
+fn all_names_of_a_setting_lead_to_it() {
+    for (vars, path, expected) in [
+        (&[("HOWDAH_SCOPE", "a")][..], "scope", "a"),
+        (&[("PATRONI_SCOPE", "a")], "scope", "a"),
+        (&[("SCOPE", "a")], "scope", "a"),
+        (
+            &[("POSTGRES_USER", "app")],
+            "postgresql.authentication.superuser.username",
+            "app",
+        ),
+        (
+            &[("PGUSER_STANDBY", "standby")],
+            "postgresql.authentication.replication.username",
+            "standby",
+        ),
+        (&[("PGDATA", "/pgdata")], "postgresql.data_dir", "/pgdata"),
+        (&[("PGPORT", "5433")], "postgresql.listen", "0.0.0.0:5433"),
+        (&[("APIPORT", "8009")], "restapi.listen", "0.0.0.0:8009"),
+        (&[("PATRONI_LOGLEVEL", "debug")], "log.level", "DEBUG"),
+        (
+            &[("PATRONI_SUPERUSER_SSLMODE", "require")],
+            "postgresql.authentication.superuser.sslmode",
+            "require",
+        ),
+    ] {
+        assert_eq!(
+            good(vars).origins.text(path).as_deref(),
+            Some(expected),
+            "{vars:?}"
+        );
+    }
+}
+
+#[test]
+fn the_official_image_s_names_work_together() {
+    let bootstrap = good(&[
+        ("POSTGRES_USER", "app"),
+        ("POSTGRES_INITDB_ARGS", "--locale=C -k"),
+    ])
+    .config
+    .bootstrap;
+    assert_eq!(bootstrap.database, "app");
+    assert_eq!(bootstrap.initdb, ["--locale=C", "-k"]);
+    assert_eq!(
+        good(&[("POSTGRES_USER", "app"), ("POSTGRES_DB", "shop")])
+            .config
+            .bootstrap
+            .database,
+        "shop"
+    );
+}
+
+#[test]
+fn equal_values_under_two_names_agree() {
+    let loaded = good(&[
+        ("PATRONI_TTL", "60"),
+        ("HOWDAH_TTL", "1min"),
+        ("POSTGRES_PASSWORD", "secret"),
+    ]);
+    assert_eq!(origin(&loaded, "bootstrap.dcs.ttl"), "HOWDAH_TTL");
+}
+
+#[test]
+fn different_values_under_two_names_are_a_mistake() {
+    refused(
+        &[("HOWDAH_TTL", "60"), ("PATRONI_TTL", "30")],
+        "HOWDAH_TTL and PATRONI_TTL are both set and differ; remove one of them",
+    );
+    refused(
+        &[("POSTGRES_PASSWORD", "other")],
+        "HOWDAH_SUPERUSER_PASSWORD and POSTGRES_PASSWORD are both set and differ; remove one of them",
+    );
+    refused(
+        &[("POSTGRES_USER", "a"), ("PGUSER_SUPERUSER", "b")],
+        "POSTGRES_USER and PGUSER_SUPERUSER are both set and differ; remove one of them",
+    );
+}
+
+#[test]
+fn what_an_image_sets_for_itself_yields() {
+    let loaded = good(&[("PGDATA", "/a"), ("HOWDAH_POSTGRESQL_DATA_DIR", "/b")]);
+    assert_eq!(
+        origin(&loaded, "postgresql.data_dir"),
+        "HOWDAH_POSTGRESQL_DATA_DIR"
+    );
+    let loaded = good(&[
+        ("PGDATA", "/a"),
+        ("HOWDAH_CONFIGURATION", "postgresql: {data_dir: /c}"),
+    ]);
+    assert_eq!(loaded.config.postgresql.data_dir.to_string_lossy(), "/c");
+}
+
+#[test]
+fn an_empty_value_is_no_value() {
+    let loaded = good(&[
+        ("HOWDAH_SCOPE", ""),
+        ("PATRONI_SCOPE", "a"),
+        ("HOWDAH_TTTL", ""),
+    ]);
+    assert_eq!(loaded.config.scope, "a");
+}
+
+#[test]
+fn unknown_names_of_ours_are_mistakes_and_patroni_s_are_warnings() {
+    refused(
+        &[("HOWDAH_TTTL", "30")],
+        "HOWDAH_TTTL: there is no such setting; did you mean HOWDAH_TTL?",
+    );
+    refused(
+        &[("HOWDAH_FROBNICATE", "1")],
+        "HOWDAH_FROBNICATE: there is no such setting",
+    );
+    let loaded = good(&[
+        ("PATRONI_TTTL", "30"),
+        ("HOWDAH_INIT", "x"),
+        ("HOWDAH_SERVICE_HOST", "10.0.0.1"),
+    ]);
+    assert_eq!(
+        loaded.warnings,
+        ["PATRONI_TTTL: there is no such setting; did you mean HOWDAH_TTL?"]
+    );
+}
+
+#[test]
+fn what_this_build_cannot_do_is_said() {
+    refused(
+        &[("PATRONI_CONSUL_HOST", "c:8500")],
+        "PATRONI_CONSUL_HOST: Consul as DCS is not supported in this build",
+    );
+    refused(
+        &[("ZOOKEEPER_HOSTS", "z:2181")],
+        "ZOOKEEPER_HOSTS: ZooKeeper as DCS is not supported in this build",
+    );
+    refused(
+        &[("HOWDAH_RESTAPI_CERTFILE", "/c")],
+        "HOWDAH_RESTAPI_CERTFILE: TLS for the REST API is not supported in this build",
+    );
+    refused(
+        &[("HOWDAH_CONFIGURATION", "kubernetes: {labels: {a: b}}")],
+        "HOWDAH_CONFIGURATION: kubernetes: Kubernetes as DCS is not supported in this build",
+    );
+    refused(
+        &[("HOWDAH_BOOTSTRAP_DCS", "synchronous_mode: on")],
+        "HOWDAH_BOOTSTRAP_DCS: synchronous_mode is not supported in this build",
+    );
+    let loaded = good(&[
+        ("PATRONI_RESTAPI_VERIFY_CLIENT", "none"),
+        ("PATRONI_LOG_DIR", "/log"),
+        ("HOWDAH_BOOTSTRAP_DCS", "synchronous_mode: off"),
+    ]);
+    assert_eq!(
+        loaded.warnings,
+        ["PATRONI_LOG_DIR: accepted, but has no effect"]
+    );
+    refused(
+        &[("HOWDAH_WATCHDOG_MODE", "required")],
+        "HOWDAH_WATCHDOG_MODE: a watchdog device is not supported in this build",
+    );
+}
+
+#[test]
+fn what_only_the_official_image_knows_is_pointed_out() {
+    let loaded = good(&[("POSTGRES_HOST_AUTH_METHOD", "trust")]);
+    assert_eq!(
+        loaded.warnings,
+        [
+            "POSTGRES_HOST_AUTH_METHOD: has no effect; give the lines of pg_hba.conf with HOWDAH_POSTGRESQL_PG_HBA"
+        ]
+    );
+}

@@ -1,0 +1,171 @@
+use super::*;
+
+fn etcd(vars: &[(&str, &str)]) -> Etcd3 {
+    match good(vars).config.dcs {
+        DcsConfig::Etcd3(etcd) => etcd,
+        DcsConfig::Embedded(_) => unreachable!("{vars:?} name an etcd"),
+    }
+}
+
+fn embedded(vars: &[(&str, &str)]) -> Embedded {
+    match good(vars).config.dcs {
+        DcsConfig::Embedded(embedded) => embedded,
+        DcsConfig::Etcd3(_) => unreachable!("{vars:?} name no etcd"),
+    }
+}
+
+#[test]
+fn endpoints_are_read_in_every_spelling() {
+    for (name, value, expected) in [
+        (
+            "HOWDAH_ETCD3_HOSTS",
+            "e1:2379,e2",
+            &["http://e1:2379", "http://e2:2379"][..],
+        ),
+        (
+            "PATRONI_ETCD3_HOSTS",
+            "'e1:1','e2:2'",
+            &["http://e1:1", "http://e2:2"],
+        ),
+        (
+            "PATRONI_ETCD_HOSTS",
+            "[e1, e2:2]",
+            &["http://e1:2379", "http://e2:2"],
+        ),
+        (
+            "ETCD3_HOSTS",
+            "- e1\n- e2",
+            &["http://e1:2379", "http://e2:2379"],
+        ),
+        ("PATRONI_ETCD_HOST", "e1", &["http://e1:2379"]),
+        ("HOWDAH_ETCD3_URL", "https://e1:2379/", &["https://e1:2379"]),
+        (
+            "HOWDAH_ETCD3_HOSTS",
+            "[::1]:2379,[::2]",
+            &["http://[::1]:2379", "http://[::2]:2379"],
+        ),
+        (
+            "HOWDAH_CONFIGURATION",
+            "etcd3: {hosts: 'e1,e2:3'}",
+            &["http://e1:2379", "http://e2:3"],
+        ),
+        (
+            "HOWDAH_CONFIGURATION",
+            "etcd: {host: e1}",
+            &["http://e1:2379"],
+        ),
+    ] {
+        assert_eq!(etcd(&[(name, value)]).endpoints, expected, "{name}={value}");
+    }
+}
+
+#[test]
+fn certificates_mean_https() {
+    let etcd = etcd(&[
+        ("HOWDAH_ETCD3_HOSTS", "e1"),
+        ("HOWDAH_ETCD3_CACERT", "/ca"),
+        ("HOWDAH_ETCD3_CERT", "/c"),
+        ("HOWDAH_ETCD3_KEY", "/k"),
+        ("HOWDAH_ETCD3_USERNAME", "u"),
+        ("HOWDAH_ETCD3_PASSWORD", "p"),
+    ]);
+    assert!(etcd.tls());
+    assert_eq!(etcd.endpoints, ["https://e1:2379"]);
+    assert_eq!(etcd.client_certificate, Some(("/c".into(), "/k".into())));
+    assert_eq!(etcd.credentials.map(|c| c.username).as_deref(), Some("u"));
+}
+
+#[test]
+fn half_of_an_etcd_configuration_is_a_mistake() {
+    let hosts = ("HOWDAH_ETCD3_HOSTS", "e1");
+    refused(
+        &[hosts, ("HOWDAH_ETCD3_CERT", "/c")],
+        "HOWDAH_ETCD3_KEY must be set: a client certificate is given",
+    );
+    refused(
+        &[hosts, ("HOWDAH_ETCD3_USERNAME", "u")],
+        "HOWDAH_ETCD3_PASSWORD must be set: HOWDAH_ETCD3_USERNAME is given",
+    );
+    refused(
+        &[
+            hosts,
+            ("HOWDAH_ETCD3_CACERT", "/c"),
+            ("HOWDAH_ETCD3_PROTOCOL", "http"),
+        ],
+        "HOWDAH_ETCD3_PROTOCOL: certificates need https",
+    );
+    refused(
+        &[("HOWDAH_ETCD3_USERNAME", "u")],
+        "HOWDAH_ETCD3_USERNAME: without an endpoint this has no effect; set HOWDAH_ETCD3_HOSTS",
+    );
+    refused(
+        &[hosts, ("HOWDAH_EMBEDDED_PEERS", "pg1")],
+        "HOWDAH_ETCD3_HOSTS, HOWDAH_EMBEDDED_PEERS: an external etcd and the embedded one exclude each other",
+    );
+    refused(
+        &[("HOWDAH_ETCD3_HOSTS", "ftp://e")],
+        "HOWDAH_ETCD3_HOSTS: \"ftp://e\" is not an endpoint (allowed: host:port, http://host:port, https://host:port)",
+    );
+}
+
+#[test]
+fn peers_are_names_with_places_if_need_be() {
+    let embedded = embedded(&[(
+        "HOWDAH_EMBEDDED_PEERS",
+        "pg1,pg2=10.0.0.2, pg3=[::3]:12380/12379",
+    )]);
+    let urls: Vec<String> = embedded
+        .peers
+        .iter()
+        .map(|p| format!("{} {} {}", p.name, p.peer_url(), p.client_url()))
+        .collect();
+    assert_eq!(
+        urls,
+        [
+            "pg1 http://pg1:2380 http://pg1:2379",
+            "pg2 http://10.0.0.2:2380 http://10.0.0.2:2379",
+            "pg3 http://[::3]:12380 http://[::3]:12379",
+        ]
+    );
+    assert_eq!(embedded.this, embedded.peers[0]);
+    assert_eq!(embedded.listen, "0.0.0.0");
+}
+
+#[test]
+fn three_members_on_one_host_take_their_ports_from_the_list() {
+    let peers = "a=127.0.0.1:1/2,b=127.0.0.1:3/4,c=127.0.0.1:5/6";
+    let own = embedded(&[("HOWDAH_NAME", "b"), ("HOWDAH_EMBEDDED_PEERS", peers)]).this;
+    assert_eq!((own.peer_port, own.client_port), (3, 4));
+    refused(
+        &[
+            ("HOWDAH_NAME", "b"),
+            ("HOWDAH_EMBEDDED_PEERS", peers),
+            ("HOWDAH_EMBEDDED_PEER_PORT", "9"),
+        ],
+        "HOWDAH_EMBEDDED_PEER_PORT, HOWDAH_EMBEDDED_PEERS: 9 and 3 are both this member's port",
+    );
+}
+
+#[test]
+fn wrong_peers_are_refused() {
+    refused(
+        &[("HOWDAH_EMBEDDED_PEERS", "a,b,c")],
+        "HOWDAH_EMBEDDED_PEERS: this member, pg1 (HOWDAH_NAME), is not among a, b, c",
+    );
+    refused(
+        &[("HOWDAH_EMBEDDED_PEERS", "pg1,pg1,b,c")],
+        "HOWDAH_EMBEDDED_PEERS: pg1 is there twice",
+    );
+    refused(
+        &[("HOWDAH_EMBEDDED_PEERS", "pg1,b=:1,c,d")],
+        "HOWDAH_EMBEDDED_PEERS: \"b=:1\" is not a peer (allowed: name, name=host, name=host:peerport, name=host:peerport/clientport)",
+    );
+    refused(
+        &[("HOWDAH_EMBEDDED_DATA_DIR", "/var/lib/postgresql/data/etcd")],
+        "HOWDAH_EMBEDDED_DATA_DIR, HOWDAH_POSTGRESQL_DATA_DIR: one is inside the other; they must be apart",
+    );
+    assert_eq!(
+        good(&[("HOWDAH_EMBEDDED_PEERS", "pg1,pg2")]).warnings.len(),
+        1
+    );
+}
