@@ -196,6 +196,10 @@ async fn an_etcd_with_other_flags_is_replaced() {
 
 #[tokio::test]
 async fn three_peers_survive_a_loss_and_take_back_a_member_without_its_disk() {
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
     let dir = tempfile::tempdir().unwrap();
     let names = ["pg1", "pg2", "pg3"];
     let peers = peers(&names);
@@ -231,6 +235,11 @@ async fn three_peers_survive_a_loss_and_take_back_a_member_without_its_disk() {
     let first = Embedded::start(options(dir.path(), &peers, "pg1"))
         .await
         .unwrap();
+    let limit = Duration::from_secs(20);
+    until("being accepted by the peers", limit, || {
+        first.pid().is_some()
+    })
+    .await;
     let _second_reaper = Reaper(first.pid().into_iter().collect());
     let own = client(&first.endpoints()[..1], "pg1");
     writable(&own, Duration::from_secs(20)).await;
