@@ -89,15 +89,19 @@ async fn replace(
         .find(|member| member.peer_urls().contains(&mine));
     // Nameless: added by an earlier try that did not get to start.
     if known.is_none_or(|known| !known.name().is_empty()) {
-        tracing::warn!(
-            member = plan.me.name,
-            because = "it has no etcd data",
-            "joining the etcd cluster under a new identity"
-        );
         if let Some(known) = known {
             client.member_remove(known.id()).await?;
+            tracing::warn!(
+                member = plan.me.name,
+                because = "it has lost its etcd data",
+                "removed our old identity from the etcd cluster"
+            );
         }
         client.member_add([mine.as_str()], None).await?;
+        tracing::warn!(
+            member = plan.me.name,
+            "added to the etcd cluster as a new member"
+        );
     }
     let members = client.member_list().await?;
     let named = members.members().iter().flat_map(|member| {

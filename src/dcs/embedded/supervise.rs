@@ -69,12 +69,15 @@ pub(super) async fn start(
         watch::channel(first.map(|p| State::of(p, adopted)).unwrap_or_default());
     let task = tokio::spawn(async move {
         let fifo = process::fifo(&plan.dir);
+        let log = async {
+            let result = log::forward(&fifo).await;
+            // etcd itself goes on, until the FIFO is full: somebody should look.
+            tracing::error!(?result, fifo = %fifo.display(), "lost the log of etcd");
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = keep_running(&plan, process, &state, stop) => {}
-            result = log::forward(&fifo) => {
-                // Cannot happen while the FIFO is ours; etcd without a log reader would block some day.
-                tracing::error!(?result, "lost the log of etcd");
-            }
+            () = log => {}
         }
     });
     Ok((receiver, task))
