@@ -40,6 +40,10 @@ fn options(dir: &Path, peers: &[Peer], name: &str) -> Options {
 }
 
 fn client(endpoints: &[String], name: &str) -> etcd::Etcd {
+    patient_client(endpoints, name, Duration::from_secs(5))
+}
+
+fn patient_client(endpoints: &[String], name: &str, retry_timeout: Duration) -> etcd::Etcd {
     etcd::Etcd::new(etcd::Options {
         endpoints: endpoints.to_vec(),
         protocol: etcd::Protocol::Http,
@@ -52,7 +56,7 @@ fn client(endpoints: &[String], name: &str) -> etcd::Etcd {
         scope: "demo".into(),
         name: name.into(),
         ttl: Duration::from_secs(10),
-        retry_timeout: Duration::from_secs(5),
+        retry_timeout,
     })
     .unwrap()
 }
@@ -196,6 +200,10 @@ async fn an_etcd_with_other_flags_is_replaced() {
 
 #[tokio::test]
 async fn three_peers_survive_a_loss_and_take_back_a_member_without_its_disk() {
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
     let dir = tempfile::tempdir().unwrap();
     let names = ["pg1", "pg2", "pg3"];
     let peers = peers(&names);
@@ -231,6 +239,11 @@ async fn three_peers_survive_a_loss_and_take_back_a_member_without_its_disk() {
     let first = Embedded::start(options(dir.path(), &peers, "pg1"))
         .await
         .unwrap();
+    let limit = Duration::from_secs(20);
+    until("being accepted by the peers", limit, || {
+        first.pid().is_some()
+    })
+    .await;
     let _second_reaper = Reaper(first.pid().into_iter().collect());
     let own = client(&first.endpoints()[..1], "pg1");
     writable(&own, Duration::from_secs(20)).await;
@@ -239,4 +252,64 @@ async fn three_peers_survive_a_loss_and_take_back_a_member_without_its_disk() {
     // And is a full voter again: one of the others may go.
     assert!(members.remove(0).stop(Duration::from_secs(5)).await);
     writable(&own, Duration::from_secs(20)).await;
+}
+
+#[tokio::test]
+async fn a_member_cut_off_from_its_peers_gives_no_answer_instead_of_an_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = ["pg1", "pg2", "pg3"];
+    let peers = peers(&names);
+    let mut members = vec![];
+    for name in names {
+        members.push(
+            Embedded::start(options(dir.path(), &peers, name))
+                .await
+                .unwrap(),
+        );
+    }
+    let pids: Vec<u32> = members.iter().filter_map(Embedded::pid).collect();
+    let _reaper = Reaper(pids.clone());
+    let clients: Vec<_> = names
+        .iter()
+        .zip(&members)
+        .map(|(name, member)| {
+            patient_client(&member.endpoints()[..1], name, Duration::from_millis(1500))
+        })
+        .collect();
+    for dcs in &clients {
+        writable(dcs, Duration::from_secs(20)).await;
+    }
+    assert!(matches!(clients[0].acquire().await.unwrap(), Lock::Held(_)));
+    // Each in turn is the only one awake, so that one of them is the raft leader of old.
+    for (alone, dcs) in clients.iter().enumerate() {
+        let others: Vec<u32> = (0..3).filter(|i| *i != alone).map(|i| pids[i]).collect();
+        for id in &others {
+            kill_process(pid(*id), Signal::STOP).unwrap();
+        }
+        let started = Instant::now();
+        assert!(
+            dcs.renew().await.is_err(),
+            "pg{} renewed without a quorum",
+            alone + 1
+        );
+        assert!(
+            started.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            started.elapsed()
+        );
+        assert!(
+            dcs.cluster().await.is_err(),
+            "pg{} read without a quorum",
+            alone + 1
+        );
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            started.elapsed()
+        );
+        for id in &others {
+            kill_process(pid(*id), Signal::CONT).unwrap();
+        }
+        writable(dcs, Duration::from_secs(20)).await;
+    }
 }

@@ -129,7 +129,7 @@ impl Peer {
         }
         let mut peer = Self::new(name, host);
         let mut ports = ports.split(':');
-        if ports.next()? != "" {
+        if !ports.next()?.is_empty() {
             return None;
         }
         let port = |text: &str| text.parse().ok().filter(|port: &u16| *port > 0);

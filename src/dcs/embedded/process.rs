@@ -6,7 +6,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{DirBuilderExt, PermissionsExt},
+        unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     process::Stdio,
@@ -65,11 +65,17 @@ pub(super) fn prepare(dir: &Path) -> Result<(), ProcessError> {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
             .map_err(failed(what("change the mode of")))?;
     }
-    match mknodat(CWD, fifo(dir), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-        Err(error) => Err(failed(format!("make the FIFO {}", fifo(dir).display()))(
-            error.into(),
-        )),
+    let path = fifo(dir);
+    let what = format!("make the FIFO {}", path.display());
+    match mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+        Err(rustix::io::Errno::EXIST) => {
+            let found = fs::symlink_metadata(&path).map_err(failed(what.clone()))?;
+            match found.file_type().is_fifo() {
+                true => Ok(()),
+                false => Err(failed(what)(io::ErrorKind::AlreadyExists.into())),
+            }
+        }
+        made => made.map_err(|error| failed(what)(error.into())),
     }
 }
 

@@ -6,26 +6,43 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, Error};
+use etcd_client::{Client, ConnectOptions, Error, Member};
 use tokio::time::timeout;
 
 use super::{Peer, Plan, process::etcd_dir};
 
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Removing and adding go through raft, each.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The flags that tell etcd about its cluster.
-pub(super) async fn membership(plan: &Plan) -> Vec<String> {
+///
+/// # Errors
+/// We have to be replaced and the cluster is not ready for that: etcd accepts no new member until the others have
+/// been connected for 5 s. To be tried again.
+pub(super) async fn membership(plan: &Plan) -> Result<Vec<String>, String> {
     if !plan.others.is_empty() && !etcd_dir(&plan.dir).join("member").exists() {
         for peer in &plan.others {
-            match timeout(PATIENCE, replace(plan, peer)).await {
-                Ok(Ok(Some(flags))) => return flags,
-                // The cluster answers and waits for us as a founder.
-                Ok(Ok(None)) => break,
+            let (mut client, members) = match timeout(PATIENCE, members(peer)).await {
+                Ok(Ok(answer)) => answer,
                 Ok(Err(error)) => {
-                    tracing::debug!(peer = peer.name, %error, "cannot ask for the members")
+                    tracing::debug!(peer = peer.name, %error, "cannot ask for the members");
+                    continue;
                 }
-                Err(_) => tracing::debug!(peer = peer.name, "no answer about the members"),
+                Err(_) => {
+                    tracing::debug!(peer = peer.name, "no answer about the members");
+                    continue;
+                }
+            };
+            if awaits_us(plan, &members) {
+                break;
             }
+            let replaced = timeout(CHANGE_PATIENCE, replace(plan, &mut client, &members)).await;
+            return match replaced {
+                Ok(Ok(members)) => Ok(flags(&members, "existing")),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("no answer".into()),
+            };
         }
     }
     let all = plan.others.iter().chain([&plan.me]);
@@ -33,7 +50,7 @@ pub(super) async fn membership(plan: &Plan) -> Vec<String> {
         .map(|peer| format!("{}={}", peer.name, peer.peer_url()))
         .collect();
     members.sort();
-    flags(&members, "new")
+    Ok(flags(&members, "new"))
 }
 
 fn flags(members: &[String], state: &str) -> Vec<String> {
@@ -43,47 +60,55 @@ fn flags(members: &[String], state: &str) -> Vec<String> {
     ]
 }
 
-async fn replace(plan: &Plan, peer: &Peer) -> Result<Option<Vec<String>>, Error> {
+async fn members(peer: &Peer) -> Result<(Client, Vec<Member>), Error> {
     let options = ConnectOptions::new()
         .with_connect_timeout(PATIENCE / 2)
         .with_require_leader(true);
     let mut client = Client::connect([peer.client_endpoint()], Some(options)).await?;
+    let members = client.member_list().await?.members().to_vec();
+    Ok((client, members))
+}
+
+/// Whether the cluster knows us as a founder that has not been up yet: founders are named from the start, and only
+/// a running member publishes its client URLs.
+fn awaits_us(plan: &Plan, members: &[Member]) -> bool {
+    let ours = |member: &&Member| member.peer_urls().contains(&plan.me.peer_url());
+    let us = members.iter().find(ours);
+    us.is_some_and(|us| us.name() == plan.me.name && us.client_urls().is_empty())
+}
+
+/// Makes the cluster expect us under a new identity; its members as etcd wants them.
+async fn replace(
+    plan: &Plan,
+    client: &mut Client,
+    members: &[Member],
+) -> Result<Vec<String>, Error> {
     let mine = plan.me.peer_url();
-    let mut members = client.member_list().await?.members().to_vec();
-    let old = members
+    let known = members
         .iter()
         .find(|member| member.peer_urls().contains(&mine));
-    match old {
-        // Listed from the start, but never been up (only a running member publishes its client URLs).
-        Some(old) if old.client_urls().is_empty() && old.name() == plan.me.name => return Ok(None),
-        // Added by an earlier try of this very function, which did not get to start.
-        Some(old) if old.client_urls().is_empty() => {}
-        Some(old) => {
-            let id = old.id();
+    // Nameless: added by an earlier try that did not get to start.
+    if known.is_none_or(|known| !known.name().is_empty()) {
+        if let Some(known) = known {
+            client.member_remove(known.id()).await?;
             tracing::warn!(
                 member = plan.me.name,
-                because = "its etcd data is gone",
-                "joining the etcd cluster under a new identity"
+                because = "it has lost its etcd data",
+                "removed our old identity from the etcd cluster"
             );
-            client.member_remove(id).await?;
-            client.member_add([mine.as_str()], None).await?;
-            members = client.member_list().await?.members().to_vec();
         }
-        // An earlier try removed us and did not get to add us.
-        None => {
-            client.member_add([mine.as_str()], None).await?;
-            members = client.member_list().await?.members().to_vec();
-        }
+        client.member_add([mine.as_str()], None).await?;
+        tracing::warn!(
+            member = plan.me.name,
+            "added to the etcd cluster as a new member"
+        );
     }
-    let all = members.iter().flat_map(|member| {
-        member.peer_urls().iter().map(|url| {
-            let name = if *url == mine {
-                plan.me.name.as_str()
-            } else {
-                member.name()
-            };
-            format!("{name}={url}")
+    let members = client.member_list().await?;
+    let named = members.members().iter().flat_map(|member| {
+        member.peer_urls().iter().map(|url| match *url == mine {
+            true => format!("{}={url}", plan.me.name),
+            false => format!("{}={url}", member.name()),
         })
     });
-    Ok(Some(flags(&all.collect::<Vec<_>>(), "existing")))
+    Ok(named.collect())
 }

@@ -51,7 +51,7 @@ pub(super) async fn start(
     let (process, adopted) = match Process::find(&plan) {
         Some((process, true)) => {
             tracing::info!(pid = process.pid, "going on with the running etcd");
-            (process, true)
+            (Some(process), true)
         }
         Some((process, false)) => {
             tracing::info!(
@@ -64,63 +64,78 @@ pub(super) async fn start(
         }
         None => (launch(&plan).await?, false),
     };
-    let (state, receiver) = watch::channel(State::of(&process, adopted));
+    let first = process.as_ref();
+    let (state, receiver) =
+        watch::channel(first.map(|p| State::of(p, adopted)).unwrap_or_default());
     let task = tokio::spawn(async move {
         let fifo = process::fifo(&plan.dir);
+        let log = async {
+            let result = log::forward(&fifo).await;
+            // etcd itself goes on, until the FIFO is full: somebody should look.
+            tracing::error!(?result, fifo = %fifo.display(), "lost the log of etcd");
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = keep_running(&plan, process, &state, stop) => {}
-            result = log::forward(&fifo) => {
-                // Cannot happen while the FIFO is ours; etcd without a log reader would block some day.
-                tracing::error!(?result, "lost the log of etcd");
-            }
+            () = log => {}
         }
     });
     Ok((receiver, task))
 }
 
-async fn launch(plan: &Plan) -> Result<Process, ProcessError> {
-    let more = rejoin::membership(plan).await;
+/// Starts etcd; `None` if its cluster is not ready for it yet.
+async fn launch(plan: &Plan) -> Result<Option<Process>, ProcessError> {
+    let more = match rejoin::membership(plan).await {
+        Ok(more) => more,
+        Err(because) => {
+            tracing::info!(because, "etcd waits to be accepted by its peers");
+            return Ok(None);
+        }
+    };
     let process = Process::start(plan, &more)?;
     tracing::info!(pid = process.pid, "started etcd");
-    Ok(process)
+    Ok(Some(process))
 }
 
 async fn keep_running(
     plan: &Plan,
-    mut process: Process,
+    mut current: Option<Process>,
     state: &watch::Sender<State>,
     mut stop: Stop,
 ) {
     let mut backoff = FIRST_BACKOFF;
     loop {
-        let since = Instant::now();
-        tokio::select! {
-            // Cancel-safe: a stop request stays in the channel.
-            patience = requested(&mut stop) => {
-                let killed = end(process, patience).await;
-                state.send_replace(State { killed, ..State::default() });
-                return;
-            }
-            how = process.ended() => {
-                state.send_replace(State::default());
-                tracing::warn!(pid = process.pid, because = %how, "etcd ended, starting it again");
-            }
-        }
-        if since.elapsed() > SETTLED {
-            backoff = FIRST_BACKOFF;
-        }
-        process = loop {
+        if let Some(mut process) = current.take() {
+            let since = Instant::now();
             tokio::select! {
-                _ = requested(&mut stop) => return,
-                () = sleep(backoff) => {}
+                // Cancel-safe: a stop request stays in the channel.
+                patience = requested(&mut stop) => {
+                    let killed = end(process, patience).await;
+                    state.send_replace(State { killed, ..State::default() });
+                    return;
+                }
+                how = process.ended() => {
+                    state.send_replace(State::default());
+                    tracing::warn!(pid = process.pid, because = %how, "etcd ended, starting it again");
+                }
             }
-            backoff = (backoff * 2).min(MAX_BACKOFF);
-            match launch(plan).await {
-                Ok(process) => break process,
-                Err(error) => tracing::error!(%error, "etcd does not start"),
+            if since.elapsed() > SETTLED {
+                backoff = FIRST_BACKOFF;
             }
-        };
-        state.send_replace(State::of(&process, false));
+        }
+        tokio::select! {
+            _ = requested(&mut stop) => return,
+            () = sleep(backoff) => {}
+        }
+        backoff = (backoff * 2).min(MAX_BACKOFF);
+        match launch(plan).await {
+            Ok(Some(process)) => {
+                state.send_replace(State::of(&process, false));
+                current = Some(process);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "etcd does not start"),
+        }
     }
 }
 

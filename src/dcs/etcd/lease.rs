@@ -41,7 +41,7 @@ impl Alive {
 
 struct Stream {
     lease: i64,
-    endpoint: usize,
+    connection: u64,
     keeper: LeaseKeeper,
     answers: LeaseKeepAliveStream,
 }
@@ -145,8 +145,8 @@ impl Lease {
         deadline: Instant,
     ) -> Result<Alive, Failure> {
         let kept = pool
-            .ask(deadline, |endpoint, client| {
-                self.roundtrip(endpoint, client, id)
+            .ask(deadline, |connection, client| {
+                self.roundtrip(connection, client, id)
             })
             .await;
         let (sent_at, ttl, term) = match kept {
@@ -176,13 +176,13 @@ impl Lease {
 
     async fn roundtrip(
         &self,
-        endpoint: usize,
+        connection: u64,
         mut client: Client,
         id: i64,
     ) -> Result<Answer<(Boottime, i64, u64)>, Error> {
         let open = lock(&self.stream)
             .take()
-            .filter(|stream| stream.lease == id && stream.endpoint == endpoint);
+            .filter(|stream| stream.lease == id && stream.connection == connection);
         let mut stream = match open {
             Some(stream) => stream,
             None => {
@@ -190,7 +190,7 @@ impl Lease {
                 let (keeper, answers) = client.lease_keep_alive(id).await?;
                 Stream {
                     lease: id,
-                    endpoint,
+                    connection,
                     keeper,
                     answers,
                 }

@@ -12,7 +12,7 @@ use std::{
     future::Future,
     sync::{
         Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -31,9 +31,12 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(20);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_REAUTHENTICATIONS: u32 = 2;
 
+/// A client, and a number that no other connection has had.
+type Connected = (u64, Client);
+
 struct Slot {
     url: String,
-    client: Mutex<Option<Client>>,
+    client: Mutex<Option<Connected>>,
 }
 
 /// The endpoints of one etcd cluster.
@@ -41,6 +44,7 @@ pub(super) struct Pool {
     settings: Settings,
     slots: Vec<Slot>,
     current: AtomicUsize,
+    connections: AtomicU64,
     /// Highest raft term seen, by cluster id.
     terms: Mutex<HashMap<u64, u64>>,
 }
@@ -129,6 +133,7 @@ impl Pool {
             settings,
             slots: urls.into_iter().map(slot).collect(),
             current: AtomicUsize::new(0),
+            connections: AtomicU64::new(0),
             terms: Mutex::new(HashMap::new()),
         })
     }
@@ -156,24 +161,29 @@ impl Pool {
     }
 
     /// The client of an endpoint, connected now if it was not.
-    pub(super) async fn client(&self, index: usize, patience: Duration) -> Result<Client, Error> {
+    pub(super) async fn client(
+        &self,
+        index: usize,
+        patience: Duration,
+    ) -> Result<Connected, Error> {
         let slot = &self.slots[index % self.slots.len()];
         if let Some(client) = lock(&slot.client).clone() {
             return Ok(client);
         }
         let client = self.settings.connect(&slot.url, patience).await?;
-        *lock(&slot.client) = Some(client.clone());
-        Ok(client)
+        let number = self.connections.fetch_add(1, Ordering::Relaxed);
+        *lock(&slot.client) = Some((number, client.clone()));
+        Ok((number, client))
     }
 
-    /// Puts a question until somebody answers it, the answer is definite, or the deadline is reached.
+    /// Puts a question (to the connection of that number) until somebody answers it, the answer is definite, or the deadline is reached.
     pub(super) async fn ask<T, F, R>(
         &self,
         deadline: Instant,
         question: F,
     ) -> Result<Asked<T>, Failure>
     where
-        F: Fn(usize, Client) -> R,
+        F: Fn(u64, Client) -> R,
         R: Future<Output = Result<Answer<T>, Error>>,
     {
         let mut progress = Progress::until(deadline);
@@ -189,8 +199,9 @@ impl Pool {
                 })));
             }
             let attempt = async {
-                let client = self.client(index, patience).await.map_err(|e| (e, false))?;
-                question(index, client).await.map_err(|e| (e, true))
+                let (number, client) =
+                    self.client(index, patience).await.map_err(|e| (e, false))?;
+                question(number, client).await.map_err(|e| (e, true))
             };
             match timeout(patience, attempt).await {
                 Ok(Ok(answer)) => {
@@ -299,6 +310,7 @@ impl Pool {
                 return Err(Failure::Dcs(DcsError::Credentials { endpoint, reason }));
             }
             Fault::Token => {
+                tracing::debug!(endpoint, because = reason, "authenticating again");
                 self.forget(index);
                 progress.reauthentications += 1;
                 let error = DcsError::Credentials { endpoint, reason };

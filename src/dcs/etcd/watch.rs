@@ -68,7 +68,7 @@ async fn session(
     mut changed: impl FnMut(),
 ) -> String {
     let open = async {
-        let mut client = pool.client(index, PATIENCE).await?;
+        let (_, mut client) = pool.client(index, PATIENCE).await?;
         let options = WatchOptions::new().with_prefix();
         client.watch(base, Some(options)).await
     };
