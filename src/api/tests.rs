@@ -135,10 +135,10 @@ impl Dcs for Store {
     }
 }
 
-struct Server {
-    address: String,
-    client: Client,
-    store: Arc<Store>,
+pub(crate) struct Server {
+    pub(crate) address: String,
+    pub(crate) client: Client,
+    pub(crate) store: Arc<Store>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     requests: Option<mpsc::Receiver<Request>>,
     shutdown: CancellationToken,
@@ -155,7 +155,7 @@ fn limits() -> Limits {
     }
 }
 
-async fn server(pairs: &[(&str, &str)]) -> Server {
+pub(crate) async fn server(pairs: &[(&str, &str)]) -> Server {
     server_with(pairs, None, limits()).await
 }
 
@@ -219,7 +219,7 @@ impl Server {
     }
 
     /// Answers every request of the API as an agent would.
-    fn agent(&mut self) -> JoinHandle<()> {
+    pub(crate) fn agent(&mut self) -> JoinHandle<()> {
         let mut requests = self.requests.take().expect("only one agent");
         let snapshot = self.snapshot.clone();
         tokio::spawn(async move {
@@ -566,7 +566,7 @@ async fn cluster_and_history_come_from_the_store_and_outlive_it_for_a_while() {
 }
 
 /// The stored cluster with n2's REST API at `address`.
-fn n2_at(address: &str) -> String {
+pub(crate) fn n2_at(address: &str) -> String {
     format!(r#"{{"api_url":"http://{address}/patroni","state":"running","role":"replica"}}"#)
 }
 
