@@ -144,7 +144,7 @@ pub struct FailoverArgs {
 /// `restart`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct RestartArgs {
-    /// [CLUSTER] [MEMBER]...; all members if none is named
+    /// Members, after the cluster if that is named too; all if none is named
     #[arg(value_name = "MEMBER")]
     pub members: Vec<String>,
     /// Only members with this role
@@ -173,7 +173,7 @@ pub struct RestartArgs {
 /// `reinit`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ReinitArgs {
-    /// [CLUSTER] MEMBER...
+    /// Members, after the cluster if that is named too
     #[arg(value_name = "MEMBER")]
     pub members: Vec<String>,
     /// Ask nothing
@@ -200,7 +200,7 @@ pub struct HistoryArgs {
 /// `version`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct VersionArgs {
-    /// [CLUSTER [MEMBER]...]; without any, only the version of this program
+    /// The cluster, members or both; without any, only the version of this program
     #[arg(value_name = "MEMBER")]
     pub members: Vec<String>,
 }
@@ -208,7 +208,7 @@ pub struct VersionArgs {
 /// `reload`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ReloadArgs {
-    /// [CLUSTER] [MEMBER]...; all members if none is named
+    /// Members, after the cluster if that is named too; all if none is named
     #[arg(value_name = "MEMBER")]
     pub members: Vec<String>,
     /// Only members with this role

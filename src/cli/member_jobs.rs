@@ -1,6 +1,6 @@
 //! `restart`, `reinit` and `reload`: the same request to one member after the other (contract: ctl §3, §5).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Method;
 use jiff::{Timestamp, tz::TimeZone};
@@ -236,7 +236,7 @@ async fn wait_for_clone(
     ui: &mut dyn Ui,
     member: &MemberView,
 ) -> Result<(), CliError> {
-    let begun = Instant::now();
+    let begun = tokio::time::Instant::now();
     let cloning = PgState::CreatingReplica.as_str();
     ui.say(&format!(
         "Waiting for reinitialize to complete on: {}",

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use super::{ui::script::Script, *};
 use crate::{
     agent::handle::fixtures::HEALTHY,
-    api::tests::{Server, Store, n2_at, server},
-    client::Client,
+    api::test_server::{Server, Store, n2_at, server},
 };
 
 struct World {
@@ -298,5 +297,4 @@ async fn reload_tells_how_long_it_may_take() {
     assert_eq!(exit, Ok(Exit::Ok));
     let expected = "Reload request received for member n1 and will be processed within 10 seconds";
     assert!(shown.ends_with(expected), "{shown}");
-    let _unused: Client = world.server.client;
 }
