@@ -1,6 +1,6 @@
 //! Snapshots to start a test from: a leader, a replica, and the cluster around them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 
@@ -13,14 +13,15 @@ use crate::{
 /// The moment every fixture was observed.
 pub(crate) const NOW: Boottime = Boottime(1_000_000_000_000);
 
-/// A cluster from `(path, value)` pairs.
+/// A cluster from `(path, value)` pairs; of several with the same path the last one counts.
 pub(crate) fn cluster(pairs: &[(&str, &str)]) -> Cluster {
-    let entries: Vec<Entry> = pairs
-        .iter()
+    let last: BTreeMap<&str, &str> = pairs.iter().copied().collect();
+    let entries: Vec<Entry> = last
+        .into_iter()
         .zip(1..)
         .map(|((path, value), version)| Entry {
-            path: (*path).into(),
-            value: (*value).into(),
+            path: path.into(),
+            value: value.into(),
             version: Version(version),
             lease: 0,
         })

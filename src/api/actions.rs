@@ -1,6 +1,6 @@
 //! The handlers that change something: the cluster through the DCS, this member through the agent.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -173,7 +173,7 @@ async fn follow(
     mut changes: tokio::sync::watch::Receiver<u64>,
 ) -> Result<Reply, Refusal> {
     let tick = Duration::from_secs(1);
-    let begun = Instant::now();
+    let begun = tokio::time::Instant::now();
     while begun.elapsed().as_secs() < patience_s {
         match tokio::time::timeout(tick, changes.changed()).await {
             Ok(Ok(())) | Err(_) => {}

@@ -82,4 +82,6 @@ impl Default for Limits {
 }
 
 #[cfg(test)]
+pub(crate) mod test_server;
+#[cfg(test)]
 mod tests;

@@ -30,3 +30,36 @@ pub async fn probe_peers(
     });
     futures::future::join_all(asked).await.into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{agent::handle::fixtures::HEALTHY, api::test_server::server, model::Role};
+
+    #[tokio::test]
+    async fn a_silent_peer_delays_nobody() {
+        let server = server(HEALTHY).await;
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a free port");
+        let silent_at = silent.local_addr().expect("bound").to_string();
+        let members: Vec<(MemberName, String)> = [
+            ("up", server.address.as_str()),
+            ("refusing", "127.0.0.1:1"),
+            ("silent1", &silent_at),
+            ("silent2", &silent_at),
+        ]
+        .map(|(name, address)| (name.into(), format!("http://{address}/patroni")))
+        .into();
+        let begun = std::time::Instant::now();
+        let found = probe_peers(&server.client, &members, Duration::from_secs(1)).await;
+        assert!(
+            begun.elapsed() < Duration::from_millis(1900),
+            "asked one after the other"
+        );
+        assert_eq!(found.len(), 4);
+        let up = found[&"up".into()].as_ref().expect("reachable");
+        assert_eq!(up.role, Role::Primary);
+        assert!(found.values().flatten().count() == 1);
+    }
+}

@@ -1,0 +1,220 @@
+//! The command line (contract: ctl §3). The cluster may always be left out: it is the one of the environment.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// Output formats.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A drawn table.
+    #[default]
+    Pretty,
+    /// Tab-separated values with a header line.
+    Tsv,
+    /// A list of objects.
+    Json,
+    /// A list of objects.
+    Yaml,
+    /// The same as yaml.
+    Yml,
+}
+
+/// Which members a command means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum RoleFilter {
+    /// Holder of the lock.
+    Leader,
+    /// Holder of the lock, unless it leads a standby cluster.
+    Primary,
+    /// Holder of the lock of a standby cluster.
+    StandbyLeader,
+    /// Everyone else.
+    Replica,
+    /// Everyone else.
+    Standby,
+    /// All.
+    #[default]
+    Any,
+}
+
+/// Commands for people and scripts; each one talks to the DCS or to members' REST APIs and ends.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Show the members of the cluster
+    List(ListArgs),
+    /// Show who follows whom
+    Topology(TopologyArgs),
+    /// Hand the leader's role over, now or at a given time
+    Switchover(SwitchoverArgs),
+    /// Make a member the leader although there is none, or over a broken one
+    Failover(FailoverArgs),
+    /// Restart postgres on members
+    Restart(RestartArgs),
+    /// Throw a replica's data away and clone it again
+    Reinit(ReinitArgs),
+    /// Show when and why the cluster changed its timeline
+    History(HistoryArgs),
+    /// Show the version of this program and of members
+    Version(VersionArgs),
+    /// Exit with 0 if the member on this host is ready, else with 1
+    Health,
+    /// Read the configuration again on members
+    Reload(ReloadArgs),
+    /// Switch automatic failover off (maintenance mode)
+    Pause(ClusterArg),
+    /// Switch automatic failover on again
+    Resume(ClusterArg),
+    /// Show the dynamic configuration
+    ShowConfig(ClusterArg),
+}
+
+/// Only the cluster.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ClusterArg {
+    /// Name of the cluster
+    pub cluster: Option<String>,
+}
+
+/// `list`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ListArgs {
+    /// Names of clusters
+    pub clusters: Vec<String>,
+    /// Show all columns
+    #[arg(short, long)]
+    pub extended: bool,
+    /// Print the time first
+    #[arg(short, long)]
+    pub timestamp: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Show again every two seconds
+    #[arg(short = 'W')]
+    pub watch2: bool,
+    /// Show again every so many seconds
+    #[arg(short, long, value_name = "SECONDS")]
+    pub watch: Option<f64>,
+}
+
+/// `topology`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TopologyArgs {
+    /// Names of clusters
+    pub clusters: Vec<String>,
+    /// Show again every two seconds
+    #[arg(short = 'W')]
+    pub watch2: bool,
+    /// Show again every so many seconds
+    #[arg(short, long, value_name = "SECONDS")]
+    pub watch: Option<f64>,
+}
+
+/// `switchover`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SwitchoverArgs {
+    /// Name of the cluster
+    pub cluster: Option<String>,
+    /// The current leader
+    #[arg(long, visible_alias = "primary")]
+    pub leader: Option<String>,
+    /// The member that is to take over
+    #[arg(long)]
+    pub candidate: Option<String>,
+    /// When (ISO 8601; local time zone unless given), or `now`
+    #[arg(long)]
+    pub scheduled: Option<String>,
+    /// Ask nothing
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `failover`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct FailoverArgs {
+    /// Name of the cluster
+    pub cluster: Option<String>,
+    /// The member that is to take over
+    #[arg(long)]
+    pub candidate: Option<String>,
+    /// Ask nothing
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `restart`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RestartArgs {
+    /// Members, after the cluster if that is named too; all if none is named
+    #[arg(value_name = "MEMBER")]
+    pub members: Vec<String>,
+    /// Only members with this role
+    #[arg(short, long, value_enum, default_value_t)]
+    pub role: RoleFilter,
+    /// One of them, whichever
+    #[arg(long)]
+    pub any: bool,
+    /// When (ISO 8601; local time zone unless given), or `now`
+    #[arg(long)]
+    pub scheduled: Option<String>,
+    /// Only if PostgreSQL is older than this
+    #[arg(long, value_name = "VERSION")]
+    pub pg_version: Option<String>,
+    /// Only members with settings that wait for a restart
+    #[arg(long)]
+    pub pending: bool,
+    /// Time postgres may take to start
+    #[arg(long)]
+    pub timeout: Option<String>,
+    /// Ask nothing
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `reinit`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ReinitArgs {
+    /// Members, after the cluster if that is named too
+    #[arg(value_name = "MEMBER")]
+    pub members: Vec<String>,
+    /// Ask nothing
+    #[arg(long)]
+    pub force: bool,
+    /// Clone from the leader only
+    #[arg(long)]
+    pub from_leader: bool,
+    /// Return when the data is there again
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `history`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct HistoryArgs {
+    /// Name of the cluster
+    pub cluster: Option<String>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `version`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct VersionArgs {
+    /// The cluster, members or both; without any, only the version of this program
+    #[arg(value_name = "MEMBER")]
+    pub members: Vec<String>,
+}
+
+/// `reload`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ReloadArgs {
+    /// Members, after the cluster if that is named too; all if none is named
+    #[arg(value_name = "MEMBER")]
+    pub members: Vec<String>,
+    /// Only members with this role
+    #[arg(short, long, value_enum, default_value_t)]
+    pub role: RoleFilter,
+    /// Ask nothing
+    #[arg(long)]
+    pub force: bool,
+}

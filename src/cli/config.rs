@@ -1,0 +1,70 @@
+//! `show-config`, `pause` and `resume` (contract: ctl §3).
+
+use std::time::Duration;
+
+use http::Method;
+use serde_json::{Map, Value, json};
+
+use super::{CliError, ClusterArg, Context, source, source::Source, ui::Ui};
+use crate::exit::Exit;
+
+pub(super) async fn show(
+    context: &Context,
+    ui: &mut dyn Ui,
+    args: &ClusterArg,
+) -> anyhow::Result<Exit> {
+    context.must_be_ours(args.cluster.as_ref())?;
+    let mut config = source::config(context, ui)
+        .await?
+        .unwrap_or_else(|| Value::Object(Map::new()));
+    config.sort_all_objects();
+    ui.say(serde_yaml_ng::to_string(&config)?.trim_end());
+    Ok(Exit::Ok)
+}
+
+/// Asks the leader, then the others, until one of them takes it.
+pub(super) async fn set_pause(
+    context: &Context,
+    ui: &mut dyn Ui,
+    args: &ClusterArg,
+    pause: bool,
+) -> anyhow::Result<Exit> {
+    context.must_be_ours(args.cluster.as_ref())?;
+    let source = Source::load(context, ui).await?;
+    if source.view.pause == pause {
+        let text = if pause {
+            "Cluster is already paused"
+        } else {
+            "Cluster is not paused"
+        };
+        return Err(CliError::refused(text).into());
+    }
+    let body = json!({"pause": if pause { Value::Bool(true) } else { Value::Null }});
+    let mut members: Vec<_> = source.view.members.iter().collect();
+    members.sort_by_key(|member| !member.role.leads());
+    for base in members.iter().filter_map(|member| member.api_base()) {
+        let url = format!("{base}/config");
+        match context
+            .client
+            .send(Method::PATCH, &url, Some(&body), Duration::from_secs(10))
+            .await
+        {
+            Ok(answer) if answer.status == 200 => {
+                let done = if pause { "paused" } else { "resumed" };
+                ui.say(&format!("Success: cluster management is {done}"));
+                return Ok(Exit::Ok);
+            }
+            Ok(answer) => {
+                let verb = if pause { "pause" } else { "resume" };
+                ui.say(&format!(
+                    "Failed: {verb} cluster management status code={}, ({})",
+                    answer.status,
+                    answer.text()
+                ));
+                return Ok(Exit::Failed);
+            }
+            Err(error) => tracing::debug!(%error, "asking the next member"),
+        }
+    }
+    Err(CliError::refused("Can not find accessible cluster member").into())
+}

@@ -1,0 +1,295 @@
+//! `restart`, `reinit` and `reload`: the same request to one member after the other (contract: ctl §3, §5).
+
+use std::time::Duration;
+
+use http::Method;
+use jiff::{Timestamp, tz::TimeZone};
+use serde_json::{Map, Value, json};
+
+use super::{
+    CliError, Context, ReinitArgs, ReloadArgs, RestartArgs, RoleFilter,
+    members::Look,
+    source::Source,
+    targets::{confirmed, named},
+    ui::{Ui, ask, confirm},
+    when,
+};
+use crate::{
+    api::{cluster::MemberView, restart::version},
+    client::{Answer, ClientError},
+    exit::Exit,
+    model::{Dynamic, PgState},
+};
+
+/// A restart answers when it is over.
+const RESTART_WITHIN: Duration = Duration::from_secs(3600);
+const SHORT: Duration = Duration::from_secs(15);
+/// A clone of a large database takes hours.
+const CLONE_WITHIN: Duration = Duration::from_secs(7 * 24 * 3600);
+
+async fn call(
+    context: &Context,
+    member: &MemberView,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+    timeout: Duration,
+) -> Result<Answer, ClientError> {
+    let base = member.api_base().ok_or_else(|| ClientError::Url {
+        url: member.api_url.clone(),
+    })?;
+    context
+        .client
+        .send(method, &format!("{base}/{path}"), body, timeout)
+        .await
+}
+
+/// The contract's words for "no".
+fn failed(
+    ui: &mut dyn Ui,
+    action: &str,
+    member: &MemberView,
+    answer: &Result<Answer, ClientError>,
+) {
+    ui.say(&match answer {
+        Ok(answer) => format!(
+            "Failed: {action} for member {}, status code={}, ({})",
+            member.name,
+            answer.status,
+            answer.text()
+        ),
+        Err(error) => format!("Failed: {action} for member {}, {error}", member.name),
+    });
+}
+
+pub(super) async fn restart(
+    context: &Context,
+    ui: &mut dyn Ui,
+    args: RestartArgs,
+) -> anyhow::Result<Exit> {
+    let source = Source::load(context, ui).await?;
+    ui.say(&source.table(Look::PLAIN));
+    let names = context.member_names(args.members);
+    let mut members = named(&source.view, &names, args.role)?;
+    let (now, zone) = (Timestamp::now(), TimeZone::system());
+    let scheduled = match args.scheduled {
+        Some(text) => text,
+        None if args.force => "now".to_owned(),
+        None => {
+            let example = when::example(now, &zone);
+            ask(
+                ui,
+                &format!("When should the restart take place (e.g. {example}) "),
+                Some("now"),
+            )?
+        }
+    };
+    let at = when::read(&scheduled, &zone, now)?;
+    if args.pending && at.is_none() {
+        members.retain(|member| member.pending_restart);
+        if members.is_empty() {
+            ui.say("No members are waiting for a restart");
+            return Ok(Exit::Ok);
+        }
+    }
+    if args.any {
+        members.truncate(1);
+    }
+    confirmed(ui, "restart", &members, args.force)?;
+    let pg_version = match args.pg_version {
+        Some(text) => text,
+        None if args.force => String::new(),
+        None => ask(
+            ui,
+            "Restart if the PostgreSQL version is less than provided (e.g. 9.5.2) ",
+            Some(""),
+        )?,
+    };
+    let mut body = Map::new();
+    if args.pending {
+        body.insert("restart_pending".into(), true.into());
+    }
+    if !pg_version.is_empty() {
+        version(&pg_version).map_err(|refusal| CliError::refused(refusal.text))?;
+        body.insert("postgres_version".into(), pg_version.into());
+    }
+    if let Some(at) = at {
+        if source.view.pause {
+            return Err(CliError::refused("Can't schedule restart in the paused state").into());
+        }
+        body.insert("schedule".into(), when::iso(at).into());
+    }
+    if let Some(timeout) = args.timeout {
+        body.insert("timeout".into(), timeout.into());
+    }
+    let body = Value::Object(body);
+    let mut exit = Exit::Ok;
+    for member in members {
+        if at.is_some() && args.force && member.scheduled_restart.is_some() {
+            // The new schedule replaces the old one; if that cannot be deleted the POST below says so.
+            let _old = call(context, member, Method::DELETE, "restart", None, SHORT).await;
+        }
+        let answer = call(
+            context,
+            member,
+            Method::POST,
+            "restart",
+            Some(&body),
+            RESTART_WITHIN,
+        )
+        .await;
+        match &answer {
+            Ok(answer) if answer.status == 200 => {
+                ui.say(&format!("Success: restart on member {}", member.name));
+            }
+            Ok(answer) if answer.status == 202 => {
+                ui.say(&format!(
+                    "Success: restart scheduled on member {}",
+                    member.name
+                ));
+            }
+            Ok(answer) if answer.status == 409 => {
+                ui.say(&format!(
+                    "Failed: another restart is already scheduled on member {}",
+                    member.name
+                ));
+                exit = Exit::Failed;
+            }
+            _ => {
+                failed(ui, "restart", member, &answer);
+                exit = Exit::Failed;
+            }
+        }
+    }
+    Ok(exit)
+}
+
+pub(super) async fn reinit(
+    context: &Context,
+    ui: &mut dyn Ui,
+    args: ReinitArgs,
+) -> anyhow::Result<Exit> {
+    let source = Source::load(context, ui).await?;
+    ui.say(&source.table(Look::PLAIN));
+    let replicas = named(&source.view, &[], RoleFilter::Replica)?;
+    let mut names = context.member_names(args.members);
+    if names.is_empty() {
+        if args.force {
+            return Err(CliError::refused("no member given to reinitialize").into());
+        }
+        let known: Vec<&str> = replicas.iter().map(|member| member.name.as_str()).collect();
+        names.push(ask(
+            ui,
+            &format!(
+                "Which member do you want to reinitialize [{}]?",
+                known.join(", ")
+            ),
+            None,
+        )?);
+    }
+    let members = named(&source.view, &names, RoleFilter::Replica)?;
+    confirmed(ui, "reinitialize", &members, args.force)?;
+    let mut exit = Exit::Ok;
+    let mut started = Vec::new();
+    for member in members {
+        let ask_member = async |force: bool| {
+            let body = json!({"force": force, "from_leader": args.from_leader});
+            call(
+                context,
+                member,
+                Method::POST,
+                "reinitialize",
+                Some(&body),
+                SHORT,
+            )
+            .await
+        };
+        let mut answer = ask_member(false).await;
+        let busy = matches!(&answer, Ok(answer) if answer.text().ends_with(" already in progress"));
+        if busy {
+            failed(ui, "reinitialize", member, &answer);
+            if args.force || confirm(ui, "Do you want to cancel it and reinitialize anyway?")? {
+                answer = ask_member(true).await;
+            } else {
+                exit = Exit::Failed;
+                continue;
+            }
+        }
+        if matches!(&answer, Ok(answer) if answer.status == 200) {
+            ui.say(&format!("Success: reinitialize for member {}", member.name));
+            started.push(member);
+        } else {
+            failed(ui, "reinitialize", member, &answer);
+            exit = Exit::Failed;
+        }
+    }
+    if args.wait {
+        for member in started {
+            wait_for_clone(context, ui, member).await?;
+        }
+    }
+    Ok(exit)
+}
+
+async fn wait_for_clone(
+    context: &Context,
+    ui: &mut dyn Ui,
+    member: &MemberView,
+) -> Result<(), CliError> {
+    let begun = tokio::time::Instant::now();
+    let cloning = PgState::CreatingReplica.as_str();
+    ui.say(&format!(
+        "Waiting for reinitialize to complete on: {}",
+        member.name
+    ));
+    while begun.elapsed() < CLONE_WITHIN {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let status = context.ask_status(&member.api_url).await;
+        if status.is_ok_and(|status| {
+            status["state"]
+                .as_str()
+                .is_some_and(|state| state != cloning)
+        }) {
+            ui.say(&format!("Reinitialize is completed on: {}", member.name));
+            return Ok(());
+        }
+    }
+    Err(CliError::refused(format!(
+        "reinitialize did not end on: {}",
+        member.name
+    )))
+}
+
+pub(super) async fn reload(
+    context: &Context,
+    ui: &mut dyn Ui,
+    args: ReloadArgs,
+) -> anyhow::Result<Exit> {
+    let source = Source::load(context, ui).await?;
+    ui.say(&source.table(Look::PLAIN));
+    let members = named(&source.view, &context.member_names(args.members), args.role)?;
+    confirmed(ui, "reload", &members, args.force)?;
+    let config = super::source::config(context, ui).await?;
+    let dynamic = config
+        .as_ref()
+        .and_then(Value::as_object)
+        .map(Dynamic::from_map)
+        .unwrap_or_default();
+    let mut exit = Exit::Ok;
+    for member in members {
+        let answer = call(context, member, Method::POST, "reload", None, SHORT).await;
+        match answer.as_ref().map(|answer| answer.status) {
+            Ok(202) => ui.say(&format!(
+                "Reload request received for member {} and will be processed within {} seconds",
+                member.name,
+                dynamic.timing.loop_wait.as_secs()
+            )),
+            Ok(200) => ui.say(&format!("No changes to apply on member {}", member.name)),
+            _ => {
+                failed(ui, "reload", member, &answer);
+                exit = Exit::Failed;
+            }
+        }
+    }
+    Ok(exit)
+}

@@ -1,0 +1,103 @@
+//! Where a command's view of the cluster comes from: the DCS, else the REST API of the member on this host.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{
+    Context,
+    members::{self, Look},
+    ui::Ui,
+};
+use crate::{
+    api::cluster::ClusterView,
+    model::{Cluster, HistoryRow},
+};
+
+const REST_WITHIN: Duration = Duration::from_secs(5);
+
+/// The cluster as a command sees it.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// What `list` shows.
+    pub(super) view: ClusterView,
+    /// Content of `/initialize`.
+    pub(super) identity: Option<String>,
+}
+
+impl Source {
+    pub(super) async fn load(context: &Context, ui: &mut dyn Ui) -> anyhow::Result<Self> {
+        if let Some(cluster) = from_dcs(context, ui).await {
+            return Ok(Self {
+                view: ClusterView::of(&context.scope, &cluster),
+                identity: cluster.initialize,
+            });
+        }
+        let document = from_rest(context, "/cluster").await?;
+        let view = ClusterView::from_json(&document).ok_or_else(|| {
+            anyhow::anyhow!(
+                "{}/cluster answered something else than a cluster",
+                context.local_api
+            )
+        })?;
+        let status = context
+            .ask_status(&format!("{}/patroni", context.local_api))
+            .await;
+        let identity = status.ok().and_then(|status| {
+            status["database_system_identifier"]
+                .as_str()
+                .map(str::to_owned)
+        });
+        Ok(Self { view, identity })
+    }
+
+    pub(super) fn table(&self, look: Look) -> String {
+        members::render(&self.view, self.identity.as_deref(), look)
+    }
+}
+
+/// The rows of `/history`.
+pub(super) async fn history(context: &Context, ui: &mut dyn Ui) -> anyhow::Result<Vec<HistoryRow>> {
+    if let Some(cluster) = from_dcs(context, ui).await {
+        return Ok(cluster.history.unwrap_or_default());
+    }
+    let document = from_rest(context, "/history").await?;
+    Ok(document
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(HistoryRow::from_json)
+        .collect())
+}
+
+/// The dynamic configuration, if there is one.
+pub(super) async fn config(context: &Context, ui: &mut dyn Ui) -> anyhow::Result<Option<Value>> {
+    if let Some(cluster) = from_dcs(context, ui).await {
+        return Ok(cluster.config.map(Value::Object));
+    }
+    Ok(Some(from_rest(context, "/config").await?))
+}
+
+async fn from_dcs(context: &Context, ui: &mut dyn Ui) -> Option<Cluster> {
+    match context.dcs.as_ref()?.cluster().await {
+        Ok(cluster) => Some(cluster),
+        Err(error) => {
+            ui.warn(&format!(
+                "the DCS cannot be asked ({error}); asking {} instead",
+                context.local_api
+            ));
+            None
+        }
+    }
+}
+
+async fn from_rest(context: &Context, path: &str) -> anyhow::Result<Value> {
+    let url = format!("{}{path}", context.local_api);
+    let answer = context.client.get(&url, REST_WITHIN).await?;
+    if answer.status != 200 {
+        anyhow::bail!("{url} answered {}: {}", answer.status, answer.text());
+    }
+    answer
+        .json()
+        .ok_or_else(|| anyhow::anyhow!("{url} answered something else than JSON"))
+}
