@@ -49,10 +49,7 @@ mod tests {
     fn time_never_wraps() {
         assert_eq!(Boottime(5).since(Boottime(9)), Duration::ZERO);
         assert_eq!(Boottime(5).minus(Duration::from_secs(1)), Boottime(0));
-        assert_eq!(
-            Boottime(u64::MAX) + Duration::from_secs(1),
-            Boottime(u64::MAX)
-        );
+        assert_eq!(Boottime(u64::MAX) + Duration::from_secs(1), Boottime(u64::MAX));
         assert!(Boottime::now() > Boottime(0));
     }
 }

@@ -65,10 +65,7 @@ impl Guard {
             Ok(SocketType::SEQPACKET) => {}
             Ok(_) | Err(_) => return Err(GuardError::NotTheSocket { init: parent }),
         }
-        let socket = stdin
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(GuardError::TakeOver)?;
+        let socket = stdin.as_fd().try_clone_to_owned().map_err(GuardError::TakeOver)?;
         let null = File::open("/dev/null").map_err(GuardError::TakeOver)?;
         dup2_stdin(null).map_err(|error| GuardError::TakeOver(error.into()))?;
         let adopted = match env::var(ADOPT) {
@@ -234,8 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_init_is_noticed_also_with_records_unread()
-    -> Result<(), Box<dyn std::error::Error>> {
+    async fn the_end_of_init_is_noticed_also_with_records_unread() -> Result<(), Box<dyn std::error::Error>> {
         for unread in [false, true] {
             let (guard, init) = pair()?;
             if unread {

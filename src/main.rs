@@ -2,13 +2,14 @@
 //!
 //! Without a command it is init, which runs this same binary as the agent. The other commands are the CLI.
 
-use std::{ffi::OsString, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{ffi::OsString, path::Path, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use howdah::{
     agent::start,
     cli,
-    config::{Config, LogFormat, ProcessEnv, ThisHost, check},
+    client::Client,
+    config::{Config, LogFormat, ProcessEnv, ThisHost, bracketed, check},
     exit::Exit,
     guard::Guard,
     init::{self, log::LogWriter, privileges},
@@ -58,7 +59,10 @@ fn main() -> ExitCode {
         Command::Check => run_check(),
         Command::Init { exec: true, command } => become_program(&command),
         Command::Init { exec: false, command } => {
-            let arguments = ["init", "--exec", "--"].into_iter().map(Into::into).chain(command);
+            let arguments = ["init", "--exec", "--"]
+                .into_iter()
+                .map(Into::into)
+                .chain(command);
             run_init(arguments.collect(), "info", telemetry::Format::Plain)
         }
         Command::Cli(command) => run_cli(command),
@@ -70,11 +74,18 @@ fn main() -> ExitCode {
 fn usage(error: &clap::Error) -> Exit {
     // Nobody to tell when standard error is gone.
     let _unprinted = error.print();
-    if error.use_stderr() { Exit::Config } else { Exit::Ok }
+    if error.use_stderr() {
+        Exit::Config
+    } else {
+        Exit::Ok
+    }
 }
 
 /// Mistakes go to standard error as they are: there is no log configuration yet that could be trusted.
-#[expect(clippy::print_stderr, reason = "the only channel before the log is configured")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the only channel before the log is configured"
+)]
 fn load() -> Result<howdah::config::Loaded, Exit> {
     Config::load(&ProcessEnv, &ThisHost).map_err(|mistakes| {
         eprintln!("howdah: the configuration has mistakes, nothing was started:\n{mistakes}");
@@ -97,12 +108,20 @@ fn run_member() -> Exit {
     };
     let config = loaded.config;
     let prepared = drop_root(&config);
-    run_init_with(vec!["agent".into()], &config.log.directives(), format(&config), prepared)
+    run_init_with(
+        vec!["agent".into()],
+        &config.log.directives(),
+        format(&config),
+        prepared,
+    )
 }
 
 fn drop_root(config: &Config) -> Result<(), privileges::PrivilegeError> {
     let data_dir = &config.postgresql.data_dir;
-    let directory = |path: &Path, mode| privileges::Directory { path: path.to_owned(), mode };
+    let directory = |path: &Path, mode| privileges::Directory {
+        path: path.to_owned(),
+        mode,
+    };
     let mut directories = Vec::new();
     directories.extend(data_dir.parent().map(|parent| directory(parent, 0o755)));
     directories.push(directory(data_dir, 0o700));
@@ -120,7 +139,9 @@ fn run_init_with(
     format: telemetry::Format,
     prepared: Result<(), privileges::PrivilegeError>,
 ) -> Exit {
-    let Ok(writer) = LogWriter::stderr() else { return Exit::Os };
+    let Ok(writer) = LogWriter::stderr() else {
+        return Exit::Os;
+    };
     let handle = telemetry::install_with(level, format, writer.clone());
     let exit = match prepared {
         Ok(()) => {
@@ -140,7 +161,9 @@ fn run_init_with(
 }
 
 fn become_program(command: &[OsString]) -> Exit {
-    let Some((program, arguments)) = command.split_first() else { return Exit::Config };
+    let Some((program, arguments)) = command.split_first() else {
+        return Exit::Config;
+    };
     let error = init::exec(program, arguments);
     let _level = telemetry::install("info", telemetry::Format::Plain);
     tracing::error!(?program, %error, "cannot start the program");
@@ -185,7 +208,11 @@ fn run_agent() -> Exit {
 }
 
 fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).max_blocking_threads(4).enable_all().build()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(4)
+        .enable_all()
+        .build()
 }
 
 #[expect(clippy::print_stdout, reason = "the command's output")]
@@ -202,21 +229,37 @@ fn run_check() -> Exit {
 #[expect(clippy::print_stderr, reason = "the command line's own errors")]
 fn run_cli(command: cli::Command) -> Exit {
     let _level = telemetry::install("warn", telemetry::Format::Plain);
-    let context = || {
-        let loaded = load()?;
-        let config = loaded.config;
-        let dcs = start::store_client(&config).map_err(|error| {
-            eprintln!("howdah: {error}");
-            Exit::Unavailable
-        })?;
-        Ok(cli::Context::new(&config, Arc::clone(&dcs), start::credentials(config.ctl.authentication.as_ref())))
-    };
     let Ok(runtime) = runtime(1) else { return Exit::Os };
-    match runtime.block_on(Box::pin(async { cli::run(command, context).await })) {
-        Ok(exit) => exit,
-        Err(error) => {
-            eprintln!("Error: {error:#}");
-            Exit::Failed
-        }
+    // What needs no cluster must work where none is configured.
+    let alone = matches!(command, cli::Command::Version(_) | cli::Command::Health);
+    let done = runtime.block_on(Box::pin(async {
+        let context = match Config::load(&ProcessEnv, &ThisHost) {
+            Ok(loaded) => context(&loaded.config),
+            Err(_) if alone => cli::Context {
+                scope: String::new(),
+                dcs: None,
+                client: Client::new(None),
+                local_api: "http://127.0.0.1:8008".to_owned(),
+            },
+            Err(mistakes) => {
+                eprintln!("howdah: the configuration has mistakes:\n{mistakes}");
+                return Ok(Exit::Config);
+            }
+        };
+        cli::run(command, context).await
+    }));
+    done.unwrap_or_else(|error| {
+        eprintln!("Error: {error:#}");
+        Exit::Failed
+    })
+}
+
+fn context(config: &Config) -> cli::Context {
+    let host = config.restapi.listen.specific().unwrap_or("127.0.0.1");
+    cli::Context {
+        scope: config.scope.clone(),
+        dcs: start::store_client(config).ok(),
+        client: Client::new(start::credentials(config.ctl.authentication.as_ref()).as_ref()),
+        local_api: format!("http://{}:{}", bracketed(host), config.restapi.listen.port),
     }
 }

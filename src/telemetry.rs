@@ -28,7 +28,11 @@ impl LevelHandle {
     /// Switches between the configured level and debug; returns the directive now in force.
     pub fn toggle_debug(&self) -> String {
         let debug = !self.debugging.fetch_xor(true, Ordering::Relaxed);
-        let directive = if debug { "howdah=debug,info".to_owned() } else { self.base.clone() };
+        let directive = if debug {
+            "howdah=debug,info".to_owned()
+        } else {
+            self.base.clone()
+        };
         // The only failure is a subscriber that is gone, and then there is nobody to tell.
         let _gone = self.filter.reload(filter(&directive));
         directive
@@ -48,11 +52,22 @@ where
     let (filter_layer, handle) = reload::Layer::new(filter(level));
     let layer = match format {
         Format::Plain => fmt::layer().with_writer(writer).with_ansi(false).boxed(),
-        Format::Json => fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
+        Format::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(writer)
+            .boxed(),
     };
     // A second subscriber in one process only happens in tests; the first stays.
-    let _already = tracing_subscriber::registry().with(filter_layer).with(layer).try_init();
-    LevelHandle { filter: handle, base: level.to_owned(), debugging: AtomicBool::new(false) }
+    let _already = tracing_subscriber::registry()
+        .with(filter_layer)
+        .with(layer)
+        .try_init();
+    LevelHandle {
+        filter: handle,
+        base: level.to_owned(),
+        debugging: AtomicBool::new(false),
+    }
 }
 
 /// Unknown directives fall back to `info` rather than to silence.

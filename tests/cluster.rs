@@ -3,7 +3,10 @@
 //! Every member is a `howdah` process that is its own init, exactly as README's example without containers starts it.
 
 #[path = "common/etcd.rs"]
-#[allow(dead_code, reason = "shared with the DCS contract ring, which uses more of it")]
+#[allow(
+    dead_code,
+    reason = "shared with the DCS contract ring, which uses more of it"
+)]
 mod etcd;
 #[path = "common/node.rs"]
 mod node;
@@ -33,10 +36,16 @@ struct Cluster {
 
 impl Cluster {
     fn prepare(names: &[&str]) -> Self {
-        let base = tempfile::Builder::new().prefix("howdah-").tempdir().expect("a directory");
+        let base = tempfile::Builder::new()
+            .prefix("howdah-")
+            .tempdir()
+            .expect("a directory");
         fs::set_permissions(base.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
         let etcd = Etcd::start();
-        let nodes = names.iter().map(|name| Node::new(base.path(), name, "demo", &[etcd.endpoint()])).collect();
+        let nodes = names
+            .iter()
+            .map(|name| Node::new(base.path(), name, "demo", &[etcd.endpoint()]))
+            .collect();
         Self { nodes, etcd, base }
     }
 
@@ -76,8 +85,13 @@ impl Cluster {
                 continue;
             }
             match node.get("/primary").await {
-                Ok((200, status)) if status["role"] == "primary" && status["state"] == "running" => return Ok(index),
-                Ok((code, status)) => seen.push(format!("{}: {code} {}/{}", node.name, status["role"], status["state"])),
+                Ok((200, status)) if status["role"] == "primary" && status["state"] == "running" => {
+                    return Ok(index);
+                }
+                Ok((code, status)) => seen.push(format!(
+                    "{}: {code} {}/{}",
+                    node.name, status["role"], status["state"]
+                )),
                 Err(error) => seen.push(format!("{}: {error}", node.name)),
             }
         }
@@ -95,16 +109,30 @@ async fn three_members_become_a_leader_and_two_streaming_replicas() {
     let scripts = cluster.nodes[0].dir.join("initdb.d");
     for node in &mut cluster.nodes {
         fs::create_dir_all(&scripts).expect("create the scripts directory");
-        fs::write(scripts.join("10-table.sql"), "CREATE TABLE from_script (x int);\nINSERT INTO from_script VALUES (1);")
-            .expect("write");
-        fs::write(scripts.join("20-more.sh"), "#!/bin/sh\npsql -v ON_ERROR_STOP=1 -c 'INSERT INTO from_script VALUES (2)'\n")
-            .expect("write");
-        node.set("HOWDAH_INITDB_SCRIPTS_DIR", &scripts.display().to_string()).set("POSTGRES_DB", "app").start();
+        fs::write(
+            scripts.join("10-table.sql"),
+            "CREATE TABLE from_script (x int);\nINSERT INTO from_script VALUES (1);",
+        )
+        .expect("write");
+        fs::write(
+            scripts.join("20-more.sh"),
+            "#!/bin/sh\npsql -v ON_ERROR_STOP=1 -c 'INSERT INTO from_script VALUES (2)'\n",
+        )
+        .expect("write");
+        node.set("HOWDAH_INITDB_SCRIPTS_DIR", &scripts.display().to_string())
+            .set("POSTGRES_DB", "app")
+            .start();
     }
     let leader = cluster.healthy().await;
     let primary = &cluster.nodes[leader];
     assert_eq!(primary.sql("SHOW data_checksums").await.as_deref(), Ok("on"));
-    assert_eq!(primary.sql("SELECT count(*) FROM pg_database WHERE datname = 'app'").await.as_deref(), Ok("1"));
+    assert_eq!(
+        primary
+            .sql("SELECT count(*) FROM pg_database WHERE datname = 'app'")
+            .await
+            .as_deref(),
+        Ok("1")
+    );
     let login = tokio_postgres::Config::new()
         .host("127.0.0.1")
         .port(primary.pg_port)
@@ -115,21 +143,35 @@ async fn three_members_become_a_leader_and_two_streaming_replicas() {
         .await;
     let (client, connection) = login.expect("connect to POSTGRES_DB");
     tokio::spawn(connection);
-    let count: i64 = client.query_one("SELECT sum(x) FROM from_script", &[]).await.expect("scripts ran once").get(0);
+    let count: i64 = client
+        .query_one("SELECT sum(x) FROM from_script", &[])
+        .await
+        .expect("scripts ran once")
+        .get(0);
     assert_eq!(count, 3, "each init script ran exactly once");
 
     let (status, view) = primary.get("/cluster").await.expect("GET /cluster");
     assert_eq!(status, 200);
     let members = view["members"].as_array().expect("members");
-    let mut roles: Vec<_> = members.iter().map(|m| (m["role"].as_str(), m["state"].as_str())).collect();
+    let mut roles: Vec<_> = members
+        .iter()
+        .map(|m| (m["role"].as_str(), m["state"].as_str()))
+        .collect();
     roles.sort_unstable();
     assert_eq!(
         roles,
-        [(Some("leader"), Some("running")), (Some("replica"), Some("streaming")), (Some("replica"), Some("streaming"))]
+        [
+            (Some("leader"), Some("running")),
+            (Some("replica"), Some("streaming")),
+            (Some("replica"), Some("streaming"))
+        ]
     );
     let (exit, table, _) = cluster.nodes[2].cli(&["list"]).await;
     assert_eq!(exit, 0);
-    assert!(table.contains("Leader") && table.matches("streaming").count() == 2, "{table}");
+    assert!(
+        table.contains("Leader") && table.matches("streaming").count() == 2,
+        "{table}"
+    );
     for node in &cluster.nodes {
         let wrong = Node::connect(node).await.expect("the right password works");
         drop(wrong);
@@ -140,18 +182,30 @@ async fn three_members_become_a_leader_and_two_streaming_replicas() {
 async fn a_killed_leader_is_replaced_and_comes_back_by_rewind_although_it_diverged() {
     let mut cluster = Cluster::start(&["pg1", "pg2", "pg3"]).await;
     let old = cluster.healthy().await;
-    cluster.nodes[old].sql("CREATE TABLE t (x int)").await.expect("create");
+    cluster.nodes[old]
+        .sql("CREATE TABLE t (x int)")
+        .await
+        .expect("create");
     let replicas = cluster.replicas(old);
     for index in &replicas {
-        wait_for("the table on the replica", SOON, async || cluster.nodes[*index].sql("SELECT count(*) FROM t").await).await;
+        wait_for("the table on the replica", SOON, async || {
+            cluster.nodes[*index].sql("SELECT count(*) FROM t").await
+        })
+        .await;
     }
     // Cut replication by freezing the WAL receivers, so that the leader writes what nobody else has.
-    let frozen: Vec<i32> = replicas.iter().flat_map(|index| walreceivers(&cluster.nodes[*index])).collect();
+    let frozen: Vec<i32> = replicas
+        .iter()
+        .flat_map(|index| walreceivers(&cluster.nodes[*index]))
+        .collect();
     assert_eq!(frozen.len(), 2, "two WAL receivers to freeze");
     for pid in &frozen {
         cluster.nodes[old].signal(*pid, "STOP");
     }
-    cluster.nodes[old].sql("INSERT INTO t SELECT generate_series(1, 1000)").await.expect("write on the cut-off leader");
+    cluster.nodes[old]
+        .sql("INSERT INTO t SELECT generate_series(1, 1000)")
+        .await
+        .expect("write on the cut-off leader");
     cluster.nodes[old].kill_node();
     let killed = Instant::now();
     for pid in &frozen {
@@ -160,13 +214,18 @@ async fn a_killed_leader_is_replaced_and_comes_back_by_rewind_although_it_diverg
     let new = cluster.other_leader(old, TTL + Duration::from_secs(5)).await;
     let took = killed.elapsed();
     assert!(took < TTL + Duration::from_secs(2), "a new leader took {took:?}");
-    cluster.nodes[new].sql("INSERT INTO t VALUES (-1)").await.expect("the new leader accepts writes");
+    cluster.nodes[new]
+        .sql("INSERT INTO t VALUES (-1)")
+        .await
+        .expect("the new leader accepts writes");
     cluster.nodes[old].start();
     cluster.nodes[old].wait_streaming(SOON).await;
     let log = cluster.nodes[old].log();
     assert!(log.contains("rewind"), "it came back by rewind");
     wait_for("the same content everywhere", SOON, async || {
-        let count = cluster.nodes[old].sql("SELECT count(*) || ':' || min(x) FROM t").await?;
+        let count = cluster.nodes[old]
+            .sql("SELECT count(*) || ':' || min(x) FROM t")
+            .await?;
         if count == "1:-1" { Ok(()) } else { Err(count) }
     })
     .await;
@@ -176,33 +235,53 @@ async fn a_killed_leader_is_replaced_and_comes_back_by_rewind_although_it_diverg
 }
 
 fn walreceivers(node: &Node) -> Vec<i32> {
-    descendants(node.init_pid()).into_iter().filter(|pid| node::cmdline(*pid).contains("walreceiver")).collect()
+    descendants(node.init_pid())
+        .into_iter()
+        .filter(|pid| node::cmdline(*pid).contains("walreceiver"))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_leader_hands_over_without_waiting_for_ttl() {
     let mut cluster = Cluster::start(&["pg1", "pg2", "pg3"]).await;
     let old = cluster.healthy().await;
-    let witnesses: Vec<Witness> =
-        cluster.nodes.iter().zip(1..).map(|(node, n)| Witness::start(node.pg_port, n * 1_000_000)).collect();
-    wait_for("the witness to write", SOON, async || witnesses[old].last().ok_or_else(|| "nothing yet".to_owned())).await;
+    let witnesses: Vec<Witness> = cluster
+        .nodes
+        .iter()
+        .zip(1..)
+        .map(|(node, n)| Witness::start(node.pg_port, n * 1_000_000))
+        .collect();
+    wait_for("the witness to write", SOON, async || {
+        witnesses[old].last().ok_or_else(|| "nothing yet".to_owned())
+    })
+    .await;
     let asked = Instant::now();
     let exit = cluster.nodes[old].stop(Duration::from_secs(10)).await;
     assert_eq!(code(exit), 0, "a clean stop");
     let new = cluster.other_leader(old, SOON).await;
     let first = wait_for("a commit on the new leader", SOON, async || {
-        witnesses[new].acks().first().copied().ok_or_else(|| "none".to_owned())
+        witnesses[new]
+            .acks()
+            .first()
+            .copied()
+            .ok_or_else(|| "none".to_owned())
     })
     .await;
     let gap = first.at - witnesses[old].last().expect("wrote before").at;
-    println!("write gap of a SIGTERM: {gap:?}, process gone after {:?}", asked.elapsed());
+    println!(
+        "write gap of a SIGTERM: {gap:?}, process gone after {:?}",
+        asked.elapsed()
+    );
     assert!(gap < Duration::from_millis(2500), "write gap {gap:?}");
     // Nothing acknowledged was lost: the old leader's last commit is on the new one.
     let lost = missing(&cluster.nodes[new], &witnesses[old]).await;
     assert_eq!(lost, 0, "acknowledged commits lost in a planned stop");
     cluster.nodes[old].start();
     cluster.nodes[old].wait_streaming(SOON).await;
-    assert!(!cluster.nodes[old].log().contains("job=\"rewind\" begins"), "a clean hand-over needs no rewind");
+    assert!(
+        !cluster.nodes[old].log().contains("job=\"rewind\" begins"),
+        "a clean hand-over needs no rewind"
+    );
 }
 
 /// Acknowledged ids that the node does not have.
@@ -210,7 +289,11 @@ async fn missing(node: &Node, witness: &Witness) -> usize {
     let client = node.connect().await.expect("connect");
     let rows = client.query("SELECT id FROM witness", &[]).await.expect("read");
     let there: std::collections::BTreeSet<i64> = rows.iter().map(|row| row.get(0)).collect();
-    witness.acks().iter().filter(|ack| !there.contains(&ack.id)).count()
+    witness
+        .acks()
+        .iter()
+        .filter(|ack| !there.contains(&ack.id))
+        .count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -218,15 +301,20 @@ async fn a_killed_postmaster_is_back_within_two_seconds() {
     let cluster = Cluster::start(&["pg1", "pg2"]).await;
     let leader = cluster.healthy().await;
     let witness = Witness::start(cluster.nodes[leader].pg_port, 1);
-    wait_for("the witness to write", SOON, async || witness.last().ok_or_else(|| "nothing yet".to_owned())).await;
+    wait_for("the witness to write", SOON, async || {
+        witness.last().ok_or_else(|| "nothing yet".to_owned())
+    })
+    .await;
     for round in 0..3 {
         let node = &cluster.nodes[leader];
         let sessions = witness.sessions();
         let killed = Instant::now();
         node.signal(node.postmaster_pid().expect("running"), "KILL");
-        wait_for("the witness to write again", SOON, async || match witness.last() {
-            Some(ack) if ack.at > killed && witness.sessions() > sessions => Ok(()),
-            other => Err(format!("{other:?}")),
+        wait_for("the witness to write again", SOON, async || {
+            match witness.last() {
+                Some(ack) if ack.at > killed && witness.sessions() > sessions => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
         .await;
         let gap = witness.longest_gap(killed - Duration::from_millis(100), Instant::now());
@@ -242,15 +330,20 @@ async fn clients_do_not_notice_a_killed_agent() {
     let leader = cluster.healthy().await;
     let node = &cluster.nodes[leader];
     let witness = Witness::start(node.pg_port, 1);
-    wait_for("the witness to write", SOON, async || witness.last().ok_or_else(|| "nothing yet".to_owned())).await;
+    wait_for("the witness to write", SOON, async || {
+        witness.last().ok_or_else(|| "nothing yet".to_owned())
+    })
+    .await;
     let postmaster = node.postmaster_pid();
     for _ in 0..3 {
         let from = Instant::now();
         let agent = node.agent_pid().expect("an agent");
         node.signal(agent, "KILL");
-        wait_for("a new agent that leads", SOON, async || match (node.agent_pid(), node.get("/primary").await) {
-            (Some(pid), Ok((200, status))) if pid != agent && status["state"] == "running" => Ok(()),
-            other => Err(format!("{other:?}")),
+        wait_for("a new agent that leads", SOON, async || {
+            match (node.agent_pid(), node.get("/primary").await) {
+                (Some(pid), Ok((200, status))) if pid != agent && status["state"] == "running" => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
         .await;
         assert_eq!(witness.sessions(), 1, "the session stayed open");
@@ -259,19 +352,42 @@ async fn clients_do_not_notice_a_killed_agent() {
     }
     // Past the deadline the first agent had armed: the new one has taken the lease over, or init would have fenced.
     let until = Instant::now() + TTL + Duration::from_secs(1);
-    wait_for("the old lease to be over", SOON, async || if Instant::now() > until { Ok(()) } else { Err("wait".into()) }).await;
-    assert_eq!(node.postmaster_pid(), postmaster, "the postmaster was never restarted");
+    wait_for("the old lease to be over", SOON, async || {
+        if Instant::now() > until {
+            Ok(())
+        } else {
+            Err("wait".into())
+        }
+    })
+    .await;
+    assert_eq!(
+        node.postmaster_pid(),
+        postmaster,
+        "the postmaster was never restarted"
+    );
     assert_eq!(witness.sessions(), 1, "the session stayed open");
-    assert!(witness.last().is_some_and(|ack| ack.at.elapsed() < Duration::from_millis(500)), "it still writes");
+    assert!(
+        witness
+            .last()
+            .is_some_and(|ack| ack.at.elapsed() < Duration::from_millis(500)),
+        "it still writes"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_agent_is_fenced_before_another_may_lead() {
     let mut cluster = Cluster::start(&["pg1", "pg2", "pg3"]).await;
     let old = cluster.healthy().await;
-    let witnesses: Vec<Witness> =
-        cluster.nodes.iter().zip(1..).map(|(node, n)| Witness::start(node.pg_port, n * 1_000_000)).collect();
-    wait_for("the witness to write", SOON, async || witnesses[old].last().ok_or_else(|| "nothing yet".to_owned())).await;
+    let witnesses: Vec<Witness> = cluster
+        .nodes
+        .iter()
+        .zip(1..)
+        .map(|(node, n)| Witness::start(node.pg_port, n * 1_000_000))
+        .collect();
+    wait_for("the witness to write", SOON, async || {
+        witnesses[old].last().ok_or_else(|| "nothing yet".to_owned())
+    })
+    .await;
     let agent = cluster.nodes[old].agent_pid().expect("an agent");
     cluster.nodes[old].signal(agent, "STOP");
     let frozen = Instant::now();
@@ -279,13 +395,27 @@ async fn a_frozen_agent_is_fenced_before_another_may_lead() {
     assert_eq!(code(exit), 80, "init fenced");
     let new = cluster.other_leader(old, TTL + Duration::from_secs(5)).await;
     let first = wait_for("a commit on the new leader", SOON, async || {
-        witnesses[new].acks().first().copied().ok_or_else(|| "none".to_owned())
+        witnesses[new]
+            .acks()
+            .first()
+            .copied()
+            .ok_or_else(|| "none".to_owned())
     })
     .await;
     let last = witnesses[old].last().expect("wrote before");
-    assert!(last.at < frozen + TTL, "a commit was acknowledged {:?} after the freeze", last.at - frozen);
-    assert!(last.at < first.at, "two members acknowledged commits at the same time");
-    assert!(last.at > frozen, "the witness wrote while the agent was frozen, or this test shows nothing");
+    assert!(
+        last.at < frozen + TTL,
+        "a commit was acknowledged {:?} after the freeze",
+        last.at - frozen
+    );
+    assert!(
+        last.at < first.at,
+        "two members acknowledged commits at the same time"
+    );
+    assert!(
+        last.at > frozen,
+        "the witness wrote while the agent was frozen, or this test shows nothing"
+    );
     cluster.nodes[old].start();
     cluster.nodes[old].wait_streaming(SOON).await;
 }
@@ -294,13 +424,19 @@ async fn a_frozen_agent_is_fenced_before_another_may_lead() {
 async fn after_a_full_stop_the_newest_data_leads_whatever_the_order() {
     let mut cluster = Cluster::start(&["pg1", "pg2", "pg3"]).await;
     let first = cluster.healthy().await;
-    cluster.nodes[first].sql("CREATE TABLE t (x int)").await.expect("create");
+    cluster.nodes[first]
+        .sql("CREATE TABLE t (x int)")
+        .await
+        .expect("create");
     // Stop the replicas first, write what only the leader has, stop the leader: its data is the newest.
     let replicas = cluster.replicas(first);
     for index in &replicas {
         assert_eq!(code(cluster.nodes[*index].stop(SOON).await), 0);
     }
-    cluster.nodes[first].sql("INSERT INTO t VALUES (42)").await.expect("write");
+    cluster.nodes[first]
+        .sql("INSERT INTO t VALUES (42)")
+        .await
+        .expect("write");
     assert_eq!(code(cluster.nodes[first].stop(SOON).await), 0);
     for index in &replicas {
         cluster.nodes[*index].start();
@@ -309,7 +445,11 @@ async fn after_a_full_stop_the_newest_data_leads_whatever_the_order() {
     let waiting = Instant::now();
     wait_for("the replicas to be up", SOON, async || {
         let role = cluster.nodes[replicas[0]].role().await?;
-        if role == "replica/running" { Ok(()) } else { Err(role) }
+        if role == "replica/running" {
+            Ok(())
+        } else {
+            Err(role)
+        }
     })
     .await;
     assert!(cluster.leader_now(None).await.is_err(), "older data leads");
@@ -331,7 +471,10 @@ async fn after_a_full_stop_the_newest_data_leads_whatever_the_order() {
         node.start();
     }
     let leader = cluster.healthy().await;
-    assert_eq!(cluster.nodes[leader].sql("SELECT max(x) FROM t").await.as_deref(), Ok("42"));
+    assert_eq!(
+        cluster.nodes[leader].sql("SELECT max(x) FROM t").await.as_deref(),
+        Ok("42")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -341,16 +484,33 @@ async fn a_data_directory_of_another_cluster_is_refused_and_left_alone() {
     let mut stranger = Node::new(cluster.base.path(), "stranger", "demo", &[other_etcd.endpoint()]);
     stranger.start();
     stranger.wait_primary(SOON).await;
-    let theirs = stranger.sql("SELECT system_identifier FROM pg_control_system()").await.expect("query");
-    let mine = cluster.nodes[0].sql("SELECT system_identifier FROM pg_control_system()").await.expect("query");
+    let theirs = stranger
+        .sql("SELECT system_identifier FROM pg_control_system()")
+        .await
+        .expect("query");
+    let mine = cluster.nodes[0]
+        .sql("SELECT system_identifier FROM pg_control_system()")
+        .await
+        .expect("query");
     assert_eq!(code(stranger.stop(SOON).await), 0);
-    stranger.set("HOWDAH_ETCD3_HOSTS", &cluster.etcd.endpoint()).start();
+    stranger
+        .set("HOWDAH_ETCD3_HOSTS", &cluster.etcd.endpoint())
+        .start();
     let exit = stranger.wait_exit(SOON).await;
     assert_eq!(code(exit), 65);
     let log = stranger.log();
-    assert!(log.contains(&theirs) && log.contains(&mine), "both system identifiers are named");
-    assert!(stranger.data_dir().join("PG_VERSION").exists(), "nothing was deleted");
-    assert!(cluster.nodes[0].sql("SELECT 1").await.is_ok(), "the cluster goes on");
+    assert!(
+        log.contains(&theirs) && log.contains(&mine),
+        "both system identifiers are named"
+    );
+    assert!(
+        stranger.data_dir().join("PG_VERSION").exists(),
+        "nothing was deleted"
+    );
+    assert!(
+        cluster.nodes[0].sql("SELECT 1").await.is_ok(),
+        "the cluster goes on"
+    );
     // A recreated volume simply joins again.
     assert_eq!(code(cluster.nodes[0].stop(SOON).await), 0);
 }
@@ -360,11 +520,21 @@ async fn a_short_outage_of_etcd_changes_nothing_and_a_long_one_demotes_in_time()
     let mut cluster = Cluster::start(&["pg1", "pg2"]).await;
     let leader = cluster.healthy().await;
     let witness = Witness::start(cluster.nodes[leader].pg_port, 1);
-    wait_for("the witness to write", SOON, async || witness.last().ok_or_else(|| "nothing yet".to_owned())).await;
+    wait_for("the witness to write", SOON, async || {
+        witness.last().ok_or_else(|| "nothing yet".to_owned())
+    })
+    .await;
     // Shorter than retry_timeout (2 s).
     cluster.etcd.freeze();
     let from = Instant::now();
-    wait_for("1.5 s to pass", SOON, async || if from.elapsed() > Duration::from_millis(1500) { Ok(()) } else { Err("".into()) }).await;
+    wait_for("1.5 s to pass", SOON, async || {
+        if from.elapsed() > Duration::from_millis(1500) {
+            Ok(())
+        } else {
+            Err("".into())
+        }
+    })
+    .await;
     cluster.etcd.thaw();
     let (status, _) = cluster.nodes[leader].get("/primary").await.expect("GET /primary");
     assert_eq!(status, 200);
@@ -374,11 +544,23 @@ async fn a_short_outage_of_etcd_changes_nothing_and_a_long_one_demotes_in_time()
     let frozen = Instant::now();
     wait_for("the leader to demote", TTL + Duration::from_secs(2), async || {
         let role = cluster.nodes[leader].get("/primary").await?;
-        if role.0 == 503 && witness.last().is_some_and(|ack| ack.at.elapsed() > Duration::from_millis(500)) { Ok(()) } else { Err(format!("{role:?}")) }
+        if role.0 == 503
+            && witness
+                .last()
+                .is_some_and(|ack| ack.at.elapsed() > Duration::from_millis(500))
+        {
+            Ok(())
+        } else {
+            Err(format!("{role:?}"))
+        }
     })
     .await;
     let last = witness.last().expect("wrote");
-    assert!(last.at < frozen + TTL, "last commit {:?} after the outage began", last.at - frozen);
+    assert!(
+        last.at < frozen + TTL,
+        "last commit {:?} after the outage began",
+        last.at - frozen
+    );
     cluster.etcd.thaw();
     let leader = cluster.healthy().await;
     assert!(cluster.nodes[leader].sql("SELECT 1").await.is_ok());
@@ -389,46 +571,111 @@ async fn switchover_restart_reinit_and_configuration_through_the_api() {
     let cluster = Cluster::start(&["pg1", "pg2", "pg3"]).await;
     let old = cluster.healthy().await;
     let target = cluster.replicas(old)[0];
-    let (leader, candidate) = (cluster.nodes[old].name.clone(), cluster.nodes[target].name.clone());
-    let witnesses: Vec<Witness> =
-        cluster.nodes.iter().zip(1..).map(|(node, n)| Witness::start(node.pg_port, n * 1_000_000)).collect();
-    wait_for("the witness to write", SOON, async || witnesses[old].last().ok_or_else(|| "nothing yet".to_owned())).await;
-    let (exit, out, err) =
-        cluster.nodes[old].cli(&["switchover", "--leader", &leader, "--candidate", &candidate, "--force"]).await;
-    assert_eq!(exit, 0, "{out}{err}");
-    assert!(out.contains(&format!("Successfully switched over to \"{candidate}\"")), "{out}");
-    assert_eq!(cluster.healthy().await, target);
-    let first = wait_for("a commit on the new leader", SOON, async || {
-        witnesses[target].acks().first().copied().ok_or_else(|| "none".to_owned())
+    let (leader, candidate) = (
+        cluster.nodes[old].name.clone(),
+        cluster.nodes[target].name.clone(),
+    );
+    let witnesses: Vec<Witness> = cluster
+        .nodes
+        .iter()
+        .zip(1..)
+        .map(|(node, n)| Witness::start(node.pg_port, n * 1_000_000))
+        .collect();
+    wait_for("the witness to write", SOON, async || {
+        witnesses[old].last().ok_or_else(|| "nothing yet".to_owned())
     })
     .await;
-    println!("write gap of a switchover: {:?}", first.at - witnesses[old].last().expect("wrote").at);
-    assert_eq!(missing(&cluster.nodes[target], &witnesses[old]).await, 0, "nothing acknowledged is lost");
+    let (exit, out, err) = cluster.nodes[old]
+        .cli(&[
+            "switchover",
+            "--leader",
+            &leader,
+            "--candidate",
+            &candidate,
+            "--force",
+        ])
+        .await;
+    assert_eq!(exit, 0, "{out}{err}");
+    assert!(
+        out.contains(&format!("Successfully switched over to \"{candidate}\"")),
+        "{out}"
+    );
+    assert_eq!(cluster.healthy().await, target);
+    let first = wait_for("a commit on the new leader", SOON, async || {
+        witnesses[target]
+            .acks()
+            .first()
+            .copied()
+            .ok_or_else(|| "none".to_owned())
+    })
+    .await;
+    println!(
+        "write gap of a switchover: {:?}",
+        first.at - witnesses[old].last().expect("wrote").at
+    );
+    assert_eq!(
+        missing(&cluster.nodes[target], &witnesses[old]).await,
+        0,
+        "nothing acknowledged is lost"
+    );
     drop(witnesses);
 
-    let (status, text) = cluster.nodes[old].request("POST", "/switchover", json!({"leader": leader})).await.expect("POST");
+    let (status, text) = cluster.nodes[old]
+        .request("POST", "/switchover", json!({"leader": leader}))
+        .await
+        .expect("POST");
     assert_eq!((status, text), (412, json!("leader name does not match")));
-    let (status, text) = cluster.nodes[old].request("POST", "/failover", json!({})).await.expect("POST");
+    let (status, text) = cluster.nodes[old]
+        .request("POST", "/failover", json!({}))
+        .await
+        .expect("POST");
     assert_eq!(status, 400, "{text}");
 
-    let started = cluster.nodes[target].sql("SELECT pg_postmaster_start_time()::text").await;
-    let (status, text) = cluster.nodes[target].request("POST", "/restart", json!({})).await.expect("POST");
+    let started = cluster.nodes[target]
+        .sql("SELECT pg_postmaster_start_time()::text")
+        .await;
+    let (status, text) = cluster.nodes[target]
+        .request("POST", "/restart", json!({}))
+        .await
+        .expect("POST");
     assert_eq!((status, text), (200, json!("restarted successfully")));
-    assert_ne!(cluster.nodes[target].sql("SELECT pg_postmaster_start_time()::text").await, started);
+    assert_ne!(
+        cluster.nodes[target]
+            .sql("SELECT pg_postmaster_start_time()::text")
+            .await,
+        started
+    );
     assert_eq!(cluster.healthy().await, target, "a restart keeps the lock");
 
-    let (status, _) = cluster.nodes[old].request("POST", "/reinitialize", json!({})).await.expect("POST");
+    let (status, _) = cluster.nodes[old]
+        .request("POST", "/reinitialize", json!({}))
+        .await
+        .expect("POST");
     assert_eq!(status, 200);
     wait_for("the old leader to be copied anew", SOON, async || {
-        if cluster.nodes[old].log().contains("cloning from") { Ok(()) } else { Err("not yet".to_owned()) }
+        if cluster.nodes[old].log().contains("cloning from") {
+            Ok(())
+        } else {
+            Err("not yet".to_owned())
+        }
     })
     .await;
     cluster.nodes[old].wait_streaming(SOON).await;
-    let (status, text) = cluster.nodes[target].request("POST", "/reinitialize", json!({})).await.expect("POST");
-    assert_eq!((status, text), (503, json!("I am the leader, can not reinitialize")));
+    let (status, text) = cluster.nodes[target]
+        .request("POST", "/reinitialize", json!({}))
+        .await
+        .expect("POST");
+    assert_eq!(
+        (status, text),
+        (503, json!("I am the leader, can not reinitialize"))
+    );
 
-    let patch = json!({"postgresql": {"parameters": {"work_mem": "7MB", "max_connections": 120}}, "loop_wait": 2});
-    let (status, merged) = cluster.nodes[old].request("PATCH", "/config", patch).await.expect("PATCH");
+    let patch =
+        json!({"postgresql": {"parameters": {"work_mem": "7MB", "max_connections": 120}}, "loop_wait": 2});
+    let (status, merged) = cluster.nodes[old]
+        .request("PATCH", "/config", patch)
+        .await
+        .expect("PATCH");
     assert_eq!((status, &merged["loop_wait"]), (200, &json!(2)));
     for node in &cluster.nodes {
         wait_for("the new parameter", SOON, async || {
@@ -438,7 +685,11 @@ async fn switchover_restart_reinit_and_configuration_through_the_api() {
         .await;
         wait_for("a pending restart", SOON, async || {
             let (_, status) = node.get("/patroni").await?;
-            if status["pending_restart"] == true { Ok(()) } else { Err(status.to_string()) }
+            if status["pending_restart"] == true {
+                Ok(())
+            } else {
+                Err(status.to_string())
+            }
         })
         .await;
     }
@@ -453,19 +704,48 @@ async fn bad_input_is_named_and_nothing_is_deleted() {
     let busy = cluster.nodes[0].api_port;
     let endpoint = cluster.etcd.endpoint();
     let cases: Vec<(&str, Vec<(&str, String)>, i32, Vec<&str>)> = vec![
-        ("unknown variable", vec![("HOWDAH_TLL", "30".into())], 64, vec!["HOWDAH_TLL", "HOWDAH_TTL"]),
-        ("bad number", vec![("HOWDAH_TTL", "soon".into())], 64, vec!["HOWDAH_TTL", "soon"]),
+        (
+            "unknown variable",
+            vec![("HOWDAH_TLL", "30".into())],
+            64,
+            vec!["HOWDAH_TLL", "HOWDAH_TTL"],
+        ),
+        (
+            "bad number",
+            vec![("HOWDAH_TTL", "soon".into())],
+            64,
+            vec!["HOWDAH_TTL", "soon"],
+        ),
         (
             "times that do not fit",
-            vec![("HOWDAH_TTL", "20".into()), ("HOWDAH_LOOP_WAIT", "10".into()), ("HOWDAH_RETRY_TIMEOUT", "10".into())],
+            vec![
+                ("HOWDAH_TTL", "20".into()),
+                ("HOWDAH_LOOP_WAIT", "10".into()),
+                ("HOWDAH_RETRY_TIMEOUT", "10".into()),
+            ],
             64,
             vec!["loop_wait", "retry_timeout", "ttl"],
         ),
-        ("no password", vec![("HOWDAH_SUPERUSER_PASSWORD", String::new())], 64, vec!["POSTGRES_PASSWORD"]),
-        ("port in use", vec![("HOWDAH_RESTAPI_LISTEN", format!("127.0.0.1:{busy}"))], 77, vec!["in use"]),
+        (
+            "no password",
+            vec![("HOWDAH_SUPERUSER_PASSWORD", String::new())],
+            64,
+            vec!["POSTGRES_PASSWORD"],
+        ),
+        (
+            "port in use",
+            vec![("HOWDAH_RESTAPI_LISTEN", format!("127.0.0.1:{busy}"))],
+            77,
+            vec!["in use"],
+        ),
     ];
     for (what, settings, expected, words) in cases {
-        let mut node = Node::new(cluster.base.path(), "bad", "other", std::slice::from_ref(&endpoint));
+        let mut node = Node::new(
+            cluster.base.path(),
+            "bad",
+            "other",
+            std::slice::from_ref(&endpoint),
+        );
         let _old = fs::remove_file(node.log_path());
         for (key, value) in &settings {
             node.set(key, value);
@@ -482,14 +762,27 @@ async fn bad_input_is_named_and_nothing_is_deleted() {
         ("wrong mode", "mode", 77, vec!["0700", "data"]),
         ("not a data directory", "foreign", 77, vec!["data", "notes.txt"]),
     ] {
-        let mut node = Node::new(cluster.base.path(), prepare, "other", std::slice::from_ref(&endpoint));
+        let mut node = Node::new(
+            cluster.base.path(),
+            prepare,
+            "other",
+            std::slice::from_ref(&endpoint),
+        );
         fs::create_dir(node.data_dir()).expect("create");
         fs::write(node.data_dir().join("notes.txt"), "mine").expect("write");
         if prepare == "mode" {
             fs::write(node.data_dir().join("PG_VERSION"), "15\n").expect("write");
-            fs::set_permissions(node.data_dir(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
+            fs::set_permissions(
+                node.data_dir(),
+                std::os::unix::fs::PermissionsExt::from_mode(0o777),
+            )
+            .expect("chmod");
         } else {
-            fs::set_permissions(node.data_dir(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("chmod");
+            fs::set_permissions(
+                node.data_dir(),
+                std::os::unix::fs::PermissionsExt::from_mode(0o700),
+            )
+            .expect("chmod");
         }
         own(&node.data_dir());
         node.start();
@@ -499,23 +792,37 @@ async fn bad_input_is_named_and_nothing_is_deleted() {
         for word in words {
             assert!(log.contains(word), "{what}: '{word}' is not named in: {log}");
         }
-        assert!(node.data_dir().join("notes.txt").exists(), "{what}: nothing was deleted");
+        assert!(
+            node.data_dir().join("notes.txt").exists(),
+            "{what}: nothing was deleted"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unreachable_etcd_is_waited_for_and_said() {
-    let base = tempfile::Builder::new().prefix("howdah-").tempdir().expect("a directory");
+    let base = tempfile::Builder::new()
+        .prefix("howdah-")
+        .tempdir()
+        .expect("a directory");
     fs::set_permissions(base.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
     let port = node::free_port();
     let mut node = Node::new(base.path(), "pg1", "demo", &[format!("127.0.0.1:{port}")]);
     node.start();
     wait_for("a clear line", SOON, async || {
         let log = node.log();
-        if log.contains(&port.to_string()) && log.contains("DCS") { Ok(()) } else { Err(log) }
+        if log.contains(&port.to_string()) && log.contains("DCS") {
+            Ok(())
+        } else {
+            Err(log)
+        }
     })
     .await;
-    assert_eq!(node.get("/liveness").await.map(|(code, _)| code), Ok(200), "alive while it waits");
+    assert_eq!(
+        node.get("/liveness").await.map(|(code, _)| code),
+        Ok(200),
+        "alive while it waits"
+    );
     let exit = node.stop(SOON).await;
     assert_eq!(code(exit), 0, "can be stopped while it waits");
 }
@@ -527,13 +834,21 @@ async fn killing_init_stops_postgres_at_once() {
     let postmaster = node.postmaster_pid().expect("running");
     let agent = node.agent_pid().expect("an agent");
     node.signal(node.init_pid(), "KILL");
-    wait_for("postgres and the agent to be gone", Duration::from_secs(10), async || {
-        let left: Vec<i32> = [postmaster, agent]
-            .into_iter()
-            .filter(|pid| std::path::Path::new(&format!("/proc/{pid}/exe")).exists())
-            .collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("{left:?} live")) }
-    })
+    wait_for(
+        "postgres and the agent to be gone",
+        Duration::from_secs(10),
+        async || {
+            let left: Vec<i32> = [postmaster, agent]
+                .into_iter()
+                .filter(|pid| std::path::Path::new(&format!("/proc/{pid}/exe")).exists())
+                .collect();
+            if left.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{left:?} live"))
+            }
+        },
+    )
     .await;
     node.exited();
 }
@@ -545,10 +860,15 @@ async fn an_idle_member_is_small_and_does_not_grow() {
     let node = &cluster.nodes[leader];
     let pids = [node.init_pid(), node.agent_pid().expect("an agent")];
     let measure = || {
-        let rss: u64 = pids.iter().map(|pid| status_kb(*pid, "RssAnon:") + status_kb(*pid, "RssFile:")).sum();
+        let rss: u64 = pids
+            .iter()
+            .map(|pid| status_kb(*pid, "RssAnon:") + status_kb(*pid, "RssFile:"))
+            .sum();
         let threads: u64 = pids.iter().map(|pid| status_kb(*pid, "Threads:")).sum();
-        let descriptors: usize =
-            pids.iter().map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)).sum();
+        let descriptors: usize = pids
+            .iter()
+            .map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count))
+            .sum();
         (rss, threads, descriptors)
     };
     let from = Instant::now();
@@ -562,13 +882,32 @@ async fn an_idle_member_is_small_and_does_not_grow() {
         }
     }
     let (before, after) = (first.expect("measured"), measure());
-    println!("init + agent: {} KiB, {} threads, {} descriptors (before: {before:?})", after.0, after.1, after.2);
-    assert!(after.1 <= before.1 + 1, "threads grew from {} to {}", before.1, after.1);
-    assert!(after.2 <= before.2 + 3, "descriptors grew from {} to {}", before.2, after.2);
+    println!(
+        "init + agent: {} KiB, {} threads, {} descriptors (before: {before:?})",
+        after.0, after.1, after.2
+    );
+    assert!(
+        after.1 <= before.1 + 1,
+        "threads grew from {} to {}",
+        before.1,
+        after.1
+    );
+    assert!(
+        after.2 <= before.2 + 3,
+        "descriptors grew from {} to {}",
+        before.2,
+        after.2
+    );
 }
 
 fn status_kb(pid: i32, field: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with(field)).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(field))
+        .unwrap_or_default();
+    line.split_whitespace()
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0)
 }

@@ -144,11 +144,7 @@ fn lost(lock: Result<Lock, DcsError>) -> Option<MemberName> {
 }
 
 async fn leader(dcs: &dyn Dcs) -> Option<MemberName> {
-    dcs.cluster()
-        .await
-        .unwrap()
-        .leader
-        .map(|leader| leader.name)
+    dcs.cluster().await.unwrap().leader.map(|leader| leader.name)
 }
 
 async fn until(what: &str, limit: Duration, dcs: &dyn Dcs, condition: impl Fn(&Cluster) -> bool) {
@@ -158,10 +154,7 @@ async fn until(what: &str, limit: Duration, dcs: &dyn Dcs, condition: impl Fn(&C
         if cluster.as_ref().is_ok_and(&condition) {
             return;
         }
-        assert!(
-            started.elapsed() < limit,
-            "{what} did not happen: {cluster:?}"
-        );
+        assert!(started.elapsed() < limit, "{what} did not happen: {cluster:?}");
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -245,15 +238,11 @@ async fn conditional_writes_refuse_without_harm(world: World) {
     );
     let wrong = Version(first.0 + 1000);
     assert_eq!(
-        a.write(Key::Initialize, "x", When::Version(wrong))
-            .await
-            .unwrap(),
+        a.write(Key::Initialize, "x", When::Version(wrong)).await.unwrap(),
         Written::Refused
     );
     assert_eq!(
-        a.delete(Key::Initialize, When::Version(wrong))
-            .await
-            .unwrap(),
+        a.delete(Key::Initialize, When::Version(wrong)).await.unwrap(),
         Written::Refused
     );
     assert_eq!(a.cluster().await.unwrap().initialize.as_deref(), Some(""));
@@ -266,27 +255,18 @@ async fn conditional_writes_refuse_without_harm(world: World) {
     };
     assert!(second > first);
     assert_eq!(
-        a.delete(Key::Initialize, When::Version(first))
-            .await
-            .unwrap(),
+        a.delete(Key::Initialize, When::Version(first)).await.unwrap(),
         Written::Refused
     );
     assert!(matches!(
-        a.delete(Key::Initialize, When::Version(second))
-            .await
-            .unwrap(),
+        a.delete(Key::Initialize, When::Version(second)).await.unwrap(),
         Written::Yes(_)
     ));
     assert_eq!(a.cluster().await.unwrap().initialize, None);
 
-    a.write(Key::Config, r#"{"ttl":20}"#, When::Always)
-        .await
-        .unwrap();
+    a.write(Key::Config, r#"{"ttl":20}"#, When::Always).await.unwrap();
     let version = a.cluster().await.unwrap().config_version.unwrap();
-    let won = a
-        .write(Key::Config, "{}", When::Version(version))
-        .await
-        .unwrap();
+    let won = a.write(Key::Config, "{}", When::Version(version)).await.unwrap();
     assert_eq!(
         won,
         Written::Yes(a.cluster().await.unwrap().config_version.unwrap())
@@ -406,18 +386,11 @@ async fn a_member_key_ends_with_its_lease(world: World) {
     while Instant::now() < end {
         sleep(TTL / 5).await;
         a.touch_member(r#"{"state":"running"}"#).await.unwrap();
-        assert_eq!(
-            b.cluster().await.unwrap().members.len(),
-            1,
-            "touching keeps it"
-        );
+        assert_eq!(b.cluster().await.unwrap().members.len(), 1, "touching keeps it");
     }
     drop(a);
     let limit = TTL + Duration::from_millis(1500);
-    until("the end of the member key", limit, &*b, |c| {
-        c.members.is_empty()
-    })
-    .await;
+    until("the end of the member key", limit, &*b, |c| c.members.is_empty()).await;
 }
 
 async fn a_deleted_member_key_comes_back(world: World) {
@@ -476,12 +449,8 @@ async fn only_what_matters_wakes_the_watchers(world: World) {
 
     let quiet = *changes.borrow_and_update();
     for i in 0..3 {
-        a.touch_member(&format!(r#"{{"timeline":{i}}}"#))
-            .await
-            .unwrap();
-        a.write(Key::Status, &i.to_string(), When::Always)
-            .await
-            .unwrap();
+        a.touch_member(&format!(r#"{{"timeline":{i}}}"#)).await.unwrap();
+        a.write(Key::Status, &i.to_string(), When::Always).await.unwrap();
         a.write(Key::History, "[]", When::Always).await.unwrap();
         a.write(Key::Failsafe, "{}", When::Always).await.unwrap();
         held(a.renew().await);
@@ -726,10 +695,7 @@ async fn a_user_without_authentication_switched_on_is_no_obstacle() {
 async fn a_wrong_or_missing_password_is_named_as_such() {
     let server = Server::start();
     with_auth(&server).await;
-    for options in [
-        as_user(&server, "wrong"),
-        options(&[server.endpoint()], "a"),
-    ] {
+    for options in [as_user(&server, "wrong"), options(&[server.endpoint()], "a")] {
         let a = Etcd::new(options).unwrap();
         let started = Instant::now();
         let error = a.cluster().await.unwrap_err();
@@ -797,9 +763,7 @@ fn certificates(dir: &Path) {
         .unwrap();
         openssl(
             dir,
-            &format!(
-                "req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"
-            ),
+            &format!("req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"),
         );
         openssl(
             dir,
@@ -853,10 +817,7 @@ async fn tls_works_with_a_client_certificate_and_not_without() {
         let error = Etcd::new(bad).unwrap().cluster().await.unwrap_err();
         println!("refused: {error}");
         assert!(
-            matches!(
-                error,
-                DcsError::Transport { .. } | DcsError::Credentials { .. }
-            ),
+            matches!(error, DcsError::Transport { .. } | DcsError::Credentials { .. }),
             "{error}"
         );
         assert!(started.elapsed() < RETRY, "{:?}", started.elapsed());

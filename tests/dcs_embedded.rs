@@ -112,10 +112,7 @@ async fn a_cluster_of_one_is_writable_within_a_second_and_stops_by_itself() {
         );
         assert!(matches!(dcs.acquire().await.unwrap(), Lock::Held(_)));
         dcs.release(None).await.unwrap();
-        let mode = std::fs::metadata(&options.data_dir)
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(&options.data_dir).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         let started = Instant::now();
         assert!(etcd.stop(Duration::from_secs(5)).await);
@@ -156,9 +153,7 @@ async fn abandon(options: Options) -> u32 {
         runtime.shutdown_background();
         pid
     });
-    tokio::task::spawn_blocking(|| pid.join().unwrap())
-        .await
-        .unwrap()
+    tokio::task::spawn_blocking(|| pid.join().unwrap()).await.unwrap()
 }
 
 #[tokio::test]
@@ -210,11 +205,7 @@ async fn three_peers_survive_a_loss_and_take_back_a_member_without_its_disk() {
     let started = Instant::now();
     let mut members = vec![];
     for name in names {
-        members.push(
-            Embedded::start(options(dir.path(), &peers, name))
-                .await
-                .unwrap(),
-        );
+        members.push(Embedded::start(options(dir.path(), &peers, name)).await.unwrap());
     }
     let _reaper = Reaper(members.iter().filter_map(Embedded::pid).collect());
     let dcs = client(members[0].endpoints(), "pg1");
@@ -236,14 +227,9 @@ async fn three_peers_survive_a_loss_and_take_back_a_member_without_its_disk() {
 
     // It comes back without its disk.
     std::fs::remove_dir_all(dir.path().join("pg1").join("data")).unwrap();
-    let first = Embedded::start(options(dir.path(), &peers, "pg1"))
-        .await
-        .unwrap();
+    let first = Embedded::start(options(dir.path(), &peers, "pg1")).await.unwrap();
     let limit = Duration::from_secs(20);
-    until("being accepted by the peers", limit, || {
-        first.pid().is_some()
-    })
-    .await;
+    until("being accepted by the peers", limit, || first.pid().is_some()).await;
     let _second_reaper = Reaper(first.pid().into_iter().collect());
     let own = client(&first.endpoints()[..1], "pg1");
     writable(&own, Duration::from_secs(20)).await;
@@ -261,20 +247,14 @@ async fn a_member_cut_off_from_its_peers_gives_no_answer_instead_of_an_old_one()
     let peers = peers(&names);
     let mut members = vec![];
     for name in names {
-        members.push(
-            Embedded::start(options(dir.path(), &peers, name))
-                .await
-                .unwrap(),
-        );
+        members.push(Embedded::start(options(dir.path(), &peers, name)).await.unwrap());
     }
     let pids: Vec<u32> = members.iter().filter_map(Embedded::pid).collect();
     let _reaper = Reaper(pids.clone());
     let clients: Vec<_> = names
         .iter()
         .zip(&members)
-        .map(|(name, member)| {
-            patient_client(&member.endpoints()[..1], name, Duration::from_millis(1500))
-        })
+        .map(|(name, member)| patient_client(&member.endpoints()[..1], name, Duration::from_millis(1500)))
         .collect();
     for dcs in &clients {
         writable(dcs, Duration::from_secs(20)).await;

@@ -109,11 +109,7 @@ fn an_agent_deaf_to_sigquit_is_killed_with_all_it_started() {
     let start = Instant::now();
     init.signal(Signal::SIGQUIT);
     assert_eq!(init.wait(), i32::from(Exit::Dirty.code()), "{}", init.log());
-    assert!(
-        start.elapsed() >= Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() >= Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(init.survivors(), [0; 0]);
 }
 
@@ -125,9 +121,7 @@ fn a_program_that_knows_nothing_of_init_stops_cleanly_by_sigterm() {
     // The signal mask is empty only once the program itself runs.
     let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     eventually("sleep runs", PATIENCE, || {
-        init.survivors()
-            .iter()
-            .any(|pid| name(pid).trim() == "sleep")
+        init.survivors().iter().any(|pid| name(pid).trim() == "sleep")
     });
     init.signal(Signal::SIGTERM);
     assert_eq!(init.wait(), 0, "{}", init.log());
@@ -174,11 +168,7 @@ fn what_the_agent_started_survives_its_crash() {
     });
     init.signal(Signal::SIGTERM);
     assert_eq!(init.wait(), 0, "{}", init.log());
-    assert_eq!(
-        init.survivors(),
-        [0; 0],
-        "what is left is stopped with the agent"
-    );
+    assert_eq!(init.survivors(), [0; 0], "what is left is stopped with the agent");
 }
 
 #[test]
@@ -186,12 +176,7 @@ fn an_agent_that_always_crashes_ends_everything_when_its_budget_is_spent() {
     let mut init = init("raise SIGKILL")
         .at_start(1, &format!("{WITNESS}\nraise SIGKILL"))
         .start();
-    assert_eq!(
-        init.wait(),
-        i32::from(Exit::Internal.code()),
-        "{}",
-        init.log()
-    );
+    assert_eq!(init.wait(), i32::from(Exit::Internal.code()), "{}", init.log());
     let starts = init
         .records()
         .iter()
@@ -235,9 +220,7 @@ fn a_chain_of_processes_left_behind_is_asked_link_by_link() {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line == b"sleep\x001003\0"
     };
-    eventually("the chain", PATIENCE, || {
-        init.survivors().iter().any(is_last)
-    });
+    eventually("the chain", PATIENCE, || init.survivors().iter().any(is_last));
     init.signal(Signal::SIGTERM);
     assert_eq!(init.wait(), 0, "{}", init.log());
     assert!(!init.log().contains("killed everything"), "{}", init.log());
@@ -247,9 +230,7 @@ fn a_chain_of_processes_left_behind_is_asked_link_by_link() {
 fn processes_left_behind_that_refuse_to_stop_are_killed_and_the_status_stays() {
     let stubborn = "spawn trap '' TERM INT; touch stubborn; while :; do sleep 0.1; done";
     let mut init = init(&format!("{stubborn}\nuntil SIGTERM\nexit 77")).start();
-    eventually("a stubborn process", PATIENCE, || {
-        init.path("stubborn").exists()
-    });
+    eventually("a stubborn process", PATIENCE, || init.path("stubborn").exists());
     init.await_record("listening");
     let start = Instant::now();
     init.signal(Signal::SIGTERM);
@@ -282,12 +263,7 @@ const STOPPED_WHILE_ARMED: &str = "sleep 200\narm 500\nraise SIGSTOP\nsleep 1000
 
 /// Waits for the fence; returns by how much it was late.
 fn fenced(init: &mut processes::Init) -> Duration {
-    assert_eq!(
-        init.wait(),
-        i32::from(Exit::Fenced.code()),
-        "{}",
-        init.log()
-    );
+    assert_eq!(init.wait(), i32::from(Exit::Fenced.code()), "{}", init.log());
     let ended = Boottime::now().0;
     assert_eq!(init.survivors(), [0; 0]);
     assert!(ended > init.armed(), "not before the deadline");
@@ -328,12 +304,7 @@ fn a_deadline_passes_also_while_the_agent_crashes_again_and_again() {
 fn an_agent_that_ends_while_armed_leaves_no_writer_past_the_deadline() {
     let stubborn = "spawn trap '' TERM INT; while :; do sleep 0.1; done";
     let mut init = init(&format!("{stubborn}\nsleep 100\narm 400\nexit 0")).start();
-    assert_eq!(
-        init.wait(),
-        i32::from(Exit::Fenced.code()),
-        "{}",
-        init.log()
-    );
+    assert_eq!(init.wait(), i32::from(Exit::Fenced.code()), "{}", init.log());
     assert_eq!(init.survivors(), [0; 0]);
 }
 
@@ -407,8 +378,7 @@ fn ten_thousand_orphans_leave_no_zombie() {
 
 #[test]
 fn as_pid_1_it_reaps_ten_thousand_orphans() {
-    let Some(setup) = init("orphans 10000\nask SIGUSR2\nuntil SIGUSR2\nexit 0").in_namespace()
-    else {
+    let Some(setup) = init("orphans 10000\nask SIGUSR2\nuntil SIGUSR2\nexit 0").in_namespace() else {
         return not_permitted();
     };
     reaps(setup);
@@ -460,17 +430,12 @@ fn a_storm_of_signals_and_dying_children_is_survived() {
     let mut storm = kinds.into_iter().cycle();
     // Signals of one kind merge while they wait, so the storm goes on until enough came through.
     eventually("a thousand signals and children", PATIENCE, || {
-        storm
-            .by_ref()
-            .take(50)
-            .for_each(|signal| init.signal(signal));
+        storm.by_ref().take(50).for_each(|signal| init.signal(signal));
         init.signals().len() >= 1000 && reaped(&init.log()) >= 1000
     });
     let before = init.signals().len();
     init.signal(Signal::SIGHUP);
-    eventually("the agent hears init", PATIENCE, || {
-        init.signals().len() > before
-    });
+    eventually("the agent hears init", PATIENCE, || init.signals().len() > before);
     init.signal(Signal::SIGTERM);
     assert_eq!(init.wait(), 0, "{}", init.log());
     assert_eq!(init.survivors(), [0; 0]);

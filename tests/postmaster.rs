@@ -1,10 +1,5 @@
 //! The owner of the postmaster, promotion and queries against a real PostgreSQL. Skipped where there is none.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stderr,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 
 use std::{
     fs,
@@ -20,8 +15,8 @@ use howdah::{
     postgres::{
         orphans, pidfile,
         postmaster::{
-            ExitStatus, Home, NotReady, Postmaster, StartError, StartSpec, Started, State,
-            StopLadder, StopMode,
+            ExitStatus, Home, NotReady, Postmaster, StartError, StartSpec, Started, State, StopLadder,
+            StopMode,
         },
         promote::promote,
         query::{Address, Monitor, QueryError, Target, Where, leader_probe},
@@ -200,10 +195,7 @@ impl Node {
         config.host_path(&self.dir).port(self.port).user("postgres");
         let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(connection);
-        let row = client
-            .query_one("SELECT pg_backend_pid()", &[])
-            .await
-            .unwrap();
+        let row = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap();
         let pid: i32 = row.get(0);
         let job = tokio::spawn(async move { client.batch_execute(sql).await.is_err() });
         let active = format!(
@@ -259,14 +251,9 @@ async fn starts_and_ends_the_clients_on_a_fast_stop() {
             pid: pid_of(&postmaster)
         }
     );
-    let (job, backend) = node
-        .busy("BEGIN; CREATE TABLE t (); SELECT pg_sleep(600)")
-        .await;
+    let (job, backend) = node.busy("BEGIN; CREATE TABLE t (); SELECT pg_sleep(600)").await;
     let stopped = postmaster.stop(StopMode::Fast, LADDER).await.unwrap();
-    eprintln!(
-        "fast stop with a client in a transaction: {:?}",
-        stopped.took
-    );
+    eprintln!("fast stop with a client in a transaction: {:?}", stopped.took);
     assert_eq!(stopped.ended_by, Some(StopMode::Fast));
     let exit = stopped.exit.unwrap();
     assert_eq!((exit.status, exit.requested), (ExitStatus::Code(0), true));
@@ -347,10 +334,7 @@ async fn a_killed_postmaster_is_noticed_at_once_and_its_orphans_are_ended() {
         "kill -9 noticed after {noticed:?}, orphans gone after {:?}",
         begun.elapsed()
     );
-    assert_eq!(
-        (exit.status, exit.requested),
-        (ExitStatus::Signal(9), false)
-    );
+    assert_eq!((exit.status, exit.requested), (ExitStatus::Signal(9), false));
     assert!(!alive(sleeper) && !alive(looper));
 
     postmaster.start(node.spec()).await.unwrap();
@@ -465,10 +449,7 @@ async fn a_postmaster_that_cannot_start_says_so() {
     let error = postmaster.start(spec).await;
     assert!(matches!(error, Err(StartError::Spawn { .. })), "{error:?}");
     fs::write(node.data().join("postmaster.pid"), "nonsense\n\n").unwrap();
-    assert_eq!(
-        pidfile::holder(&node.data()).unwrap(),
-        pidfile::Holder::Nobody
-    );
+    assert_eq!(pidfile::holder(&node.data()).unwrap(), pidfile::Holder::Nobody);
     assert!(postmaster.reload().await.is_err());
 }
 
@@ -477,18 +458,8 @@ async fn a_standby_is_promoted_and_everybody_can_see_it() {
     let Some(node) = Node::new() else { return };
     let leader = node.started().await;
     let leader_monitor = node.monitor();
-    assert!(
-        leader_monitor
-            .create_physical_slot("s1", 5 * S)
-            .await
-            .unwrap()
-    );
-    assert!(
-        !leader_monitor
-            .create_physical_slot("s1", 5 * S)
-            .await
-            .unwrap()
-    );
+    assert!(leader_monitor.create_physical_slot("s1", 5 * S).await.unwrap());
+    assert!(!leader_monitor.create_physical_slot("s1", 5 * S).await.unwrap());
     let Some(standby) = Node::standby_of(&node) else {
         return;
     };
@@ -513,10 +484,7 @@ async fn a_standby_is_promoted_and_everybody_can_see_it() {
     eprintln!("observation: {:?}", begun.elapsed());
     assert_eq!(view.system_id, primary.system_id);
     assert!(view.in_recovery() && !primary.in_recovery());
-    assert_eq!(
-        (view.timeline(), primary.timeline()),
-        (Timeline(1), Timeline(1))
-    );
+    assert_eq!((view.timeline(), primary.timeline()), (Timeline(1), Timeline(1)));
     assert!(view.primary_conninfo.contains("host="), "from -R");
     assert!(!format!("{view:?}").contains("conninfo"));
     let Where::Standby(place) = &view.place else {
@@ -535,10 +503,7 @@ async fn a_standby_is_promoted_and_everybody_can_see_it() {
         ("s1", true)
     );
     assert!(primary.slots[0].restart_lsn.is_some());
-    assert!(
-        !leader_monitor.drop_slot("s1", 5 * S).await.unwrap(),
-        "in use"
-    );
+    assert!(!leader_monitor.drop_slot("s1", 5 * S).await.unwrap(), "in use");
 
     // Stopping the leader first, as a switchover does, then the promotion.
     leader.stop(StopMode::Fast, LADDER).await.unwrap();
@@ -576,10 +541,7 @@ async fn the_rewind_role_may_probe_the_leader() {
     assert_eq!((probe.timeline, probe.history_text), (Timeline(1), None));
     target.user = "nobody_such".into();
     let refused = leader_probe(&target, 5 * S).await;
-    assert!(
-        matches!(refused, Err(QueryError::Auth { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(QueryError::Auth { .. })), "{refused:?}");
 }
 
 #[tokio::test]
@@ -614,26 +576,18 @@ async fn a_query_never_takes_longer_than_its_limit() {
     let sleepy = monitor
         .execute_long("SELECT pg_sleep(60)", Duration::from_millis(300))
         .await;
-    assert!(
-        matches!(sleepy, Err(QueryError::Timeout { .. })),
-        "{sleepy:?}"
-    );
+    assert!(matches!(sleepy, Err(QueryError::Timeout { .. })), "{sleepy:?}");
 
     // All of it frozen: the open connection, a new one, and one waiting for its turn.
     let everything = orphans::find(&node.data());
     assert!(everything.len() > 3);
-    everything
-        .iter()
-        .for_each(|process| kill("STOP", process.pid));
+    everything.iter().for_each(|process| kill("STOP", process.pid));
     let limit = Duration::from_millis(300);
     for _ in 0..2 {
         let begun = Instant::now();
         let (a, b) = tokio::join!(monitor.observe(limit), monitor.observe(limit));
         for frozen in [a, b] {
-            assert!(
-                matches!(frozen, Err(QueryError::Timeout { .. })),
-                "{frozen:?}"
-            );
+            assert!(matches!(frozen, Err(QueryError::Timeout { .. })), "{frozen:?}");
         }
         assert!(begun.elapsed() < 2 * limit, "{:?}", begun.elapsed());
     }

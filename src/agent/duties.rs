@@ -21,16 +21,24 @@ const MEMBER_SLOTS_TTL: Duration = Duration::from_secs(1800);
 
 impl Agent {
     pub(super) async fn leader_duties(&mut self, view: &View) {
-        let DcsView::Known { cluster } = &view.dcs else { return };
-        let Some(answer) = self.sight.answer.clone() else { return };
-        let Where::Primary(primary) = &answer.place else { return };
+        let DcsView::Known { cluster } = &view.dcs else {
+            return;
+        };
+        let Some(answer) = self.sight.answer.clone() else {
+            return;
+        };
+        let Where::Primary(primary) = &answer.place else {
+            return;
+        };
         self.keep_slots(cluster, &answer).await;
         self.write_status(cluster, &answer, primary.flush_lsn).await;
         self.write_history(cluster, primary.timeline).await;
     }
 
     async fn write_status(&self, cluster: &Cluster, answer: &LocalView, flushed: Lsn) {
-        let status = status(answer, flushed, &self.identity.member, |slot| self.slots_seen.contains_key(slot));
+        let status = status(answer, flushed, &self.identity.member, |slot| {
+            self.slots_seen.contains_key(slot)
+        });
         if status == cluster.status {
             return;
         }
@@ -48,10 +56,18 @@ impl Agent {
         let (local, started) = self.instance.history(timeline);
         let max_rows = self.dynamic.max_timelines_history;
         let stored = cluster.history.as_deref();
-        let Some(rows) = history::update(stored, &local, timeline, &self.identity.member, &started, max_rows) else {
+        let Some(rows) = history::update(
+            stored,
+            &local,
+            timeline,
+            &self.identity.member,
+            &started,
+            max_rows,
+        ) else {
             return;
         };
-        let text = serde_json::Value::Array(rows.iter().map(crate::model::HistoryRow::to_json).collect()).to_string();
+        let text = serde_json::Value::Array(rows.iter().map(crate::model::HistoryRow::to_json).collect())
+            .to_string();
         if let Err(error) = self.dcs.write(Key::History, &text, When::Always).await {
             warn!(%error, "could not write /history");
         }
@@ -81,10 +97,15 @@ impl Agent {
             self.slots_seen.entry(slot.clone()).or_insert(now);
         }
         for slot in &answer.slots {
-            let Some(seen) = self.slots_seen.get(&slot.slot_name).copied() else { continue };
+            let Some(seen) = self.slots_seen.get(&slot.slot_name).copied() else {
+                continue;
+            };
             if abandoned(slot, &wanted, now.since(seen), ttl) {
                 match self.instance.drop_slot(&slot.slot_name).await {
-                    Ok(()) => info!(slot = slot.slot_name, "dropped the replication slot of a member that is gone"),
+                    Ok(()) => info!(
+                        slot = slot.slot_name,
+                        "dropped the replication slot of a member that is gone"
+                    ),
                     Err(error) => warn!(slot = slot.slot_name, error, "could not drop a replication slot"),
                 }
             }
@@ -101,7 +122,10 @@ impl Agent {
         let stale = |slot: &&Slot| is_member_slot(slot) && !slot.active && members.contains(&slot.slot_name);
         for slot in answer.slots.iter().filter(stale) {
             match self.instance.drop_slot(&slot.slot_name).await {
-                Ok(()) => info!(slot = slot.slot_name, "dropped a replication slot left from a time as leader"),
+                Ok(()) => info!(
+                    slot = slot.slot_name,
+                    "dropped a replication slot left from a time as leader"
+                ),
                 Err(error) => warn!(slot = slot.slot_name, error, "could not drop a replication slot"),
             }
         }
@@ -109,7 +133,10 @@ impl Agent {
 
     /// The status to leave behind with a lock that is released at `end`.
     pub(super) fn status_text(&self, view: &View, end: Lsn) -> Option<String> {
-        let status = StatusKey { optime: end, ..self.last_status(view) };
+        let status = StatusKey {
+            optime: end,
+            ..self.last_status(view)
+        };
         serde_json::to_string(&status).ok()
     }
 
@@ -125,26 +152,46 @@ impl Agent {
 /// `/status` as of now: the leader's slots and, under its own slot name, its position.
 fn status(answer: &LocalView, flushed: Lsn, me: &MemberName, ours: impl Fn(&str) -> bool) -> StatusKey {
     let position = |slot: &Slot| slot.confirmed_flush_lsn.or(slot.restart_lsn);
-    let mut slots: BTreeMap<String, Lsn> =
-        answer.slots.iter().filter_map(|slot| Some((slot.slot_name.clone(), position(slot)?))).collect();
+    let mut slots: BTreeMap<String, Lsn> = answer
+        .slots
+        .iter()
+        .filter_map(|slot| Some((slot.slot_name.clone(), position(slot)?)))
+        .collect();
     slots.insert(me.slot(), flushed);
-    let retained = answer.slots.iter().filter(|slot| is_member_slot(slot) && ours(&slot.slot_name));
+    let retained = answer
+        .slots
+        .iter()
+        .filter(|slot| is_member_slot(slot) && ours(&slot.slot_name));
     let retain: Vec<String> = retained.map(|slot| slot.slot_name.clone()).collect();
-    StatusKey { optime: flushed, slots: Some(slots), retain_slots: (!retain.is_empty()).then_some(retain) }
+    StatusKey {
+        optime: flushed,
+        slots: Some(slots),
+        retain_slots: (!retain.is_empty()).then_some(retain),
+    }
 }
 
 /// Slots of the other members, except those that stream from another replica.
 fn wanted_slots(cluster: &Cluster, me: &MemberName) -> BTreeSet<String> {
     let streams_from_us = |member: &&crate::model::Member| {
         let tags = member.tags();
-        let elsewhere = tags.replicatefrom().is_some_and(|from| from != me.0 && cluster.member(&from.into()).is_some());
+        let elsewhere = tags
+            .replicatefrom()
+            .is_some_and(|from| from != me.0 && cluster.member(&from.into()).is_some());
         member.name != *me && !tags.nostream() && !elsewhere
     };
-    cluster.members.iter().filter(streams_from_us).map(|member| member.name.slot()).collect()
+    cluster
+        .members
+        .iter()
+        .filter(streams_from_us)
+        .map(|member| member.name.slot())
+        .collect()
 }
 
 fn missing<'a>(wanted: &'a BTreeSet<String>, there: &'a [Slot]) -> impl Iterator<Item = &'a str> {
-    wanted.iter().map(String::as_str).filter(|name| there.iter().all(|slot| slot.slot_name != *name))
+    wanted
+        .iter()
+        .map(String::as_str)
+        .filter(|name| there.iter().all(|slot| slot.slot_name != *name))
 }
 
 fn is_member_slot(slot: &Slot) -> bool {
@@ -161,7 +208,12 @@ mod tests {
     use crate::model::Member;
 
     fn slot(name: &str, active: bool) -> Slot {
-        Slot { slot_name: name.into(), slot_type: "physical".into(), active, ..Slot::default() }
+        Slot {
+            slot_name: name.into(),
+            slot_type: "physical".into(),
+            active,
+            ..Slot::default()
+        }
     }
 
     #[test]

@@ -94,14 +94,20 @@ impl Agent {
                     DcsView::Known { cluster } => cluster.failover_version,
                     DcsView::Down { .. } => None,
                 };
-                self.write(Key::Failover, "{}", version.map_or(When::Always, When::Version)).await
+                self.write(Key::Failover, "{}", version.map_or(When::Always, When::Version))
+                    .await
             }
             other => Done::Refused(format!("not an action on the store: {other:?}")),
         }
     }
 
     async fn write_initialize(&self, id: &SystemId, version: Option<Version>) -> Done {
-        self.write(Key::Initialize, &id.0, version.map_or(When::Absent, When::Version)).await
+        self.write(
+            Key::Initialize,
+            &id.0,
+            version.map_or(When::Absent, When::Version),
+        )
+        .await
     }
 
     async fn write(&self, key: Key, value: &str, when: When) -> Done {
@@ -123,22 +129,31 @@ impl Agent {
         let context = self.job_context(self.last_status(view));
         self.progress.send_replace(None);
         let what = job.clone();
-        if !self.jobs.begin(job, Boottime::now(), |cancel| jobs::run(what, context, cancel)) {
+        if !self
+            .jobs
+            .begin(job, Boottime::now(), |cancel| jobs::run(what, context, cancel))
+        {
             debug!("the job slot is taken");
         }
     }
 
     /// Both groups are asked at once; those whose key has vanished are most likely dead and get less time.
-    async fn probe_peers(&self, present: &[(MemberName, String)], vanished: &[(MemberName, String)]) -> Peers {
+    async fn probe_peers(
+        &self,
+        present: &[(MemberName, String)],
+        vanished: &[(MemberName, String)],
+    ) -> Peers {
         let limit = PEER_LIMIT.min(self.dynamic.timing.retry_timeout);
-        let (mut answers, gone) =
-            tokio::join!(
+        let (mut answers, gone) = tokio::join!(
             probe_peers(&self.http, present, limit),
             probe_peers(&self.http, vanished, VANISHED_LIMIT)
         );
         answers.extend(gone);
         debug!(?answers, "the other members say");
-        Peers { at: Boottime::now(), answers }
+        Peers {
+            at: Boottime::now(),
+            answers,
+        }
     }
 
     async fn probe_leader(&self, leader: &Upstream) -> LeaderProbe {
@@ -151,7 +166,11 @@ impl Agent {
             Err(error) => Err(error),
         };
         debug!(leader = %leader.member, ?facts, "the leader's postgres says");
-        LeaderProbe { leader: leader.member.clone(), at: Boottime::now(), facts }
+        LeaderProbe {
+            leader: leader.member.clone(),
+            at: Boottime::now(),
+            facts,
+        }
     }
 }
 

@@ -272,11 +272,7 @@ impl RestartFilters {
     /// Whether the local postgres, as it is now, meets the conditions.
     #[must_use]
     pub fn hold(&self, snapshot: &Snapshot) -> bool {
-        let server_version = snapshot
-            .local
-            .answer
-            .as_ref()
-            .map(|answer| answer.server_version);
+        let server_version = snapshot.local.answer.as_ref().map(|answer| answer.server_version);
         self.role.is_none_or(|role| role == snapshot.role())
             && self
                 .older_than
@@ -455,10 +451,7 @@ impl AgentHandle {
     }
 
     /// Sends a request that has a reply and waits for it; the caller sets the deadline of the reply.
-    pub async fn ask<T>(
-        &self,
-        request: impl FnOnce(oneshot::Sender<T>) -> Request,
-    ) -> Result<T, AskError> {
+    pub async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, AskError> {
         let (sender, reply) = oneshot::channel();
         self.tell(request(sender)).await?;
         reply.await.map_err(|_| AskError::Gone)

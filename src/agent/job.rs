@@ -31,7 +31,12 @@ struct Running {
 impl JobSlot {
     /// Begins a job. The future gets a token it has to honour within seconds.
     /// Returns whether it was begun; a busy slot refuses.
-    pub(super) fn begin<F>(&mut self, job: Job, now: Boottime, run: impl FnOnce(CancellationToken) -> F) -> bool
+    pub(super) fn begin<F>(
+        &mut self,
+        job: Job,
+        now: Boottime,
+        run: impl FnOnce(CancellationToken) -> F,
+    ) -> bool
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
@@ -41,14 +46,22 @@ impl JobSlot {
         info!(job = job.name(), "begins");
         let cancel = CancellationToken::new();
         let handle = tokio::spawn(run(cancel.clone()));
-        self.running = Some(Running { job, since: now, handle, cancel });
+        self.running = Some(Running {
+            job,
+            since: now,
+            handle,
+            cancel,
+        });
         true
     }
 
     /// What runs.
     #[must_use]
     pub(super) fn view(&self) -> Option<RunningJob> {
-        self.running.as_ref().map(|running| RunningJob { job: running.job.clone(), since: running.since })
+        self.running.as_ref().map(|running| RunningJob {
+            job: running.job.clone(),
+            since: running.since,
+        })
     }
 
     /// Asks the running job to end.
@@ -61,7 +74,9 @@ impl JobSlot {
     /// Waits for the end of the running job; for ever if there is none. Cancel-safe: the slot keeps the job until
     /// this returns its end.
     pub(super) async fn finished(&mut self) -> Finished {
-        let Some(running) = &mut self.running else { return std::future::pending().await };
+        let Some(running) = &mut self.running else {
+            return std::future::pending().await;
+        };
         let outcome = match (&mut running.handle).await {
             Ok(outcome) => outcome,
             Err(failure) if failure.is_panic() => {

@@ -50,7 +50,10 @@ pub(super) async fn run(job: Job, context: Context, cancel: CancellationToken) -
         Job::Bootstrap => bootstrap(&context, &cancel).await,
         Job::Clone(from) => {
             stop_for_repair(&context).await?;
-            context.instance.copy_from(&from, &context.dynamic, &context.progress, &cancel).await
+            context
+                .instance
+                .copy_from(&from, &context.dynamic, &context.progress, &cancel)
+                .await
         }
         Job::Rewind(to) => {
             stop_for_repair(&context).await?;
@@ -66,7 +69,10 @@ pub(super) async fn run(job: Job, context: Context, cancel: CancellationToken) -
 /// A new cluster: data, roles and scripts first, then the identity goes into the store. The lock is taken by the next
 /// turn, as after any other stop: until then postgres was reachable through its Unix socket only.
 async fn bootstrap(context: &Context, cancel: &CancellationToken) -> Outcome {
-    let made = context.instance.bootstrap(&context.dynamic, &context.progress, cancel).await;
+    let made = context
+        .instance
+        .bootstrap(&context.dynamic, &context.progress, cancel)
+        .await;
     let id = match made {
         Ok(id) => id,
         Err(error) => {
@@ -77,7 +83,10 @@ async fn bootstrap(context: &Context, cancel: &CancellationToken) -> Outcome {
         }
     };
     let config = serde_json::Value::Object(context.dynamic.raw.clone()).to_string();
-    let writes = [(Key::Initialize, id.0.as_str(), When::Always), (Key::Config, config.as_str(), When::Absent)];
+    let writes = [
+        (Key::Initialize, id.0.as_str(), When::Always),
+        (Key::Config, config.as_str(), When::Absent),
+    ];
     for (key, value, when) in writes {
         match context.dcs.write(key, value, when).await {
             Ok(Written::Yes(_)) => {}
@@ -105,7 +114,10 @@ async fn start(context: &Context, start_as: &StartAs, cancel: &CancellationToken
         StartAs::Primary => context.dynamic.primary_start_timeout.max(Duration::from_secs(1)),
         StartAs::Replica(_) => REPLICA_START_LIMIT,
     };
-    context.instance.start(start_as, &context.dynamic, limit, cancel).await
+    context
+        .instance
+        .start(start_as, &context.dynamic, limit, cancel)
+        .await
 }
 
 async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
@@ -114,19 +126,31 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
         context.instance.checkpoint(Duration::from_secs(10)).await;
     }
     let bound = context.dynamic.primary_stop_timeout.max(Duration::from_secs(30));
-    let ladder = StopLadder { smart: Duration::ZERO, fast: bound, immediate: Duration::from_secs(5) };
+    let ladder = StopLadder {
+        smart: Duration::ZERO,
+        fast: bound,
+        immediate: Duration::from_secs(5),
+    };
     context.instance.stop(StopMode::Fast, ladder).await?;
     start(context, &start_as, cancel).await
 }
 
 async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
-    let Some(hold) = context.lease.hold() else { return Err("the lock is not held".to_owned()) };
+    let Some(hold) = context.lease.hold() else {
+        return Err("the lock is not held".to_owned());
+    };
     // The last look before the point of no return, on the same clock as the fence.
     if Boottime::now() >= ha::lease::deadlines(&hold).demote_at {
         return Err("the lease is about to run out".to_owned());
     }
     let phases = context.instance.promote(PROMOTE_LIMIT, cancel).await?;
-    info!(from = "replica", to = "primary", because = "promoted while holding the lock", phases, "role changed");
+    info!(
+        from = "replica",
+        to = "primary",
+        because = "promoted while holding the lock",
+        phases,
+        "role changed"
+    );
     Ok(())
 }
 
@@ -175,7 +199,10 @@ async fn release(context: &Context) {
 }
 
 fn status_at(last: &StatusKey, me: &MemberName, end: Lsn) -> Option<String> {
-    let mut status = StatusKey { optime: end, ..last.clone() };
+    let mut status = StatusKey {
+        optime: end,
+        ..last.clone()
+    };
     if let Some(slots) = &mut status.slots {
         slots.insert(me.slot(), end);
     }
@@ -184,7 +211,11 @@ fn status_at(last: &StatusKey, me: &MemberName, end: Lsn) -> Option<String> {
 
 /// Fast for most of the time there is, immediate for the rest; the last bit belongs to SIGKILL.
 fn ladder(left: Duration) -> StopLadder {
-    StopLadder { smart: Duration::ZERO, fast: left * 6 / 10, immediate: left * 3 / 10 }
+    StopLadder {
+        smart: Duration::ZERO,
+        fast: left * 6 / 10,
+        immediate: left * 3 / 10,
+    }
 }
 
 fn ms(duration: Duration) -> u64 {
@@ -214,7 +245,11 @@ mod tests {
 
     #[test]
     fn the_released_status_carries_the_last_position() {
-        let last = StatusKey { optime: Lsn(1), slots: Some([("a".into(), Lsn(1))].into()), retain_slots: None };
+        let last = StatusKey {
+            optime: Lsn(1),
+            slots: Some([("a".into(), Lsn(1))].into()),
+            retain_slots: None,
+        };
         let text = status_at(&last, &"a".into(), Lsn(9)).expect("plain data");
         assert_eq!(text, r#"{"optime":9,"slots":{"a":9}}"#);
     }

@@ -68,7 +68,8 @@ impl Lease {
 
     /// Whether renewing goes on.
     pub fn set_keep(&self, keep: bool) {
-        self.keep.send_if_modified(|old| std::mem::replace(old, keep) != keep);
+        self.keep
+            .send_if_modified(|old| std::mem::replace(old, keep) != keep);
     }
 
     /// Takes the free lock. `Ok(false)`: lost the race.
@@ -118,7 +119,12 @@ impl Lease {
                 if self.hold.send_replace(None).is_some() {
                     let holder = holder.map_or_else(|| "nobody".to_owned(), |name| name.0);
                     // The fence stays armed: postgres has to be down by the old deadline in any case.
-                    warn!(from = "holding the lock", to = "not holding it", holder, "lost the leader lock");
+                    warn!(
+                        from = "holding the lock",
+                        to = "not holding it",
+                        holder,
+                        "lost the leader lock"
+                    );
                     self.losses.send_modify(|losses| *losses += 1);
                 }
                 false
@@ -134,6 +140,8 @@ impl Lease {
         loop {
             let current = *hold.borrow_and_update();
             let wanted = *keep.borrow_and_update();
+            // Past its own deadline the loop demotes: a renewal now could hide that another has led meanwhile.
+            let current = current.filter(|hold| Boottime::now() < deadlines(hold).demote_at);
             let (Some(current), true) = (current, wanted) else {
                 // Cancel-safe: `changed` only waits.
                 tokio::select! {
@@ -168,7 +176,12 @@ impl Lease {
             Ok(Ok(lock)) => {
                 if let Some(since) = failed_since.take() {
                     let seconds = Boottime::now().since(since).as_secs_f32();
-                    info!(from = "not renewing", to = "renewing", seconds, "the DCS answers again");
+                    info!(
+                        from = "not renewing",
+                        to = "renewing",
+                        seconds,
+                        "the DCS answers again"
+                    );
                 }
                 self.note(lock);
             }
@@ -191,7 +204,10 @@ fn report(failed_since: &mut Option<Boottime>, left: Duration, error: &str) {
     match failed_since {
         None => {
             *failed_since = Some(Boottime::now());
-            warn!(error, lease_left_s, "cannot renew the leader lock, retrying until the lease runs out");
+            warn!(
+                error,
+                lease_left_s, "cannot renew the leader lock, retrying until the lease runs out"
+            );
         }
         Some(_) => debug!(error, lease_left_s, "still cannot renew the leader lock"),
     }
@@ -203,9 +219,16 @@ mod tests {
 
     #[test]
     fn renews_every_interval_and_hurries_after_a_failure() {
-        let hold = Hold { sent_at: Boottime(0) + Duration::from_secs(100), ttl: Duration::from_secs(30), lease: 1 };
+        let hold = Hold {
+            sent_at: Boottime(0) + Duration::from_secs(100),
+            ttl: Duration::from_secs(30),
+            lease: 1,
+        };
         assert_eq!(next_attempt(&hold, false, hold.sent_at), Duration::from_secs(5));
-        assert_eq!(next_attempt(&hold, false, hold.sent_at + Duration::from_secs(9)), Duration::ZERO);
+        assert_eq!(
+            next_attempt(&hold, false, hold.sent_at + Duration::from_secs(9)),
+            Duration::ZERO
+        );
         assert_eq!(next_attempt(&hold, true, hold.sent_at), Duration::from_secs(1));
     }
 }

@@ -192,7 +192,18 @@ impl Agent {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { identity, initial, dcs, lease, instance, http, requests, published, reread, guard } = parts;
+        let Parts {
+            identity,
+            initial,
+            dcs,
+            lease,
+            instance,
+            http,
+            requests,
+            published,
+            reread,
+            guard,
+        } = parts;
         let postmaster = instance.postmaster().state();
         Self {
             identity,
@@ -208,8 +219,16 @@ impl Agent {
             jobs: JobSlot::default(),
             dynamic: initial,
             config_version: None,
-            memory: Memory { started_at: Boottime::now(), ..Memory::default() },
-            sight: Sight { at: Boottime(0), local: Local::Stopping, answer: None, postmaster },
+            memory: Memory {
+                started_at: Boottime::now(),
+                ..Memory::default()
+            },
+            sight: Sight {
+                at: Boottime(0),
+                local: Local::Stopping,
+                answer: None,
+                postmaster,
+            },
             last_cluster: None,
             dcs_down_since: None,
             shutdown: None,
@@ -298,7 +317,10 @@ impl Agent {
     /// One line per decision that does something or says something new; waiting is repeated every ten seconds.
     fn say(&mut self, plan: &Plan) {
         let quiet = |action: &ha::Action| {
-            matches!(action, ha::Action::LeaderDuties | ha::Action::ProbePeers { .. } | ha::Action::ProbeLeader(_))
+            matches!(
+                action,
+                ha::Action::LeaderDuties | ha::Action::ProbePeers { .. } | ha::Action::ProbeLeader(_)
+            )
         };
         let shape: String = plan.because.chars().filter(|c| !c.is_ascii_digit()).collect();
         let now = Boottime::now();
@@ -318,7 +340,10 @@ impl Agent {
     }
 
     fn wait_after(&self, plan: &Plan, again: bool) -> Duration {
-        let mut wait = plan.again_in.unwrap_or(self.dynamic.timing.loop_wait).min(self.dynamic.timing.loop_wait);
+        let mut wait = plan
+            .again_in
+            .unwrap_or(self.dynamic.timing.loop_wait)
+            .min(self.dynamic.timing.loop_wait);
         if self.dcs_down_since.is_some() {
             wait = wait.min(DCS_RETRY);
         }
@@ -340,7 +365,10 @@ impl Agent {
         if self.shutdown.is_none() && self.dcs_down_since.is_none() {
             self.touch_member().await;
             if let DcsView::Known { cluster } = &view.dcs
-                && cluster.leader.as_ref().is_some_and(|leader| leader.name != self.identity.member)
+                && cluster
+                    .leader
+                    .as_ref()
+                    .is_some_and(|leader| leader.name != self.identity.member)
             {
                 self.drop_stale_slots(&Arc::clone(cluster)).await;
             }
@@ -352,8 +380,13 @@ impl Agent {
     fn disarm_when_harmless(&self) {
         let job_may_write = self.jobs.view().is_some();
         let hold = self.lease.hold();
-        let expired = hold.as_ref().is_none_or(|hold| Boottime::now() >= ha::lease::deadlines(hold).demote_at);
-        let certain = matches!(self.sight.local, Local::Empty | Local::Down(_) | Local::Running(_));
+        let expired = hold
+            .as_ref()
+            .is_none_or(|hold| Boottime::now() >= ha::lease::deadlines(hold).demote_at);
+        let certain = matches!(
+            self.sight.local,
+            Local::Empty | Local::Down(_) | Local::Running(_)
+        );
         if certain && !self.sight.local.may_write() && !job_may_write && expired {
             self.lease.forget();
         }
@@ -378,7 +411,9 @@ impl Agent {
         }
         info!(timing = ?self.dynamic.timing, "the dynamic configuration is in force");
         if old.timing != self.dynamic.timing {
-            self.dcs.set_timing(self.dynamic.timing.ttl, self.dynamic.timing.retry_timeout).await;
+            self.dcs
+                .set_timing(self.dynamic.timing.ttl, self.dynamic.timing.retry_timeout)
+                .await;
         }
         if let Err(error) = self.instance.apply(&self.dynamic).await {
             warn!(error, "could not apply the dynamic configuration to postgres");
@@ -401,7 +436,11 @@ impl Agent {
 
     async fn job_ended(&mut self, finished: Finished) {
         if finished.job == Job::Restart {
-            let outcome = if finished.outcome.is_ok() { RestartOutcome::Done } else { RestartOutcome::Failed };
+            let outcome = if finished.outcome.is_ok() {
+                RestartOutcome::Done
+            } else {
+                RestartOutcome::Failed
+            };
             for reply in self.restart_replies.drain(..) {
                 // An asker that has gone away does not want to know.
                 let _gone = reply.send(outcome.clone());

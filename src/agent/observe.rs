@@ -30,7 +30,11 @@ impl Agent {
         let dcs = Arc::clone(&self.dcs);
         let store = async {
             // A stop needs postgres and the lock only; it must not wait for a store that does not answer.
-            if shutting_down { Err("stopping".to_owned()) } else { read(&*dcs, limit).await }
+            if shutting_down {
+                Err("stopping".to_owned())
+            } else {
+                read(&*dcs, limit).await
+            }
         };
         let (store, sight) = tokio::join!(store, self.look());
         self.sight = sight;
@@ -69,9 +73,16 @@ impl Agent {
             Err(error) => {
                 let now = Boottime::now();
                 if self.dcs_down_since.is_none() && self.shutdown.is_none() {
-                    warn!(from = "reachable", to = "unreachable", because = error, "the DCS does not answer");
+                    warn!(
+                        from = "reachable",
+                        to = "unreachable",
+                        because = error,
+                        "the DCS does not answer"
+                    );
                 }
-                DcsView::Down { since: *self.dcs_down_since.get_or_insert(now) }
+                DcsView::Down {
+                    since: *self.dcs_down_since.get_or_insert(now),
+                }
             }
         }
     }
@@ -85,15 +96,24 @@ impl Agent {
                 Ok(view) => (Local::Running(running(&view)), Some(view)),
                 Err(error) => (self.without_answer(&error, at), None),
             },
-            State::Starting { since, .. } => {
-                (Local::Starting { since: *since, primary: !self.instance.standby_signal() }, None)
-            }
+            State::Starting { since, .. } => (
+                Local::Starting {
+                    since: *since,
+                    primary: !self.instance.standby_signal(),
+                },
+                None,
+            ),
             State::Stopping { .. } | State::Cleaning { .. } => (Local::Stopping, None),
             // A job owns the directory: what it looks like now means nothing yet.
             State::Stopped { .. } if self.directory_is_in_work() => (Local::Stopping, None),
             State::Stopped { .. } => (self.look_at_directory().await, None),
         };
-        Sight { at, local, answer, postmaster: state }
+        Sight {
+            at,
+            local,
+            answer,
+            postmaster: state,
+        }
     }
 
     fn directory_is_in_work(&self) -> bool {
@@ -129,7 +149,11 @@ impl Agent {
         match self.instance.classify() {
             DataDir::Empty | DataDir::Incomplete => return Local::Empty,
             DataDir::Valid(_) => {}
-            DataDir::Unusable(reason) => return Local::Broken { reason: reason.to_string() },
+            DataDir::Unusable(reason) => {
+                return Local::Broken {
+                    reason: reason.to_string(),
+                };
+            }
         }
         match self.instance.control().await {
             Ok(control) => {
@@ -138,7 +162,11 @@ impl Agent {
                     crate::model::DbState::ShutDown => self.instance.checkpoint_end(&control).await,
                     _ => None,
                 };
-                Local::Down(Down { control, standby_signal, checkpoint_end })
+                Local::Down(Down {
+                    control,
+                    standby_signal,
+                    checkpoint_end,
+                })
             }
             Err(error) => Local::Broken { reason: error },
         }
@@ -148,7 +176,9 @@ impl Agent {
 /// The decision's picture of a server that answered.
 pub(super) fn running(view: &LocalView) -> Running {
     let standing = match &view.place {
-        Where::Primary(primary) => Standing::Primary { flushed: primary.flush_lsn },
+        Where::Primary(primary) => Standing::Primary {
+            flushed: primary.flush_lsn,
+        },
         Where::Standby(standby) => Standing::Replica {
             received: standby.received().unwrap_or(Lsn::INVALID),
             replayed: standby.replay_lsn.unwrap_or(Lsn::INVALID),
@@ -156,12 +186,18 @@ pub(super) fn running(view: &LocalView) -> Running {
             upstream: upstream(&view.primary_conninfo),
         },
     };
-    Running { standing, timeline: view.timeline(), system_id: Some(view.system_id.clone()) }
+    Running {
+        standing,
+        timeline: view.timeline(),
+        system_id: Some(view.system_id.clone()),
+    }
 }
 
 fn upstream(primary_conninfo: &str) -> Option<(String, u16)> {
     let conninfo = Conninfo::parse(primary_conninfo).ok()?;
-    let port = conninfo.get("port").map_or(Some(5432), |port| port.parse().ok())?;
+    let port = conninfo
+        .get("port")
+        .map_or(Some(5432), |port| port.parse().ok())?;
     Some((conninfo.get("host")?.to_owned(), port))
 }
 
@@ -193,12 +229,19 @@ mod tests {
     #[test]
     fn a_read_never_outlasts_the_lease() {
         let timing = Timing::adjusted(30, 10, 10);
-        let hold = Hold { sent_at: Boottime(0) + Duration::from_secs(100), ttl: timing.ttl, lease: 1 };
+        let hold = Hold {
+            sent_at: Boottime(0) + Duration::from_secs(100),
+            ttl: timing.ttl,
+            lease: 1,
+        };
         let at = |seconds: u64| hold.sent_at + Duration::from_secs(seconds);
         assert_eq!(read_limit(&timing, None, at(0)), Duration::from_secs(3));
         assert_eq!(read_limit(&timing, Some(&hold), at(0)), Duration::from_secs(3));
         assert!(read_limit(&timing, Some(&hold), at(25)) <= Duration::from_secs(1));
-        assert_eq!(read_limit(&timing, Some(&hold), at(60)), Duration::from_millis(50));
+        assert_eq!(
+            read_limit(&timing, Some(&hold), at(60)),
+            Duration::from_millis(50)
+        );
     }
 
     #[test]

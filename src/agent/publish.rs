@@ -9,7 +9,8 @@ use tracing::{debug, info};
 use super::{
     Agent,
     handle::{
-        Answer, DcsView, Local as LocalStatus, ReplicationState, Snapshot, SyncMode, WIRE_VERSION, Walsender, Xlog,
+        Answer, DcsView, Local as LocalStatus, ReplicationState, Snapshot, SyncMode, WIRE_VERSION, Walsender,
+        Xlog,
     },
 };
 use crate::{
@@ -32,7 +33,10 @@ impl Agent {
         let now = (snapshot.local.role, snapshot.local.state);
         let before = std::mem::replace(&mut self.announced, now);
         if before != now {
-            let (from, to) = (format!("{}/{}", before.0, before.1), format!("{}/{}", now.0, now.1));
+            let (from, to) = (
+                format!("{}/{}", before.0, before.1),
+                format!("{}/{}", now.0, now.1),
+            );
             info!(from, to, because, "state changed");
         }
         self.published.send_replace(Arc::clone(&snapshot));
@@ -61,7 +65,10 @@ impl Agent {
                 pending_restart: self.pending_restart.clone(),
                 scheduled_restart: self.scheduled_restart.clone(),
             },
-            dcs: self.last_cluster.as_ref().map(|seen| DcsView { cluster: Arc::clone(&seen.cluster), seen_at: seen.at }),
+            dcs: self.last_cluster.as_ref().map(|seen| DcsView {
+                cluster: Arc::clone(&seen.cluster),
+                seen_at: seen.at,
+            }),
             dcs_last_seen_epoch_s: self.last_cluster.as_ref().map_or(0, |seen| seen.epoch_s),
             leader_until: self.lease.hold().map(|hold| hold.sent_at + hold.ttl),
             failsafe_until: None,
@@ -78,7 +85,9 @@ impl Agent {
         let data = self.member_data();
         let now = Boottime::now();
         let text = match &self.touched {
-            Some((old, at, text)) if same_but_positions(old, &data) && now.since(*at) < self.dynamic.timing.loop_wait => {
+            Some((old, at, text))
+                if same_but_positions(old, &data) && now.since(*at) < self.dynamic.timing.loop_wait =>
+            {
                 text.clone()
             }
             _ => match serde_json::to_string(&data) {
@@ -117,7 +126,11 @@ impl Agent {
             data.pending_restart = Some(true);
             data.pending_restart_reason = Some(Value::Object(snapshot.local.pending_restart.clone()));
         }
-        data.scheduled_restart = snapshot.local.scheduled_restart.as_ref().map(|s| Value::Object(s.to_json()));
+        data.scheduled_restart = snapshot
+            .local
+            .scheduled_restart
+            .as_ref()
+            .map(|s| Value::Object(s.to_json()));
         if let Some(answer) = &snapshot.local.answer {
             data.timeline = (answer.timeline != Timeline::UNKNOWN).then_some(answer.timeline);
             match &answer.xlog {
@@ -125,7 +138,12 @@ impl Agent {
                     data.xlog_location = Some(*location);
                     data.checkpoint_after_promote = self.checkpoint_pending().then_some(false);
                 }
-                Xlog::Replica { received, replayed, replication, .. } => {
+                Xlog::Replica {
+                    received,
+                    replayed,
+                    replication,
+                    ..
+                } => {
                     data.xlog_location = Some((*received).max(*replayed));
                     data.receive_lsn = Some(*received);
                     data.replay_lsn = Some(*replayed);
@@ -138,10 +156,13 @@ impl Agent {
 
     /// After a promotion pg_control names the old timeline until a checkpoint is complete; a rewind must wait for it.
     pub(super) fn checkpoint_pending(&self) -> bool {
-        self.sight.answer.as_ref().is_some_and(|answer| match &answer.place {
-            Where::Primary(primary) => answer.checkpoint_timeline != primary.timeline,
-            Where::Standby(_) => false,
-        })
+        self.sight
+            .answer
+            .as_ref()
+            .is_some_and(|answer| match &answer.place {
+                Where::Primary(primary) => answer.checkpoint_timeline != primary.timeline,
+                Where::Standby(_) => false,
+            })
     }
 }
 
@@ -156,7 +177,12 @@ fn same_but_positions(old: &MemberData, new: &MemberData) -> bool {
 }
 
 /// Role and state in the words of the contract.
-fn role_and_state(job: Option<&Job>, local: &Local, postmaster: &State, start_failed: bool) -> (Role, PgState) {
+fn role_and_state(
+    job: Option<&Job>,
+    local: &Local,
+    postmaster: &State,
+    start_failed: bool,
+) -> (Role, PgState) {
     let role = match local {
         Local::Empty | Local::Broken { .. } => Role::Uninitialized,
         Local::Running(running) if running.is_primary() => Role::Primary,
@@ -169,7 +195,9 @@ fn role_and_state(job: Option<&Job>, local: &Local, postmaster: &State, start_fa
         (Some(Job::Clone(_)), _) => return (Role::Uninitialized, PgState::CreatingReplica),
         (Some(Job::Rewind(_)), _) => PgState::Stopped,
         (Some(Job::Restart), _) => PgState::Restarting,
-        (Some(Job::Demote { .. }), Local::Running(_) | Local::Stopping | Local::Silent { .. }) => PgState::Stopping,
+        (Some(Job::Demote { .. }), Local::Running(_) | Local::Stopping | Local::Silent { .. }) => {
+            PgState::Stopping
+        }
         (Some(Job::Start(_)), Local::Down(_) | Local::Starting { .. } | Local::Stopping) => PgState::Starting,
         (_, Local::Running(_)) => PgState::Running,
         // Running as far as is known; the snapshot shows it as unknown because there is no answer.
@@ -187,7 +215,9 @@ fn role_and_state(job: Option<&Job>, local: &Local, postmaster: &State, start_fa
 
 fn answer(view: &LocalView) -> Answer {
     let xlog = match &view.place {
-        Where::Primary(primary) => Xlog::Primary { location: primary.flush_lsn },
+        Where::Primary(primary) => Xlog::Primary {
+            location: primary.flush_lsn,
+        },
         Where::Standby(standby) => Xlog::Replica {
             received: standby.received().unwrap_or(Lsn::INVALID),
             replayed: standby.replay_lsn.unwrap_or(Lsn::INVALID),
@@ -198,7 +228,10 @@ fn answer(view: &LocalView) -> Answer {
             } else {
                 (!view.restore_command.is_empty()).then_some(ReplicationState::ArchiveRecovery)
             },
-            latest_end: standby.receiver.as_ref().and_then(|receiver| receiver.latest_end_lsn),
+            latest_end: standby
+                .receiver
+                .as_ref()
+                .and_then(|receiver| receiver.latest_end_lsn),
         },
     };
     Answer {
@@ -232,11 +265,17 @@ pub(super) fn pending(entries: impl IntoIterator<Item = (String, String, String)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ha::{Running, StartAs, Standing};
+    use crate::ha::{Running, Standing, StartAs};
 
     fn stopped(requested: bool) -> State {
         use crate::postgres::postmaster::{ExitInfo, ExitStatus};
-        State::Stopped { last: Some(ExitInfo { status: ExitStatus::Code(1), requested, at: Boottime(0) }) }
+        State::Stopped {
+            last: Some(ExitInfo {
+                status: ExitStatus::Code(1),
+                requested,
+                at: Boottime(0),
+            }),
+        }
     }
 
     #[test]
@@ -247,21 +286,41 @@ mod tests {
             system_id: None,
         });
         let check = |job: Option<Job>, local: &Local, expected| {
-            assert_eq!(role_and_state(job.as_ref(), local, &stopped(true), false), expected);
+            assert_eq!(
+                role_and_state(job.as_ref(), local, &stopped(true), false),
+                expected
+            );
         };
-        check(Some(Job::Bootstrap), &Local::Empty, (Role::Uninitialized, PgState::Initializing));
+        check(
+            Some(Job::Bootstrap),
+            &Local::Empty,
+            (Role::Uninitialized, PgState::Initializing),
+        );
         check(None, &Local::Empty, (Role::Uninitialized, PgState::Stopped));
         check(None, &primary, (Role::Primary, PgState::Running));
         check(Some(Job::Restart), &primary, (Role::Primary, PgState::Restarting));
         check(Some(Job::Promote), &primary, (Role::Primary, PgState::Running));
-        check(Some(Job::Start(StartAs::Primary)), &Local::Stopping, (Role::Replica, PgState::Starting));
+        check(
+            Some(Job::Start(StartAs::Primary)),
+            &Local::Stopping,
+            (Role::Replica, PgState::Starting),
+        );
     }
 
     #[test]
     fn positions_alone_are_no_news() {
-        let old = MemberData { xlog_location: Some(Lsn(1)), ..MemberData::default() };
-        let moved = MemberData { xlog_location: Some(Lsn(2)), ..MemberData::default() };
-        let started = MemberData { state: PgState::Running, ..MemberData::default() };
+        let old = MemberData {
+            xlog_location: Some(Lsn(1)),
+            ..MemberData::default()
+        };
+        let moved = MemberData {
+            xlog_location: Some(Lsn(2)),
+            ..MemberData::default()
+        };
+        let started = MemberData {
+            state: PgState::Running,
+            ..MemberData::default()
+        };
         assert!(same_but_positions(&old, &moved));
         assert!(!same_but_positions(&old, &started));
     }

@@ -56,7 +56,11 @@ impl Agent {
                 let _gone = reply.send(self.scheduled_restart.take().is_some());
                 true
             }
-            Request::Reinitialize { force, from_leader: _, reply } => {
+            Request::Reinitialize {
+                force,
+                from_leader: _,
+                reply,
+            } => {
                 let answer = self.reinitialize(force);
                 let _gone = reply.send(answer);
                 true
@@ -81,11 +85,16 @@ impl Agent {
 
     /// A scheduled restart whose time has come begins, unless its conditions no longer hold.
     pub(super) fn due_restart(&mut self) {
-        let due = self.scheduled_restart.as_ref().is_some_and(|restart| restart.at <= jiff::Timestamp::now());
+        let due = self
+            .scheduled_restart
+            .as_ref()
+            .is_some_and(|restart| restart.at <= jiff::Timestamp::now());
         if !due || self.jobs.view().is_some() || self.shutdown.is_some() {
             return;
         }
-        let Some(restart) = self.scheduled_restart.take() else { return };
+        let Some(restart) = self.scheduled_restart.take() else {
+            return;
+        };
         match self.refusal(&restart.filters) {
             Some(outcome) => info!(?outcome, "the scheduled restart does not take place"),
             None => self.begin_request(Job::Restart, "a scheduled restart is due"),
@@ -107,20 +116,31 @@ impl Agent {
             self.jobs.cancel();
             return Err(ReinitRefused::Busy(running.job.name().to_owned()));
         }
-        let (host, port) =
-            seen.cluster.leader_member().and_then(crate::model::Member::address).ok_or(ReinitRefused::NoLeader)?;
-        let from = Upstream { member: leader.name.clone(), host, port };
+        let (host, port) = seen
+            .cluster
+            .leader_member()
+            .and_then(crate::model::Member::address)
+            .ok_or(ReinitRefused::NoLeader)?;
+        let from = Upstream {
+            member: leader.name.clone(),
+            host,
+            port,
+        };
         self.begin_request(Job::Clone(from), "a new copy was asked for");
         Ok(())
     }
 
     fn begin_request(&mut self, job: Job, because: &str) {
         info!(job = job.name(), because, "asked for");
-        let context = self.job_context(self.last_cluster.as_ref().map_or_else(StatusKey::default, |seen| {
-            seen.cluster.status.clone()
-        }));
+        let context = self.job_context(
+            self.last_cluster
+                .as_ref()
+                .map_or_else(StatusKey::default, |seen| seen.cluster.status.clone()),
+        );
         let what = job.clone();
-        let begun = self.jobs.begin(job, Boottime::now(), |cancel| jobs::run(what, context, cancel));
+        let begun = self
+            .jobs
+            .begin(job, Boottime::now(), |cancel| jobs::run(what, context, cancel));
         debug_assert!(begun, "the slot was looked at before");
     }
 

@@ -43,7 +43,10 @@ pub struct Refusal {
 }
 
 fn refuse(exit: Exit, message: impl Into<String>) -> Refusal {
-    Refusal { exit, message: message.into() }
+    Refusal {
+        exit,
+        message: message.into(),
+    }
 }
 
 /// Requests of the REST API that may wait for the loop.
@@ -55,7 +58,10 @@ impl Fence for Guard {
     fn arm(&self, until: Boottime, lease: i64) {
         if let Err(error) = Self::arm(self, until, lease) {
             // What init knows is the older, earlier deadline: safe, and visible when it fences.
-            error!(error = chain(&error), "could not extend the fence deadline in init");
+            error!(
+                error = chain(&error),
+                "could not extend the fence deadline in init"
+            );
         }
     }
 
@@ -92,7 +98,12 @@ struct Running {
 impl Running {
     async fn run(self) -> Exit {
         let shutdown = CancellationToken::new();
-        let api = tokio::spawn(api::serve(self.listener, self.handle, self.options, shutdown.clone()));
+        let api = tokio::spawn(api::serve(
+            self.listener,
+            self.handle,
+            self.options,
+            shutdown.clone(),
+        ));
         let keeper = tokio::spawn(self.lease.keep());
         let exit = self.agent.run(self.signals).await;
         keeper.abort();
@@ -115,12 +126,25 @@ async fn assemble(config: Config, guard: Guard, level: LevelHandle) -> Result<Ru
     let data_dir = &config.postgresql.data_dir;
     let binaries = look_at_data(&config, &cancel).await?;
     info!(postgres = %binaries.dir.display(), version = ?binaries.version, data_dir = %data_dir.display(), "found");
-    let known = Known::ask(&binaries, None, &cancel).await.unwrap_or_else(|error| {
-        warn!(error = chain(&error), "cannot ask postgres for its parameters, writing them unchecked");
-        Known::default()
-    });
-    let postmaster = Postmaster::own(Home { data_dir: data_dir.clone(), run_as: None })
-        .map_err(|error| refuse(Exit::Io, format!("cannot read {}/postmaster.pid: {error}", data_dir.display())))?;
+    let known = Known::ask(&binaries, None, &cancel)
+        .await
+        .unwrap_or_else(|error| {
+            warn!(
+                error = chain(&error),
+                "cannot ask postgres for its parameters, writing them unchecked"
+            );
+            Known::default()
+        });
+    let postmaster = Postmaster::own(Home {
+        data_dir: data_dir.clone(),
+        run_as: None,
+    })
+    .map_err(|error| {
+        refuse(
+            Exit::Io,
+            format!("cannot read {}/postmaster.pid: {error}", data_dir.display()),
+        )
+    })?;
     match postmaster.state().pid() {
         Some(pid) => info!(pid, "adopted the running postmaster"),
         None => port_is_free(&config)?,
@@ -131,14 +155,21 @@ async fn assemble(config: Config, guard: Guard, level: LevelHandle) -> Result<Ru
         .map_err(|error| refuse(Exit::Permission, error.to_string()))?;
     let (dcs, embedded) = store(&config).await?;
     let guard = Arc::new(guard);
-    let adopted = guard.adopted().map(|record| hold_of_record(record.until, record.token, config.bootstrap.timing.ttl));
+    let adopted = guard
+        .adopted()
+        .map(|record| hold_of_record(record.until, record.token, config.bootstrap.timing.ttl));
     if let Some(hold) = &adopted {
         info!(lease = hold.lease, "going on with the lease of the agent before");
         dcs.adopt(hold.lease).await;
     }
     let fence: Arc<dyn Fence> = Arc::clone(&guard) as Arc<dyn Fence>;
     let lease = Lease::new(Arc::clone(&dcs), fence, adopted);
-    let instance = Arc::new(Instance::new(Settings::from_config(&config), binaries, known, postmaster));
+    let instance = Arc::new(Instance::new(
+        Settings::from_config(&config),
+        binaries,
+        known,
+        postmaster,
+    ));
     let identity = identity(&config);
     let initial = Dynamic::from_map(&config.bootstrap.dcs);
     let published = watch::Sender::new(Arc::new(first_snapshot(&identity, &initial)));
@@ -168,7 +199,16 @@ async fn assemble(config: Config, guard: Guard, level: LevelHandle) -> Result<Ru
         reread,
         guard: Arc::clone(&guard),
     });
-    Ok(Running { agent, signals, lease, guard, listener, handle, options, embedded })
+    Ok(Running {
+        agent,
+        signals,
+        lease,
+        guard,
+        listener,
+        handle,
+        options,
+        embedded,
+    })
 }
 
 /// The programs that fit the data that is there; data that cannot be used is refused before anything happens.
@@ -178,11 +218,19 @@ async fn look_at_data(config: &Config, cancel: &CancellationToken) -> Result<Bin
     match staging::finish_interrupted(data_dir) {
         Ok(true) => info!(%shown, "finished putting a copied data directory in place"),
         Ok(false) => {}
-        Err(error) => return Err(refuse(Exit::Io, format!("data directory {shown}: {}", chain(&error)))),
+        Err(error) => {
+            return Err(refuse(
+                Exit::Io,
+                format!("data directory {shown}: {}", chain(&error)),
+            ));
+        }
     }
     let major = match datadir::classify(data_dir, None) {
         DataDir::Unusable(reason) => {
-            return Err(refuse(Exit::Permission, format!("data directory {shown}: {reason}. Nothing was changed")));
+            return Err(refuse(
+                Exit::Permission,
+                format!("data directory {shown}: {reason}. Nothing was changed"),
+            ));
         }
         DataDir::Valid(major) => Some(major),
         DataDir::Empty | DataDir::Incomplete => None,
@@ -208,11 +256,21 @@ async fn look_at_data(config: &Config, cancel: &CancellationToken) -> Result<Bin
 }
 
 fn bin_folder(config: &Config, data_major: Option<u32>) -> Option<std::path::PathBuf> {
-    let listing = std::fs::read_dir(bin_dir::DEBIAN_ROOT).into_iter().flatten().flatten();
-    let installed: Vec<String> = listing.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let listing = std::fs::read_dir(bin_dir::DEBIAN_ROOT)
+        .into_iter()
+        .flatten()
+        .flatten();
+    let installed: Vec<String> = listing
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
     let path = std::env::var("PATH").ok();
     let names = installed.iter().map(String::as_str);
-    let folders = bin_dir::candidates(config.postgresql.bin_dir.as_deref(), path.as_deref(), names, data_major);
+    let folders = bin_dir::candidates(
+        config.postgresql.bin_dir.as_deref(),
+        path.as_deref(),
+        names,
+        data_major,
+    );
     let has_postgres = |folder: &&std::path::PathBuf| folder.join("postgres").exists();
     folders.iter().find(has_postgres).or(folders.first()).cloned()
 }
@@ -246,7 +304,10 @@ async fn store(config: &Config) -> Result<(Arc<dyn Dcs>, Option<embedded::Embedd
         DcsConfig::Etcd3(etcd3) => (remote(config, etcd3), None),
         DcsConfig::Embedded(own) => {
             let embedded = start_embedded(config, own).await?;
-            let options = etcd::Options { endpoints: embedded.endpoints().to_vec(), ..base(config) };
+            let options = etcd::Options {
+                endpoints: embedded.endpoints().to_vec(),
+                ..base(config)
+            };
             (options, Some(embedded))
         }
     };
@@ -296,7 +357,11 @@ fn remote(config: &Config, etcd3: &config::Etcd3) -> etcd::Options {
     let (cert, key) = etcd3.client_certificate.clone().unzip();
     etcd::Options {
         endpoints: etcd3.endpoints.clone(),
-        protocol: if etcd3.tls() { etcd::Protocol::Https } else { etcd::Protocol::Http },
+        protocol: if etcd3.tls() {
+            etcd::Protocol::Https
+        } else {
+            etcd::Protocol::Http
+        },
         username: etcd3.credentials.as_ref().map(|c| c.username.clone()),
         password: etcd3.credentials.as_ref().map(|c| c.password.reveal().to_owned()),
         cacert: etcd3.cacert.clone(),
@@ -315,8 +380,14 @@ pub fn store_client(config: &Config) -> Result<Arc<dyn Dcs>, crate::dcs::DcsErro
         DcsConfig::Etcd3(etcd3) => remote(config, etcd3),
         DcsConfig::Embedded(own) => {
             let local = format!("127.0.0.1:{}", own.this.client_port);
-            let peers = own.peers.iter().map(|peer| format!("{}:{}", bracketed(&peer.host), peer.client_port));
-            etcd::Options { endpoints: std::iter::once(local).chain(peers).collect(), ..base(config) }
+            let peers = own
+                .peers
+                .iter()
+                .map(|peer| format!("{}:{}", bracketed(&peer.host), peer.client_port));
+            etcd::Options {
+                endpoints: std::iter::once(local).chain(peers).collect(),
+                ..base(config)
+            }
         }
     };
     Ok(Arc::new(etcd::Etcd::new(options)?))
@@ -325,7 +396,10 @@ pub fn store_client(config: &Config) -> Result<Arc<dyn Dcs>, crate::dcs::DcsErro
 /// User and password for our own HTTP client.
 #[must_use]
 pub fn credentials(given: Option<&config::Credentials>) -> Option<Credentials> {
-    given.map(|c| Credentials { username: c.username.clone(), password: c.password.reveal().to_owned() })
+    given.map(|c| Credentials {
+        username: c.username.clone(),
+        password: c.password.reveal().to_owned(),
+    })
 }
 
 fn identity(config: &Config) -> Identity {

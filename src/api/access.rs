@@ -5,10 +5,7 @@ use http::{HeaderMap, header};
 use crate::client::Credentials;
 
 /// The text of a 401, or nothing if the request may go on.
-pub(super) fn check(
-    credentials: Option<&Credentials>,
-    headers: &HeaderMap,
-) -> Result<(), &'static str> {
+pub(super) fn check(credentials: Option<&Credentials>, headers: &HeaderMap) -> Result<(), &'static str> {
     match (credentials, headers.get(header::AUTHORIZATION)) {
         (None, _) => Ok(()),
         (Some(_), None) => Err("no auth header received"),

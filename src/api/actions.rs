@@ -48,9 +48,7 @@ pub(super) async fn patch_config(api: &Api, patch: &Map<String, Value>) -> Resul
     for _ in 0..PATCH_ATTEMPTS {
         let cluster = api.handle.dcs().cluster().await?;
         let (Some(mut config), Some(version)) = (cluster.config, cluster.config_version) else {
-            return Err(Refusal::unavailable(
-                "there is no valid configuration in the DCS",
-            ));
+            return Err(Refusal::unavailable("there is no valid configuration in the DCS"));
         };
         if merge_patch(&mut config, patch) {
             let text = Value::Object(config.clone()).to_string();
@@ -63,10 +61,7 @@ pub(super) async fn patch_config(api: &Api, patch: &Map<String, Value>) -> Resul
                 Ok(Written::Yes(_)) => {}
                 Ok(Written::Refused) => continue,
                 Err(error) => {
-                    return Err(Refusal::new(
-                        409,
-                        format!("the DCS did not take it: {error}"),
-                    ));
+                    return Err(Refusal::new(409, format!("the DCS did not take it: {error}")));
                 }
             }
             let keys: Vec<&String> = patch.keys().collect();
@@ -84,25 +79,15 @@ pub(super) async fn patch_config(api: &Api, patch: &Map<String, Value>) -> Resul
 pub(super) async fn put_config(api: &Api, config: &Map<String, Value>) -> Result<Reply, Refusal> {
     let cluster = api.handle.dcs().cluster().await?;
     let text = Value::Object(config.clone()).to_string();
-    let stored = cluster
-        .config
-        .map(|stored| Value::Object(stored).to_string());
+    let stored = cluster.config.map(|stored| Value::Object(stored).to_string());
     if stored.as_deref() != Some(text.as_str()) {
-        match api
-            .handle
-            .dcs()
-            .write(Key::Config, &text, When::Always)
-            .await
-        {
+        match api.handle.dcs().write(Key::Config, &text, When::Always).await {
             Ok(Written::Yes(_)) => {
                 tracing::info!("dynamic configuration replaced through the REST API");
             }
             Ok(Written::Refused) => return Err(Refusal::new(502, "the DCS did not take it")),
             Err(error) => {
-                return Err(Refusal::new(
-                    502,
-                    format!("the DCS did not take it: {error}"),
-                ));
+                return Err(Refusal::new(502, format!("the DCS did not take it: {error}")));
             }
         }
     }
@@ -115,11 +100,7 @@ pub(super) async fn change_leader(
     body: &Map<String, Value>,
 ) -> Result<Reply, Refusal> {
     let cluster = api.handle.dcs().cluster().await?;
-    let dynamic = cluster
-        .config
-        .as_ref()
-        .map(Dynamic::from_map)
-        .unwrap_or_default();
+    let dynamic = cluster.config.as_ref().map(Dynamic::from_map).unwrap_or_default();
     let plan = switchover::validate(action, body, Timestamp::now(), dynamic.pause)?;
     if plan.key.scheduled_at.is_none() {
         let sync = api.handle.current().sync_mode;
@@ -143,15 +124,11 @@ pub(super) async fn change_leader(
     {
         Ok(Written::Yes(_)) => {}
         Ok(Written::Refused) => {
-            return Err(Refusal::unavailable(
-                "failed to write failover key into DCS",
-            ));
+            return Err(Refusal::unavailable("failed to write failover key into DCS"));
         }
         Err(error) => {
             tracing::warn!(%error, "failover key not written");
-            return Err(Refusal::unavailable(
-                "failed to write failover key into DCS",
-            ));
+            return Err(Refusal::unavailable("failed to write failover key into DCS"));
         }
     }
     tracing::info!(request = %plan.key.render(), "change of leader requested through the REST API");
@@ -194,9 +171,7 @@ async fn follow(
 
 pub(super) async fn unschedule_switchover(api: &Api) -> Result<Reply, Refusal> {
     let cluster = api.handle.dcs().cluster().await?;
-    let scheduled = cluster
-        .failover
-        .is_some_and(|key| key.scheduled_at.is_some());
+    let scheduled = cluster.failover.is_some_and(|key| key.scheduled_at.is_some());
     let (true, Some(version)) = (scheduled, cluster.failover_version) else {
         return Err(Refusal::new(404, "no switchover is scheduled"));
     };
@@ -257,11 +232,7 @@ pub(super) async fn reload(api: &Api) -> Result<Reply, Refusal> {
 }
 
 pub(super) async fn reinitialize(api: &Api, body: &Map<String, Value>) -> Result<Reply, Refusal> {
-    let flag = |key: &str| {
-        body.get(key)
-            .and_then(crate::model::read_bool)
-            .unwrap_or(false)
-    };
+    let flag = |key: &str| body.get(key).and_then(crate::model::read_bool).unwrap_or(false);
     // The contract's own documentation spells it with a hyphen, its code with an underscore.
     let (force, from_leader) = (flag("force"), flag("from_leader") || flag("from-leader"));
     let asked = api.handle.ask(|reply| Request::Reinitialize {

@@ -6,9 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::agent::handle::SyncMode;
-use crate::model::{
-    Cluster, Dynamic, Lsn, Member, MemberName, PgState, SyncKey, Timeline, read_bool,
-};
+use crate::model::{Cluster, Dynamic, Lsn, Member, MemberName, PgState, SyncKey, Timeline, read_bool};
 
 /// What a member is in its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,10 +97,7 @@ impl MemberView {
     #[must_use]
     pub fn api_base(&self) -> Option<String> {
         let (scheme, rest) = self.api_url.split_once("://")?;
-        let authority = rest
-            .split('/')
-            .next()
-            .filter(|authority| !authority.is_empty())?;
+        let authority = rest.split('/').next().filter(|authority| !authority.is_empty())?;
         Some(format!("{scheme}://{authority}"))
     }
 
@@ -199,9 +194,7 @@ impl ClusterView {
     /// The member of that name.
     #[must_use]
     pub fn member(&self, name: &str) -> Option<&MemberView> {
-        self.members
-            .iter()
-            .find(|member| member.name.as_str() == name)
+        self.members.iter().find(|member| member.name.as_str() == name)
     }
 
     /// The answer to GET /cluster.
@@ -435,10 +428,7 @@ mod tests {
                 .role
         };
         assert_eq!(role("{}"), MemberRole::Replica);
-        assert_eq!(
-            role(r#"{"synchronous_mode":"on"}"#),
-            MemberRole::SyncStandby
-        );
+        assert_eq!(role(r#"{"synchronous_mode":"on"}"#), MemberRole::SyncStandby);
         assert_eq!(
             role(r#"{"synchronous_mode":"quorum"}"#),
             MemberRole::QuorumStandby

@@ -146,9 +146,7 @@ pub fn code(snapshot: &Snapshot, now: Boottime, path: &str, query: &Query) -> u1
             "/quorum" => quorum && checks.replica,
             "/async" | "/asynchronous" => sync.is_none() && checks.replica,
             "/read-only-quorum" => checks.read_only(quorum && checks.replica),
-            "/read-only-sync" | "/read-only-synchronous" => {
-                checks.read_only(priority && checks.replica)
-            }
+            "/read-only-sync" | "/read-only-synchronous" => checks.read_only(priority && checks.replica),
             _ => false,
         }
     };

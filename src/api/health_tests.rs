@@ -45,13 +45,7 @@ fn every_cell_of_the_role_table() {
         for path in paths {
             let got: String = columns
                 .iter()
-                .map(|snapshot| {
-                    if check(snapshot, path) == 200 {
-                        '+'
-                    } else {
-                        '-'
-                    }
-                })
+                .map(|snapshot| if check(snapshot, path) == 200 { '+' } else { '-' })
                 .collect();
             assert_eq!(got, row, "{path}");
         }
@@ -121,11 +115,8 @@ fn lag_is_a_limit_on_replay() {
 fn an_unknown_leader_position_limits_nothing() {
     let mut snapshot = replica();
     snapshot.dcs = None;
-    if let Some(Xlog::Replica { latest_end, .. }) = snapshot
-        .local
-        .answer
-        .as_mut()
-        .map(|answer| &mut answer.xlog)
+    if let Some(Xlog::Replica { latest_end, .. }) =
+        snapshot.local.answer.as_mut().map(|answer| &mut answer.xlog)
     {
         *latest_end = None;
     }
@@ -134,15 +125,9 @@ fn an_unknown_leader_position_limits_nothing() {
 
 #[test]
 fn replication_state_must_be_equal() {
+    assert_eq!(check(&replica(), "/replica?replication_state=streaming"), 200);
     assert_eq!(
-        check(&replica(), "/replica?replication_state=streaming"),
-        200
-    );
-    assert_eq!(
-        check(
-            &replica(),
-            "/replica?replication_state=in%20archive%20recovery"
-        ),
+        check(&replica(), "/replica?replication_state=in%20archive%20recovery"),
         503
     );
 }
@@ -164,16 +149,9 @@ fn tags_filter_all_but_the_role_checks() {
             expected,
             "{query}"
         );
-        assert_eq!(
-            check(&snapshot, &format!("/health?{query}")),
-            expected,
-            "{query}"
-        );
+        assert_eq!(check(&snapshot, &format!("/health?{query}")), expected, "{query}");
     }
-    assert_eq!(
-        check(&with_tags(leader(), tags), "/primary?tag_zone=b"),
-        200
-    );
+    assert_eq!(check(&with_tags(leader(), tags), "/primary?tag_zone=b"), 200);
 }
 
 #[test]
@@ -211,8 +189,7 @@ fn ready_is_the_leader_or_a_close_streaming_replica() {
     let mut alone = replica();
     alone.dcs = None;
     assert_eq!(ready(&alone, ""), 200, "the sender's own word is enough");
-    if let Some(Xlog::Replica { latest_end, .. }) =
-        alone.local.answer.as_mut().map(|answer| &mut answer.xlog)
+    if let Some(Xlog::Replica { latest_end, .. }) = alone.local.answer.as_mut().map(|answer| &mut answer.xlog)
     {
         *latest_end = None;
     }

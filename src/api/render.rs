@@ -141,8 +141,7 @@ mod tests {
 
     #[test]
     fn other_members_can_read_it() {
-        let peer =
-            PeerStatus::from_json(&Value::Object(patroni(&replica(), NOW))).expect("complete");
+        let peer = PeerStatus::from_json(&Value::Object(patroni(&replica(), NOW))).expect("complete");
         assert!(peer.in_recovery && peer.can_lead());
         assert_eq!(peer.timeline, Timeline(4));
     }

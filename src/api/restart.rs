@@ -21,11 +21,7 @@ pub struct RestartRequest {
 }
 
 /// Reads the body; keys count in the order given and the first mistake answers.
-pub fn parse(
-    body: &Map<String, Value>,
-    now: Timestamp,
-    paused: bool,
-) -> Result<RestartRequest, Refusal> {
+pub fn parse(body: &Map<String, Value>, now: Timestamp, paused: bool) -> Result<RestartRequest, Refusal> {
     let mut request = RestartRequest::default();
     for (key, value) in body {
         let text = match value {
@@ -34,10 +30,7 @@ pub fn parse(
         };
         match key.as_str() {
             "schedule" if paused => {
-                return Err(Refusal::new(
-                    500,
-                    "Can't schedule restart in the paused state",
-                ));
+                return Err(Refusal::new(500, "Can't schedule restart in the paused state"));
             }
             "schedule" => request.at = Some(schedule::in_future(&text, "restart", now)?),
             "role" => request.filters.role = Some(role(&text)?),

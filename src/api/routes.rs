@@ -69,20 +69,10 @@ enum Body {
 /// Answers one request.
 pub(super) async fn answer(api: &Api, request: Request<Incoming>, activity: &Activity) -> Reply {
     let path = request.uri().path();
-    let segment = path
-        .trim_start_matches('/')
-        .split('/')
-        .next()
-        .unwrap_or_default();
+    let segment = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     if *request.method() == Method::GET {
         let _busy = activity.begin();
-        return get(
-            api,
-            path,
-            segment,
-            request.uri().query().unwrap_or_default(),
-        )
-        .await;
+        return get(api, path, segment, request.uri().query().unwrap_or_default()).await;
     }
     if matches!(*request.method(), Method::HEAD | Method::OPTIONS) {
         let query = Query::parse(request.uri().query().unwrap_or_default());
@@ -93,9 +83,7 @@ pub(super) async fn answer(api: &Api, request: Request<Incoming>, activity: &Act
         let method = request.method();
         return reply::text(
             501,
-            format!(
-                "Unsupported method ('{method}' on {path}). Server does not support this operation"
-            ),
+            format!("Unsupported method ('{method}' on {path}). Server does not support this operation"),
         );
     };
     if let Err(reason) = access::check(api.options.credentials.as_ref(), request.headers()) {
@@ -104,16 +92,12 @@ pub(super) async fn answer(api: &Api, request: Request<Incoming>, activity: &Act
     let rule = match change {
         Change::PatchConfig | Change::PutConfig | Change::Lead(_) => Body::Required,
         Change::Restart | Change::Reinitialize => Body::Optional,
-        Change::Unschedule | Change::CancelRestart | Change::Reload | Change::Failsafe => {
-            Body::Ignored
-        }
+        Change::Unschedule | Change::CancelRestart | Change::Reload | Change::Failsafe => Body::Ignored,
     };
     match object(api, request, rule).await {
         Ok(body) => {
             let _busy = activity.begin();
-            dispatch(api, change, &body)
-                .await
-                .unwrap_or_else(Reply::from)
+            dispatch(api, change, &body).await.unwrap_or_else(Reply::from)
         }
         Err(refusal) => refusal.into(),
     }
@@ -171,10 +155,7 @@ fn shared(api: &Api, segment: &str, cluster: &Cluster) -> Reply {
         ),
         "history" => {
             let rows = cluster.history.as_deref().unwrap_or_default();
-            reply::object(
-                200,
-                &rows.iter().map(HistoryRow::to_json).collect::<Vec<_>>(),
-            )
+            reply::object(200, &rows.iter().map(HistoryRow::to_json).collect::<Vec<_>>())
         }
         _ => match &cluster.config {
             Some(config) => reply::object(200, config),
@@ -195,17 +176,13 @@ async fn read_cluster(api: &Api, now: Boottime) -> Result<Cluster, Refusal> {
 }
 
 /// Reads the JSON object of a request (contract: REST API §1, "Body reading"; chunked bodies are fine too).
-async fn object(
-    api: &Api,
-    request: Request<Incoming>,
-    rule: Body,
-) -> Result<Map<String, Value>, Refusal> {
+async fn object(api: &Api, request: Request<Incoming>, rule: Body) -> Result<Map<String, Value>, Refusal> {
     if rule == Body::Ignored {
         return Ok(Map::new());
     }
     let headers = request.headers();
-    let announced = headers.contains_key(header::CONTENT_LENGTH)
-        || headers.contains_key(header::TRANSFER_ENCODING);
+    let announced =
+        headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING);
     if !announced && rule == Body::Required {
         return Err(Refusal::new(
             411,
@@ -221,9 +198,7 @@ async fn object(
             Err(Refusal::bad_request("the request body is an empty object"))
         }
         Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(Refusal::bad_request(
-            "the request body is not a JSON object",
-        )),
+        Ok(_) => Err(Refusal::bad_request("the request body is not a JSON object")),
         Err(error) => Err(Refusal::bad_request(format!(
             "the request body is not JSON: {error}"
         ))),
@@ -237,20 +212,14 @@ async fn read(api: &Api, request: Request<Incoming>) -> Result<Bytes, Refusal> {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refusal::new(
             413,
-            format!(
-                "the request body is larger than {} bytes",
-                limits.body_bytes_max
-            ),
+            format!("the request body is larger than {} bytes", limits.body_bytes_max),
         )),
         Ok(Err(error)) => Err(Refusal::bad_request(format!(
             "the request body cannot be read: {error}"
         ))),
         Err(_) => Err(Refusal::new(
             408,
-            format!(
-                "the request body did not arrive within {:?}",
-                limits.body_within
-            ),
+            format!("the request body did not arrive within {:?}", limits.body_within),
         )),
     }
 }

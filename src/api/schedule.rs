@@ -36,10 +36,7 @@ pub fn parse(text: &str) -> Result<Timestamp, Unusable> {
 /// The same for a request; `action` (`switchover`, `restart`) goes into the refusal. The past is refused.
 pub fn in_future(text: &str, action: &str, now: Timestamp) -> Result<Timestamp, Refusal> {
     match parse(text) {
-        Ok(moment) if moment < now => Err(Refusal::new(
-            422,
-            format!("Cannot schedule {action} in the past"),
-        )),
+        Ok(moment) if moment < now => Err(Refusal::new(422, format!("Cannot schedule {action} in the past"))),
         Ok(moment) => Ok(moment),
         Err(Unusable::NoTimeZone) => Err(Refusal::bad_request(format!(
             "Timezone information is mandatory for the scheduled {action}"

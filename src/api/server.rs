@@ -66,10 +66,7 @@ impl Connections {
     /// A place for a new connection; the oldest idle one makes room if there is none. `None`: all are busy.
     fn admit(&mut self, limit: usize) -> Option<(u64, Activity, CancellationToken)> {
         if self.open.len() >= limit {
-            let idle = self
-                .open
-                .iter()
-                .find(|(_, (activity, _))| activity.is_idle());
+            let idle = self.open.iter().find(|(_, (activity, _))| activity.is_idle());
             let id = idle.map(|(id, _)| *id)?;
             if let Some((_, evict)) = self.open.remove(&id) {
                 evict.cancel();
@@ -144,12 +141,7 @@ fn lock(connections: &Mutex<Connections>) -> std::sync::MutexGuard<'_, Connectio
     connections.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn connection(
-    stream: TcpStream,
-    api: Arc<Api>,
-    activity: Activity,
-    shutdown: CancellationToken,
-) {
+async fn connection(stream: TcpStream, api: Arc<Api>, activity: Activity, shutdown: CancellationToken) {
     if let Err(error) = tune(&stream) {
         tracing::debug!(%error, "socket options");
     }

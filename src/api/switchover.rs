@@ -110,9 +110,7 @@ pub fn validate(
         ));
     }
     if leader.is_some() && leader == candidate {
-        return Err(Refusal::bad_request(
-            "Switchover target and source are the same",
-        ));
+        return Err(Refusal::bad_request("Switchover target and source are the same"));
     }
     let action = if leader.is_some() {
         Action::Switchover
@@ -130,11 +128,7 @@ pub fn validate(
 }
 
 /// Rule 9 up to the question to the members themselves: who would have to be asked.
-pub fn candidates(
-    plan: &Plan,
-    cluster: &Cluster,
-    sync: SyncMode,
-) -> Result<Vec<MemberName>, Refusal> {
+pub fn candidates(plan: &Plan, cluster: &Cluster, sync: SyncMode) -> Result<Vec<MemberName>, Refusal> {
     let refuse = |text: String| Err(Refusal::new(412, text));
     let noun = plan.action.noun();
     let current = cluster.leader.as_ref().map(|leader| &leader.name);
@@ -161,9 +155,8 @@ pub fn candidates(
             "can not find sync_standby",
         )
     } else {
-        let other = |member: &crate::model::Member| {
-            Some(&member.name) != current && !member.data.api_url.is_empty()
-        };
+        let other =
+            |member: &crate::model::Member| Some(&member.name) != current && !member.data.api_url.is_empty();
         (names(&other), "cluster does not have members except leader")
     };
     if found.is_empty() {
@@ -173,10 +166,7 @@ pub fn candidates(
 }
 
 /// The rest of rule 9: at least one of those asked answered and could lead.
-pub fn judge(
-    plan: &Plan,
-    answers: &BTreeMap<MemberName, Option<PeerStatus>>,
-) -> Result<(), Refusal> {
+pub fn judge(plan: &Plan, answers: &BTreeMap<MemberName, Option<PeerStatus>>) -> Result<(), Refusal> {
     if answers.values().flatten().any(PeerStatus::can_lead) {
         return Ok(());
     }

@@ -91,22 +91,13 @@ fn the_first_broken_rule_answers() {
             "Switchover target and source are the same",
         ),
     ] {
-        assert_eq!(
-            refused(action, &body, paused),
-            (code, text.to_owned()),
-            "{body}"
-        );
+        assert_eq!(refused(action, &body, paused), (code, text.to_owned()), "{body}");
     }
 }
 
 #[test]
 fn a_failover_from_a_named_leader_is_a_switchover() {
-    let plan = ask(
-        Action::Failover,
-        &json!({"leader": "n1", "member": "n2"}),
-        false,
-    )
-    .expect("fine");
+    let plan = ask(Action::Failover, &json!({"leader": "n1", "member": "n2"}), false).expect("fine");
     assert_eq!(plan.action, Action::Switchover);
     assert_eq!(plan.key.render(), r#"{"leader":"n1","member":"n2"}"#);
     let plan = ask(Action::Failover, &json!({"candidate": "n2"}), true).expect("fine");
@@ -123,11 +114,7 @@ fn pre_checks_look_at_the_cluster() {
         })
     };
     let alone = &HEALTHY[..5];
-    let synced = [
-        HEALTHY,
-        &[("sync", r#"{"leader":"n1","sync_standby":"n2"}"#)],
-    ]
-    .concat();
+    let synced = [HEALTHY, &[("sync", r#"{"leader":"n1","sync_standby":"n2"}"#)]].concat();
     let from = || json!({"leader": "n1"});
     let to = |candidate: &str| json!({"leader": "n1", "candidate": candidate});
     use Action::{Failover, Switchover};
@@ -203,17 +190,11 @@ fn one_good_answer_is_enough() {
     let answers = |list: Vec<(&str, Option<PeerStatus>)>| {
         judge(
             &plan,
-            &list
-                .into_iter()
-                .map(|(name, peer)| (name.into(), peer))
-                .collect(),
+            &list.into_iter().map(|(name, peer)| (name.into(), peer)).collect(),
         )
     };
     assert!(answers(vec![("n2", None), ("n3", peer(json!({})))]).is_ok());
-    let none = answers(vec![
-        ("n2", None),
-        ("n3", peer(json!({"nofailover": true}))),
-    ]);
+    let none = answers(vec![("n2", None), ("n3", peer(json!({"nofailover": true})))]);
     assert_eq!(
         none,
         Err(Refusal::new(
@@ -236,8 +217,7 @@ fn the_outcome_shows_in_leader_and_failover_key() {
     let old = MemberName::from("n1");
     let see = |plan: &Plan, leader: &str, failover: &str| {
         let seen = cluster(&[("leader", leader), ("failover", failover)]);
-        outcome(plan, Some(&old), &seen)
-            .map(|result| result.map_err(|refusal| (refusal.code, refusal.text)))
+        outcome(plan, Some(&old), &seen).map(|result| result.map_err(|refusal| (refusal.code, refusal.text)))
     };
     let pending = r#"{"member":"n2"}"#;
     let switchover = plan(Action::Switchover, Some("n2"));

@@ -207,12 +207,7 @@ impl Server {
         self.ask(Method::GET, path, None).await
     }
 
-    pub(super) async fn says(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> (u16, String) {
+    pub(super) async fn says(&self, method: Method, path: &str, body: Option<Value>) -> (u16, String) {
         let answer = self.ask(method, path, body).await;
         (answer.status, answer.text())
     }
@@ -249,11 +244,7 @@ impl Server {
                     }
                     Request::CancelRestart(reply) => reply.send(false).expect("the API waits"),
                     Request::Reinitialize { force, reply, .. } => {
-                        drop(reply.send(if force {
-                            Ok(())
-                        } else {
-                            Err(ReinitRefused::Leader)
-                        }));
+                        drop(reply.send(if force { Ok(()) } else { Err(ReinitRefused::Leader) }));
                     }
                     Request::Reload | Request::WakeUp => {}
                 }

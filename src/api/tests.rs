@@ -77,10 +77,7 @@ async fn other_methods_are_not_supported() {
     ] {
         let (code, text) = server.says(method, path, Some(json!({"a": 1}))).await;
         assert_eq!(code, 501);
-        assert!(
-            text.contains("Server does not support this operation"),
-            "{text}"
-        );
+        assert!(text.contains("Server does not support this operation"), "{text}");
     }
     let odd = server
         .raw(b"BREW /pot HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
@@ -91,9 +88,7 @@ async fn other_methods_are_not_supported() {
 #[tokio::test]
 async fn connections_stay_open_and_old_clients_are_served() {
     let server = server(HEALTHY).await;
-    let mut stream = TcpStream::connect(&server.address)
-        .await
-        .expect("listening");
+    let mut stream = TcpStream::connect(&server.address).await.expect("listening");
     for _ in 0..3 {
         stream
             .write_all(b"HEAD /primary HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -109,13 +104,9 @@ async fn connections_stay_open_and_old_clients_are_served() {
     }
     let old = server.raw(b"GET /liveness HTTP/1.0\r\n\r\n").await;
     assert!(old.starts_with("HTTP/1.0 200 OK\r\n"), "{old}");
-    let kept =
-        b"GET /liveness HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /replica HTTP/1.0\r\n\r\n";
+    let kept = b"GET /liveness HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /replica HTTP/1.0\r\n\r\n";
     let kept = server.raw(kept).await;
-    assert!(
-        kept.contains("200 OK") && kept.contains("503 Service"),
-        "{kept}"
-    );
+    assert!(kept.contains("200 OK") && kept.contains("503 Service"), "{kept}");
 }
 
 #[tokio::test]
@@ -147,16 +138,11 @@ async fn slow_clients_are_dropped_and_delay_nobody() {
     let server = server(HEALTHY).await;
     let mut slow = Vec::new();
     for _ in 0..20 {
-        let mut stream = TcpStream::connect(&server.address)
-            .await
-            .expect("listening");
+        let mut stream = TcpStream::connect(&server.address).await.expect("listening");
         stream.write_all(b"GET /primary HT").await.expect("open");
         slow.push(stream);
         assert_eq!(
-            server
-                .raw(b"GET /primary HTTP/1.0\r\n\r\n")
-                .await
-                .get(9..12),
+            server.raw(b"GET /primary HTTP/1.0\r\n\r\n").await.get(9..12),
             Some("200")
         );
     }
@@ -168,9 +154,7 @@ async fn slow_clients_are_dropped_and_delay_nobody() {
 #[tokio::test]
 async fn idle_connections_are_closed() {
     let server = server(HEALTHY).await;
-    let answer = server
-        .raw(b"GET /liveness HTTP/1.1\r\nHost: h\r\n\r\n")
-        .await;
+    let answer = server.raw(b"GET /liveness HTTP/1.1\r\nHost: h\r\n\r\n").await;
     assert!(
         answer.starts_with("HTTP/1.1 200"),
         "closed by the server, or raw() would not return"
@@ -181,10 +165,7 @@ async fn idle_connections_are_closed() {
 async fn bodies_are_bounded_in_size_and_time() {
     let server = server(HEALTHY).await;
     let big = json!({"x": "y".repeat(2000)});
-    assert_eq!(
-        server.says(Method::PATCH, "/config", Some(big)).await.0,
-        413
-    );
+    assert_eq!(server.says(Method::PATCH, "/config", Some(big)).await.0, 413);
     let slow = b"PATCH /config HTTP/1.1\r\nHost: h\r\nContent-Length: 50\r\n\r\n{";
     assert!(server.raw(slow).await.starts_with("HTTP/1.1 408"));
     let without = server
@@ -200,8 +181,7 @@ async fn bodies_are_bounded_in_size_and_time() {
         assert_eq!(code, 400);
         assert!(text.contains(reason), "{text}");
     }
-    let junk =
-        b"PUT /config HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 3\r\n\r\n{,}";
+    let junk = b"PUT /config HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 3\r\n\r\n{,}";
     assert!(server.raw(junk).await.contains("is not JSON"));
     let chunked = b"PATCH /config HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{\"ttl\":9}\r\n0\r\n\r\n";
     assert!(server.raw(chunked).await.ends_with("{\"ttl\": 9}"));
@@ -279,8 +259,7 @@ async fn config_is_merged_replaced_and_read() {
     let server = server(HEALTHY).await;
     let patch = json!({"pause": true, "postgresql": {"parameters": {"work_mem": "8MB"}}});
     let (code, text) = server.says(Method::PATCH, "/config", Some(patch)).await;
-    let expected =
-        r#"{"ttl": 30, "pause": true, "postgresql": {"parameters": {"work_mem": "8MB"}}}"#;
+    let expected = r#"{"ttl": 30, "pause": true, "postgresql": {"parameters": {"work_mem": "8MB"}}}"#;
     assert_eq!((code, text.as_str()), (200, expected));
     let stored = r#"{"ttl":30,"pause":true,"postgresql":{"parameters":{"work_mem":"8MB"}}}"#;
     assert_eq!(server.store.get("config").as_deref(), Some(stored));
@@ -306,10 +285,7 @@ async fn cluster_and_history_come_from_the_store_and_outlive_it_for_a_while() {
     let cluster = server.get("/cluster").await.json().expect("JSON");
     assert_eq!(cluster["members"][1]["state"], "streaming");
     assert_eq!(cluster["members"][0]["role"], "leader");
-    assert_eq!(
-        server.get("/history").await.json().expect("JSON")[0][4],
-        "n2"
-    );
+    assert_eq!(server.get("/history").await.json().expect("JSON")[0][4], "n2");
     let mut blind = live(leader());
     blind.dcs = None;
     server.snapshot.send_replace(Arc::new(blind));
@@ -355,10 +331,7 @@ async fn a_switchover_is_checked_written_and_followed() {
         .await;
     assert_eq!(
         (code, text.as_str()),
-        (
-            400,
-            "Failover could be performed only to a specific candidate"
-        )
+        (400, "Failover could be performed only to a specific candidate")
     );
 }
 
@@ -370,22 +343,14 @@ async fn a_switchover_can_be_scheduled_and_forgotten() {
     let body = json!({"leader": "n1", "scheduled_at": "2999-01-01T00:00:00+00:00"});
     let answer = server.says(Method::POST, "/switchover", Some(body)).await;
     assert_eq!(answer, (202, "Switchover scheduled".into()));
-    let woken = server
-        .requests
-        .as_mut()
-        .expect("no agent took it")
-        .recv()
-        .await;
+    let woken = server.requests.as_mut().expect("no agent took it").recv().await;
     assert!(matches!(woken, Some(Request::WakeUp)));
     assert_eq!(
         server.get("/cluster").await.json().expect("JSON")["scheduled_switchover"],
         json!({"at": "2999-01-01T00:00:00+00:00", "from": "n1"})
     );
     let deleted = (200, "scheduled switchover deleted".to_owned());
-    assert_eq!(
-        server.says(Method::DELETE, "/switchover", None).await,
-        deleted
-    );
+    assert_eq!(server.says(Method::DELETE, "/switchover", None).await, deleted);
     assert_eq!(server.store.get("failover").as_deref(), Some("{}"));
     assert_eq!(server.says(Method::DELETE, "/switchover", None).await, gone);
 }
@@ -396,13 +361,7 @@ async fn requests_for_this_member_go_to_the_agent() {
     let agent = server.agent();
     let later = "2999-01-01T00:00:00Z";
     for (method, path, body, code, text) in [
-        (
-            Method::POST,
-            "/restart",
-            None,
-            200,
-            "restarted successfully",
-        ),
+        (Method::POST, "/restart", None, 200, "restarted successfully"),
         (
             Method::POST,
             "/restart",
@@ -431,13 +390,7 @@ async fn requests_for_this_member_go_to_the_agent() {
             409,
             "Another restart is already scheduled",
         ),
-        (
-            Method::DELETE,
-            "/restart",
-            None,
-            404,
-            "no restarts are scheduled",
-        ),
+        (Method::DELETE, "/restart", None, 404, "no restarts are scheduled"),
         (
             Method::POST,
             "/reinitialize",
@@ -464,22 +417,15 @@ async fn requests_for_this_member_go_to_the_agent() {
     let bad = server
         .raw(b"POST /reinitialize HTTP/1.0\r\nContent-Length: 1\r\n\r\n{")
         .await;
-    assert!(
-        bad.contains(" 400 "),
-        "a malformed body starts nothing: {bad}"
-    );
+    assert!(bad.contains(" 400 "), "a malformed body starts nothing: {bad}");
     agent.abort();
 }
 
 #[tokio::test]
 async fn shutdown_ends_idle_connections_and_abandons_the_rest() {
     let server = server(HEALTHY).await;
-    let mut idle = TcpStream::connect(&server.address)
-        .await
-        .expect("listening");
-    let mut waiting = TcpStream::connect(&server.address)
-        .await
-        .expect("listening");
+    let mut idle = TcpStream::connect(&server.address).await.expect("listening");
+    let mut waiting = TcpStream::connect(&server.address).await.expect("listening");
     waiting
         .write_all(b"POST /restart HTTP/1.1\r\nHost: h\r\n\r\n")
         .await

@@ -8,11 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{CliError, ClusterArg, Context, source, source::Source, ui::Ui};
 use crate::exit::Exit;
 
-pub(super) async fn show(
-    context: &Context,
-    ui: &mut dyn Ui,
-    args: &ClusterArg,
-) -> anyhow::Result<Exit> {
+pub(super) async fn show(context: &Context, ui: &mut dyn Ui, args: &ClusterArg) -> anyhow::Result<Exit> {
     context.must_be_ours(args.cluster.as_ref())?;
     let mut config = source::config(context, ui)
         .await?

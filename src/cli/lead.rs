@@ -36,11 +36,7 @@ struct Wish {
 
 impl Wish {
     const fn verb(&self) -> &'static str {
-        if self.switchover {
-            "switchover"
-        } else {
-            "failover"
-        }
+        if self.switchover { "switchover" } else { "failover" }
     }
 
     fn body(&self) -> Value {
@@ -63,11 +59,7 @@ impl Wish {
     fn key(&self) -> FailoverKey {
         let name = |name: &Option<String>| name.clone().map(MemberName);
         FailoverKey {
-            leader: if self.switchover {
-                name(&self.leader)
-            } else {
-                None
-            },
+            leader: if self.switchover { name(&self.leader) } else { None },
             candidate: name(&self.candidate),
             scheduled_at: self.at,
         }
@@ -129,9 +121,7 @@ fn ask_switchover(
     };
     let at = when::read(&scheduled, &zone, now)?;
     if at.is_some() && view.pause {
-        return Err(CliError::refused(
-            "Can't schedule switchover in the paused state",
-        ));
+        return Err(CliError::refused("Can't schedule switchover in the paused state"));
     }
     if !args.force {
         let question = match at {
@@ -153,11 +143,7 @@ fn ask_switchover(
     })
 }
 
-pub(super) async fn failover(
-    context: &Context,
-    ui: &mut dyn Ui,
-    args: FailoverArgs,
-) -> anyhow::Result<Exit> {
+pub(super) async fn failover(context: &Context, ui: &mut dyn Ui, args: FailoverArgs) -> anyhow::Result<Exit> {
     context.must_be_ours(args.cluster.as_ref())?;
     let source = show(context, ui).await?;
     let config = super::source::config(context, ui).await.ok().flatten();
@@ -177,17 +163,15 @@ fn ask_failover(
 ) -> Result<Wish, CliError> {
     let scope = &view.scope;
     let candidate = ask_candidate(view, ui, args.candidate, args.force, "failover")?;
-    let candidate = candidate.ok_or_else(|| {
-        CliError::refused("Failover could be performed only to a specific candidate")
-    })?;
+    let candidate = candidate
+        .ok_or_else(|| CliError::refused("Failover could be performed only to a specific candidate"))?;
     check_candidate(view, Some(&candidate), "failover")?;
     let asynchronous = view
         .member(&candidate)
         .is_some_and(|member| member.role == MemberRole::Replica);
     if !args.force {
         if sync != SyncMode::Off && asynchronous {
-            let question =
-                format!("Are you sure you want to failover to the asynchronous node {candidate}?");
+            let question = format!("Are you sure you want to failover to the asynchronous node {candidate}?");
             agreed(ui, &question, "failover")?;
         }
         let demoting = view.leader().map_or_else(String::new, |leader| {
@@ -236,9 +220,7 @@ fn ask_candidate(
 ) -> Result<Option<String>, CliError> {
     let names = candidates(view);
     if names.is_empty() {
-        return Err(CliError::refused(format!(
-            "No candidates found to {verb} to"
-        )));
+        return Err(CliError::refused(format!("No candidates found to {verb} to")));
     }
     let answer = match given {
         Some(name) => name,
@@ -251,19 +233,12 @@ fn ask_candidate(
     Ok(Some(answer).filter(|name| !name.is_empty()))
 }
 
-fn check_candidate(
-    view: &ClusterView,
-    candidate: Option<&str>,
-    verb: &str,
-) -> Result<(), CliError> {
+fn check_candidate(view: &ClusterView, candidate: Option<&str>, verb: &str) -> Result<(), CliError> {
     let Some(name) = candidate else {
         return Ok(());
     };
     let scope = &view.scope;
-    if view
-        .leader()
-        .is_some_and(|leader| leader.name.as_str() == name)
-    {
+    if view.leader().is_some_and(|leader| leader.name.as_str() == name) {
         return Err(CliError::refused(if verb == "switchover" {
             "Switchover target and source are the same.".to_owned()
         } else {
@@ -312,16 +287,9 @@ async fn carry_out(
         Ok(answer) => {
             let body = answer.text();
             let unknown = body.contains("status unknown");
-            let title = if wish.switchover {
-                "Switchover"
-            } else {
-                "Failover"
-            };
+            let title = if wish.switchover { "Switchover" } else { "Failover" };
             let result = if unknown { "result unknown" } else { "failed" };
-            ui.say(&format!(
-                "{title} {result}, details: {}, {body}",
-                answer.status
-            ));
+            ui.say(&format!("{title} {result}, details: {}, {body}", answer.status));
             return Ok(Exit::Failed);
         }
         Err(ClientError::Timeout { url, waited }) => {
@@ -362,14 +330,8 @@ async fn post(context: &Context, base: &str, wish: &Wish) -> Result<Answer, Clie
     // Software older than the switchover endpoint knows the same request as a failover.
     let old = answer.status == 501
         && wish.switchover
-        && answer
-            .text()
-            .contains("Server does not support this operation");
-    if old {
-        send("failover").await
-    } else {
-        Ok(answer)
-    }
+        && answer.text().contains("Server does not support this operation");
+    if old { send("failover").await } else { Ok(answer) }
 }
 
 async fn fall_back(context: &Context, wish: &Wish) -> anyhow::Result<()> {

@@ -16,11 +16,7 @@ fn now() -> Timestamp {
     "2026-01-05T08:10:00Z".parse().expect("valid")
 }
 
-fn switch(
-    view: &ClusterView,
-    answers: &[&str],
-    args: SwitchoverArgs,
-) -> (Result<String, String>, String) {
+fn switch(view: &ClusterView, answers: &[&str], args: SwitchoverArgs) -> (Result<String, String>, String) {
     let mut ui = Script::typing(answers);
     let wish = ask_switchover(view, &mut ui, args, now());
     (
@@ -32,11 +28,7 @@ fn switch(
 
 #[test]
 fn a_switchover_is_agreed_on_question_by_question() {
-    let (wish, shown) = switch(
-        &view(&[]),
-        &["", "n2", "now", "y"],
-        SwitchoverArgs::default(),
-    );
+    let (wish, shown) = switch(&view(&[]), &["", "n2", "now", "y"], SwitchoverArgs::default());
     assert_eq!(wish, Ok(r#"{"leader":"n1","candidate":"n2"}"#.to_owned()));
     let lines: Vec<&str> = shown.lines().collect();
     assert_eq!(lines[0], "Primary [n1]: ");
@@ -153,13 +145,7 @@ fn a_failover_needs_a_candidate_and_names_what_it_demotes() {
         shown,
         "Are you sure you want to failover cluster demo, demoting current leader n1? [y/N]: y"
     );
-    let (wish, shown) = fail(
-        &view(&[("leader", "")]),
-        &["y"],
-        Some("n2"),
-        false,
-        SyncMode::Off,
-    );
+    let (wish, shown) = fail(&view(&[("leader", "")]), &["y"], Some("n2"), false, SyncMode::Off);
     assert!(wish.is_ok() && shown.starts_with("Are you sure you want to failover cluster demo? "));
     let specific = Err("Failover could be performed only to a specific candidate".to_owned());
     assert_eq!(fail(&all, &[], None, true, SyncMode::Off).0, specific);

@@ -45,12 +45,7 @@ async fn call(
 }
 
 /// The contract's words for "no".
-fn failed(
-    ui: &mut dyn Ui,
-    action: &str,
-    member: &MemberView,
-    answer: &Result<Answer, ClientError>,
-) {
+fn failed(ui: &mut dyn Ui, action: &str, member: &MemberView, answer: &Result<Answer, ClientError>) {
     ui.say(&match answer {
         Ok(answer) => format!(
             "Failed: {action} for member {}, status code={}, ({})",
@@ -62,11 +57,7 @@ fn failed(
     });
 }
 
-pub(super) async fn restart(
-    context: &Context,
-    ui: &mut dyn Ui,
-    args: RestartArgs,
-) -> anyhow::Result<Exit> {
+pub(super) async fn restart(context: &Context, ui: &mut dyn Ui, args: RestartArgs) -> anyhow::Result<Exit> {
     let source = Source::load(context, ui).await?;
     ui.say(&source.table(Look::PLAIN));
     let names = context.member_names(args.members);
@@ -143,10 +134,7 @@ pub(super) async fn restart(
                 ui.say(&format!("Success: restart on member {}", member.name));
             }
             Ok(answer) if answer.status == 202 => {
-                ui.say(&format!(
-                    "Success: restart scheduled on member {}",
-                    member.name
-                ));
+                ui.say(&format!("Success: restart scheduled on member {}", member.name));
             }
             Ok(answer) if answer.status == 409 => {
                 ui.say(&format!(
@@ -164,11 +152,7 @@ pub(super) async fn restart(
     Ok(exit)
 }
 
-pub(super) async fn reinit(
-    context: &Context,
-    ui: &mut dyn Ui,
-    args: ReinitArgs,
-) -> anyhow::Result<Exit> {
+pub(super) async fn reinit(context: &Context, ui: &mut dyn Ui, args: ReinitArgs) -> anyhow::Result<Exit> {
     let source = Source::load(context, ui).await?;
     ui.say(&source.table(Look::PLAIN));
     let replicas = named(&source.view, &[], RoleFilter::Replica)?;
@@ -180,10 +164,7 @@ pub(super) async fn reinit(
         let known: Vec<&str> = replicas.iter().map(|member| member.name.as_str()).collect();
         names.push(ask(
             ui,
-            &format!(
-                "Which member do you want to reinitialize [{}]?",
-                known.join(", ")
-            ),
+            &format!("Which member do you want to reinitialize [{}]?", known.join(", ")),
             None,
         )?);
     }
@@ -194,15 +175,7 @@ pub(super) async fn reinit(
     for member in members {
         let ask_member = async |force: bool| {
             let body = json!({"force": force, "from_leader": args.from_leader});
-            call(
-                context,
-                member,
-                Method::POST,
-                "reinitialize",
-                Some(&body),
-                SHORT,
-            )
-            .await
+            call(context, member, Method::POST, "reinitialize", Some(&body), SHORT).await
         };
         let mut answer = ask_member(false).await;
         let busy = matches!(&answer, Ok(answer) if answer.text().ends_with(" already in progress"));
@@ -231,11 +204,7 @@ pub(super) async fn reinit(
     Ok(exit)
 }
 
-async fn wait_for_clone(
-    context: &Context,
-    ui: &mut dyn Ui,
-    member: &MemberView,
-) -> Result<(), CliError> {
+async fn wait_for_clone(context: &Context, ui: &mut dyn Ui, member: &MemberView) -> Result<(), CliError> {
     let begun = tokio::time::Instant::now();
     let cloning = PgState::CreatingReplica.as_str();
     ui.say(&format!(
@@ -245,11 +214,7 @@ async fn wait_for_clone(
     while begun.elapsed() < CLONE_WITHIN {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let status = context.ask_status(&member.api_url).await;
-        if status.is_ok_and(|status| {
-            status["state"]
-                .as_str()
-                .is_some_and(|state| state != cloning)
-        }) {
+        if status.is_ok_and(|status| status["state"].as_str().is_some_and(|state| state != cloning)) {
             ui.say(&format!("Reinitialize is completed on: {}", member.name));
             return Ok(());
         }
@@ -260,11 +225,7 @@ async fn wait_for_clone(
     )))
 }
 
-pub(super) async fn reload(
-    context: &Context,
-    ui: &mut dyn Ui,
-    args: ReloadArgs,
-) -> anyhow::Result<Exit> {
+pub(super) async fn reload(context: &Context, ui: &mut dyn Ui, args: ReloadArgs) -> anyhow::Result<Exit> {
     let source = Source::load(context, ui).await?;
     ui.say(&source.table(Look::PLAIN));
     let members = named(&source.view, &context.member_names(args.members), args.role)?;

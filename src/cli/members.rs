@@ -66,9 +66,7 @@ fn table(view: &ClusterView, identity: Option<&str>, look: Look, drawn: bool) ->
         ),
         (
             Column::left("Pending restart reason"),
-            view.members
-                .iter()
-                .any(|m| !m.pending_restart_reason.is_empty()),
+            view.members.iter().any(|m| !m.pending_restart_reason.is_empty()),
         ),
         (
             Column::left("Scheduled restart"),
@@ -79,10 +77,7 @@ fn table(view: &ClusterView, identity: Option<&str>, look: Look, drawn: bool) ->
             view.members.iter().any(|m| !m.tags.is_empty()),
         ),
     ];
-    let show: Vec<bool> = optional
-        .iter()
-        .map(|(_, used)| *used || look.extended)
-        .collect();
+    let show: Vec<bool> = optional.iter().map(|(_, used)| *used || look.extended).collect();
     let mut columns = vec![
         Column::left("Cluster").in_title(),
         Column::left("Member"),
@@ -161,15 +156,10 @@ const fn role(role: MemberRole) -> &'static str {
 
 /// Ports are shown when the host alone would not tell the members apart or the port is not the usual one.
 fn ports_matter(view: &ClusterView) -> bool {
-    let addresses: Vec<&(String, u16)> = view
-        .members
-        .iter()
-        .filter_map(|m| m.address.as_ref())
-        .collect();
+    let addresses: Vec<&(String, u16)> = view.members.iter().filter_map(|m| m.address.as_ref()).collect();
     let mut hosts: Vec<&str> = addresses.iter().map(|(host, _)| host.as_str()).collect();
     hosts.sort_unstable();
-    addresses.iter().any(|(_, port)| *port != 5432)
-        || hosts.windows(2).any(|pair| pair[0] == pair[1])
+    addresses.iter().any(|(_, port)| *port != 5432) || hosts.windows(2).any(|pair| pair[0] == pair[1])
 }
 
 fn host(member: &MemberView, with_port: bool) -> String {
@@ -195,12 +185,9 @@ fn positions(member: &MemberView) -> [Value; 4] {
         (None, None, _) => (&None, last),
         _ => (receive, replay),
     };
-    let lsn = |position: &Position| {
-        position.map_or_else(|| "unknown".into(), |(lsn, _)| lsn.to_string().into())
-    };
-    let lag = |position: &Position| {
-        position.map_or_else(|| "".into(), |(_, bytes)| megabytes(bytes).into())
-    };
+    let lsn =
+        |position: &Position| position.map_or_else(|| "unknown".into(), |(lsn, _)| lsn.to_string().into());
+    let lag = |position: &Position| position.map_or_else(|| "".into(), |(_, bytes)| megabytes(bytes).into());
     [lsn(receive), lag(receive), lsn(replay), lag(replay)]
 }
 
@@ -263,11 +250,7 @@ fn order(view: &ClusterView, shape: Shape) -> Vec<(String, &MemberView)> {
         source.unwrap_or(leader).name.clone()
     };
     let mut rows = vec![(String::new(), leader)];
-    let mut left: Vec<&MemberView> = view
-        .members
-        .iter()
-        .filter(|m| m.name != leader.name)
-        .collect();
+    let mut left: Vec<&MemberView> = view.members.iter().filter(|m| m.name != leader.name).collect();
     // Depth first: those below the last row placed come before its siblings.
     let mut path = vec![leader];
     while let Some(above) = path.last() {
@@ -369,10 +352,7 @@ demo\tn2\t10.1.0.2\tReplica\tstreaming\t4\t0/5000148\t0\t0/5000108\t0"
                 ..Look::PLAIN
             },
         );
-        assert!(
-            extended
-                .contains("\tPending restart\tPending restart reason\tScheduled restart\tTags\n")
-        );
+        assert!(extended.contains("\tPending restart\tPending restart reason\tScheduled restart\tTags\n"));
     }
 
     #[test]
@@ -394,20 +374,14 @@ demo\tn2\t10.1.0.2\tReplica\tstreaming\t4\t0/5000148\t0\t0/5000108\t0"
             .map(str::trim_end)
             .filter(|cell| cell.contains('n'))
             .collect();
-        assert_eq!(
-            members,
-            [" n1", " + n2", "   + n3", " + n4", " + n5", " + n6"]
-        );
+        assert_eq!(members, [" n1", " + n2", "   + n3", " + n4", " + n5", " + n6"]);
     }
 
     #[test]
     fn an_empty_cluster_has_a_title() {
         let view = ClusterView::of("demo", &cluster(&[]));
         let text = render(&view, None, Look::PLAIN);
-        assert!(
-            text.starts_with("+ Cluster: demo (uninitialized) "),
-            "{text}"
-        );
+        assert!(text.starts_with("+ Cluster: demo (uninitialized) "), "{text}");
         assert!(render(&view, Some(""), Look::PLAIN).contains("(initializing)"));
     }
 

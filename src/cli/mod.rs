@@ -23,8 +23,8 @@ use jiff::Zoned;
 use serde_json::Value;
 
 pub use args::{
-    ClusterArg, Command, FailoverArgs, Format, HistoryArgs, ListArgs, ReinitArgs, ReloadArgs,
-    RestartArgs, RoleFilter, SwitchoverArgs, TopologyArgs, VersionArgs,
+    ClusterArg, Command, FailoverArgs, HistoryArgs, ReinitArgs, ReloadArgs, RestartArgs, RoleFilter,
+    SwitchoverArgs, VersionArgs,
 };
 use members::{Look, Shape};
 use source::Source;
@@ -77,15 +77,7 @@ async fn run_with(command: Command, context: &Context, ui: &mut dyn Ui) -> anyho
                 extended: args.extended,
             };
             let every = interval(args.watch2, args.watch);
-            Box::pin(list(
-                context,
-                ui,
-                &args.clusters,
-                look,
-                args.timestamp,
-                every,
-            ))
-            .await
+            Box::pin(list(context, ui, &args.clusters, look, args.timestamp, every)).await
         }
         Command::Topology(args) => {
             let look = Look {
@@ -188,11 +180,7 @@ async fn version(context: &Context, ui: &mut dyn Ui, args: VersionArgs) -> anyho
         return Ok(Exit::Ok);
     }
     let source = Source::load(context, ui).await?;
-    let members = targets::named(
-        &source.view,
-        &context.member_names(args.members),
-        RoleFilter::Any,
-    )?;
+    let members = targets::named(&source.view, &context.member_names(args.members), RoleFilter::Any)?;
     ui.say("");
     let mut exit = Exit::Ok;
     for member in members {

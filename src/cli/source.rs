@@ -43,11 +43,9 @@ impl Source {
         let status = context
             .ask_status(&format!("{}/patroni", context.local_api))
             .await;
-        let identity = status.ok().and_then(|status| {
-            status["database_system_identifier"]
-                .as_str()
-                .map(str::to_owned)
-        });
+        let identity = status
+            .ok()
+            .and_then(|status| status["database_system_identifier"].as_str().map(str::to_owned));
         Ok(Self { view, identity })
     }
 

@@ -127,9 +127,9 @@ impl Table {
                     .unwrap_or(0)
             })
             .collect();
-        let rule = widths.iter().fold("+".to_owned(), |rule, width| {
-            rule + &"-".repeat(width + 2) + "+"
-        });
+        let rule = widths
+            .iter()
+            .fold("+".to_owned(), |rule, width| rule + &"-".repeat(width + 2) + "+");
         let line = |cells: &[&str]| {
             let mut text = String::from("|");
             for ((cell, width), index) in cells.iter().zip(&widths).zip(&shown) {
@@ -142,10 +142,7 @@ impl Table {
             }
             text
         };
-        let headings: Vec<&str> = shown
-            .iter()
-            .map(|index| self.columns[*index].heading)
-            .collect();
+        let headings: Vec<&str> = shown.iter().map(|index| self.columns[*index].heading).collect();
         let mut out = vec![self.first_rule(&rule), line(&headings), rule.clone()];
         let ruled = rows.iter().flatten().any(|cell| cell.len() > 1);
         for (number, row) in rows.iter().enumerate() {

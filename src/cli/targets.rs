@@ -34,9 +34,7 @@ pub(super) fn named<'a>(
     filter: RoleFilter,
 ) -> Result<Vec<&'a MemberView>, CliError> {
     if let Some(unknown) = names.iter().find(|name| view.member(name).is_none()) {
-        return Err(CliError::refused(format!(
-            "{unknown} is not a member of cluster"
-        )));
+        return Err(CliError::refused(format!("{unknown} is not a member of cluster")));
     }
     let chosen = |member: &&MemberView| {
         has_role(member, filter)
@@ -60,10 +58,7 @@ pub(super) fn confirmed(
     force: bool,
 ) -> Result<(), CliError> {
     let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
-    let question = format!(
-        "Are you sure you want to {action} members {}?",
-        names.join(", ")
-    );
+    let question = format!("Are you sure you want to {action} members {}?", names.join(", "));
     if force || confirm(ui, &question)? {
         Ok(())
     } else {

@@ -128,13 +128,8 @@ async fn a_switchover_shows_the_table_before_and_after() {
         "{shown}"
     );
     assert_eq!(shown.matches("| Leader ").count(), 2, "{shown}");
-    let (exit, _) = world
-        .run(typed("switchover --leader n1 --force"), &[])
-        .await;
-    assert_eq!(
-        exit,
-        Err("Member n1 is not the leader of cluster demo".into())
-    );
+    let (exit, _) = world.run(typed("switchover --leader n1 --force"), &[]).await;
+    assert_eq!(exit, Err("Member n1 is not the leader of cluster demo".into()));
 }
 
 #[tokio::test]
@@ -143,7 +138,8 @@ async fn a_refused_switchover_is_a_failure() {
     world.server.store.put("members/n2", &n2_at("127.0.0.1:1"));
     let (exit, shown) = world.run(typed("switchover --force"), &[]).await;
     assert_eq!(exit, Ok(Exit::Failed));
-    let expected = "Switchover failed, details: 412, switchover is not possible: no good candidates have been found";
+    let expected =
+        "Switchover failed, details: 412, switchover is not possible: no good candidates have been found";
     assert!(shown.ends_with(expected), "{shown}");
 }
 
@@ -152,9 +148,7 @@ async fn a_failover_without_a_leader_goes_to_the_candidate_or_the_store() {
     let world = world().await;
     world.server.store.put("leader", "");
     world.server.store.put("members/n2", &n2_at("127.0.0.1:1"));
-    let (exit, shown) = world
-        .run(typed("failover --candidate n2 --force"), &[])
-        .await;
+    let (exit, shown) = world.run(typed("failover --candidate n2 --force"), &[]).await;
     assert_eq!(exit, Ok(Exit::Ok));
     assert!(
         shown.contains("! Could not failover using Patroni api, falling back to DCS"),
@@ -180,10 +174,7 @@ async fn members_are_restarted_one_after_the_other() {
         "{shown}"
     );
     let (exit, shown) = world
-        .run(
-            typed("restart n2 --force --scheduled 2999-01-01T00:00Z"),
-            &[],
-        )
+        .run(typed("restart n2 --force --scheduled 2999-01-01T00:00Z"), &[])
         .await;
     assert_eq!(exit, Ok(Exit::Ok));
     assert!(
@@ -191,11 +182,7 @@ async fn members_are_restarted_one_after_the_other() {
         "{shown}"
     );
     for (line, answers, error) in [
-        (
-            "restart n9 --force",
-            &[][..],
-            "n9 is not a member of cluster",
-        ),
+        ("restart n9 --force", &[][..], "n9 is not a member of cluster"),
         (
             "restart demo n1 -r replica --force",
             &[],
@@ -214,11 +201,10 @@ async fn members_are_restarted_one_after_the_other() {
             "{line}"
         );
     }
-    let (exit, shown) = world
-        .run(typed("restart n2 --timeout 0 --force"), &[])
-        .await;
+    let (exit, shown) = world.run(typed("restart n2 --timeout 0 --force"), &[]).await;
     assert_eq!(exit, Ok(Exit::Failed));
-    let expected = "Failed: restart for member n2, status code=400, (Timeout should be a positive number of seconds)";
+    let expected =
+        "Failed: restart for member n2, status code=400, (Timeout should be a positive number of seconds)";
     assert!(shown.ends_with(expected), "{shown}");
 }
 
@@ -243,7 +229,8 @@ async fn only_replicas_are_reinitialized() {
         shown.contains("Which member do you want to reinitialize [n2]?: n2"),
         "{shown}"
     );
-    let expected = "Failed: reinitialize for member n2, status code=503, (I am the leader, can not reinitialize)";
+    let expected =
+        "Failed: reinitialize for member n2, status code=503, (I am the leader, can not reinitialize)";
     assert!(shown.ends_with(expected), "{shown}");
 }
 

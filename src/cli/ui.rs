@@ -44,11 +44,7 @@ impl Ui for Console {
 }
 
 /// Asks until there is an answer; an empty one means `default`.
-pub(super) fn ask(
-    ui: &mut dyn Ui,
-    question: &str,
-    default: Option<&str>,
-) -> Result<String, CliError> {
+pub(super) fn ask(ui: &mut dyn Ui, question: &str, default: Option<&str>) -> Result<String, CliError> {
     let prompt = match default {
         Some(default) => format!("{question} [{default}]: "),
         None => format!("{question}: "),

@@ -6,11 +6,7 @@ use super::CliError;
 use crate::api::schedule::{self, Unusable};
 
 /// `None` for `now` and nothing; a time without a zone is local.
-pub(super) fn read(
-    text: &str,
-    zone: &TimeZone,
-    now: Timestamp,
-) -> Result<Option<Timestamp>, CliError> {
+pub(super) fn read(text: &str, zone: &TimeZone, now: Timestamp) -> Result<Option<Timestamp>, CliError> {
     let text = text.trim();
     if text.is_empty() || text == "now" {
         return Ok(None);
@@ -39,9 +35,7 @@ pub(super) fn read(
 
 /// As sent to a member.
 pub(super) fn iso(moment: Timestamp) -> String {
-    moment
-        .display_with_offset(jiff::tz::Offset::UTC)
-        .to_string()
+    moment.display_with_offset(jiff::tz::Offset::UTC).to_string()
 }
 
 /// An example for a prompt: in an hour.

@@ -40,8 +40,7 @@ impl Credentials {
         let Some((scheme, given)) = header.split_first_chunk::<6>() else {
             return false;
         };
-        scheme.eq_ignore_ascii_case(b"Basic ")
-            && same(given.trim_ascii(), self.encoded().as_bytes())
+        scheme.eq_ignore_ascii_case(b"Basic ") && same(given.trim_ascii(), self.encoded().as_bytes())
     }
 }
 
@@ -49,10 +48,7 @@ impl Credentials {
 fn same(given: &[u8], wanted: &[u8]) -> bool {
     let mut difference = u8::from(given.len() != wanted.len());
     for (index, byte) in given.iter().enumerate() {
-        let other = wanted
-            .get(index % wanted.len().max(1))
-            .copied()
-            .unwrap_or(0);
+        let other = wanted.get(index % wanted.len().max(1)).copied().unwrap_or(0);
         difference |= std::hint::black_box(byte ^ other);
     }
     difference == 0
@@ -72,13 +68,7 @@ mod tests {
         assert!(credentials.accept(header.as_bytes()));
         assert!(credentials.accept(&[b"basic ", &header.as_bytes()[6..]].concat()));
         let doubled = [header.as_bytes(), &header.as_bytes()[6..]].concat();
-        for wrong in [
-            &b""[..],
-            b"Basic ",
-            b"Bearer x",
-            b"Basic YWRtaW46eA==",
-            &doubled,
-        ] {
+        for wrong in [&b""[..], b"Basic ", b"Bearer x", b"Basic YWRtaW46eA==", &doubled] {
             assert!(!credentials.accept(wrong));
         }
         assert!(!format!("{credentials:?}").contains("s3"));

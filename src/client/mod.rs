@@ -107,9 +107,7 @@ impl Client {
         body: Option<&Value>,
         timeout: Duration,
     ) -> Result<Answer, ClientError> {
-        let bad_url = || ClientError::Url {
-            url: url.to_owned(),
-        };
+        let bad_url = || ClientError::Url { url: url.to_owned() };
         if !url.starts_with("http://") {
             return Err(bad_url());
         }
@@ -133,20 +131,16 @@ impl Client {
                 .await
                 .map_err(|error| transport(&error))?;
             let status = answer.status().as_u16();
-            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
-                .collect()
-                .await;
+            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
             let body = body.map_err(|error| transport(&*error))?.to_bytes();
             Ok(Answer { status, body })
         };
-        tokio::time::timeout(timeout, exchange)
-            .await
-            .unwrap_or_else(|_| {
-                Err(ClientError::Timeout {
-                    url: url.to_owned(),
-                    waited: timeout,
-                })
+        tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {
+            Err(ClientError::Timeout {
+                url: url.to_owned(),
+                waited: timeout,
             })
+        })
     }
 
     /// GET.

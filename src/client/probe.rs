@@ -14,9 +14,7 @@ pub async fn probe_peers(
 ) -> BTreeMap<MemberName, Option<PeerStatus>> {
     let asked = members.iter().map(async |(name, api_url)| {
         let status = match client.get(api_url, timeout).await {
-            Ok(answer) if answer.status == 200 => {
-                answer.json().as_ref().and_then(PeerStatus::from_json)
-            }
+            Ok(answer) if answer.status == 200 => answer.json().as_ref().and_then(PeerStatus::from_json),
             Ok(answer) => {
                 tracing::debug!(member = %name, status = answer.status, "peer answered with an error");
                 None

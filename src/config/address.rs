@@ -148,10 +148,7 @@ mod tests {
             ("[::1]", Some("[::1]:5432")),
             ("::1", Some("[::1]:5432")),
             ("[fe80::1%eth0]:5432", Some("[fe80::1%eth0]:5432")),
-            (
-                "my_host.example-1.org:65535",
-                Some("my_host.example-1.org:65535"),
-            ),
+            ("my_host.example-1.org:65535", Some("my_host.example-1.org:65535")),
             ("", None),
             (":5432", None),
             ("pg1:", None),
@@ -189,8 +186,7 @@ mod tests {
 
     #[test]
     fn a_wildcard_is_not_specific() {
-        let specific =
-            |text: &str| Listen::parse(text, 1).and_then(|l| l.specific().map(str::to_owned));
+        let specific = |text: &str| Listen::parse(text, 1).and_then(|l| l.specific().map(str::to_owned));
         assert_eq!(specific("0.0.0.0"), None);
         assert_eq!(specific("10.0.0.1,*"), None);
         assert_eq!(specific("10.0.0.1,127.0.0.1"), Some("10.0.0.1".into()));

@@ -80,12 +80,7 @@ mod tests {
     fn a_configured_folder_is_the_only_one() {
         let configured = Path::new("/opt/pg/bin");
         assert_eq!(
-            texts(candidates(
-                Some(configured),
-                Some("/usr/bin"),
-                ["18"],
-                Some(18)
-            )),
+            texts(candidates(Some(configured), Some("/usr/bin"), ["18"], Some(18))),
             ["/opt/pg/bin"]
         );
     }

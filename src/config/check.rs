@@ -80,9 +80,7 @@ fn value(var: &Var, setting: &Setting) -> String {
         return HIDDEN.to_owned();
     }
     match &setting.value {
-        Value::String(text) if text.contains(['\n', '\r']) => {
-            Value::from(text.as_str()).to_string()
-        }
+        Value::String(text) if text.contains(['\n', '\r']) => Value::from(text.as_str()).to_string(),
         Value::String(text) => text.clone(),
         other => masked(other).to_string(),
     }
@@ -105,10 +103,7 @@ fn masked(value: &Value) -> Value {
                 .iter()
                 .any(|word| name.contains(word))
                     && !name.contains("encryption");
-                (
-                    key.clone(),
-                    if secret { HIDDEN.into() } else { masked(value) },
-                )
+                (key.clone(), if secret { HIDDEN.into() } else { masked(value) })
             };
             Value::Object(map.iter().map(hide).collect::<Map<_, _>>())
         }
@@ -118,15 +113,10 @@ fn masked(value: &Value) -> Value {
 }
 
 fn origin(var: &Var, setting: &Setting) -> String {
-    join(
-        setting
-            .origins
-            .iter()
-            .map(|origin| match (origin, var.default) {
-                (Origin::Default, Default::Computed(how)) => format!("default: {how}"),
-                (origin, _) => origin.to_string(),
-            }),
-    )
+    join(setting.origins.iter().map(|origin| match (origin, var.default) {
+        (Origin::Default, Default::Computed(how)) => format!("default: {how}"),
+        (origin, _) => origin.to_string(),
+    }))
 }
 
 fn join(origins: impl Iterator<Item = String>) -> String {

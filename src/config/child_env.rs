@@ -6,17 +6,11 @@ use std::ffi::OsString;
 use super::{other_names, vars};
 
 const PREFIXES: &[&str] = &["HOWDAH_", "PATRONI_", "KUBERNETES_", "PGPASSWORD"];
-const NAMES: &[&str] = &[
-    "NOTIFY_SOCKET",
-    "SPILO_CONFIGURATION",
-    "SPILO_CONFIGURATION_FILE",
-];
+const NAMES: &[&str] = &["NOTIFY_SOCKET", "SPILO_CONFIGURATION", "SPILO_CONFIGURATION_FILE"];
 
 /// The variables to start postgres with. `PG_MALLOC_ARENA_MAX` becomes its `MALLOC_ARENA_MAX`.
 #[must_use]
-pub fn child_environment(
-    vars: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Vec<(OsString, OsString)> {
+pub fn child_environment(vars: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
     let vars: Vec<(OsString, OsString)> = vars.into_iter().collect();
     let arena = vars
         .iter()
@@ -27,10 +21,9 @@ pub fn child_environment(
         .into_iter()
         .filter(|(name, _)| {
             let name = name.to_string_lossy();
-            let private = PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-                || secrets.iter().any(|s| *s == name);
-            let replaced =
-                name == "PG_MALLOC_ARENA_MAX" || (name == "MALLOC_ARENA_MAX" && arena.is_some());
+            let private =
+                PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || secrets.iter().any(|s| *s == name);
+            let replaced = name == "PG_MALLOC_ARENA_MAX" || (name == "MALLOC_ARENA_MAX" && arena.is_some());
             !private && !replaced && !NAMES.contains(&&*name)
         })
         .collect();

@@ -26,14 +26,8 @@ const MOVED: &[(&str, &str)] = &[
         "postgresql.create_replica_method",
         "postgresql.create_replica_methods",
     ),
-    (
-        "postgresql.superuser",
-        "postgresql.authentication.superuser",
-    ),
-    (
-        "postgresql.replication",
-        "postgresql.authentication.replication",
-    ),
+    ("postgresql.superuser", "postgresql.authentication.superuser"),
+    ("postgresql.replication", "postgresql.authentication.replication"),
     ("postgresql.pg_rewind", "postgresql.authentication.rewind"),
     ("postgresql.name", "name"),
     ("etcd", "etcd3"),
@@ -196,8 +190,7 @@ pub(super) fn settle(gathered: &mut Gathered, used: &[String]) {
 
 /// The keys directly below a path.
 fn children(path: &str) -> Vec<String> {
-    let below =
-        vars::all().filter(|var| var.effect != Effect::Nothing && var.kind != Kind::Document);
+    let below = vars::all().filter(|var| var.effect != Effect::Nothing && var.kind != Kind::Document);
     let keys = below.filter_map(|var| {
         let rest = if path.is_empty() {
             Some(var.path)

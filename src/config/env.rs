@@ -57,10 +57,7 @@ impl Env for ProcessEnv {
             .take(FILE_BYTES_MAX + 1)
             .read_to_string(&mut text)?;
         if text.len() as u64 > FILE_BYTES_MAX {
-            return Err(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                "larger than 1 MiB",
-            ));
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB"));
         }
         Ok(text)
     }

@@ -83,9 +83,7 @@ fn shown(var: &Var, value: &Value) -> Option<String> {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let hidden = var.kind.is_secret()
-        || var.kind == Kind::Document
-        || text.chars().count() > SHOWN_CHARS_MAX;
+    let hidden = var.kind.is_secret() || var.kind == Kind::Document || text.chars().count() > SHOWN_CHARS_MAX;
     (!hidden).then_some(text)
 }
 
@@ -145,13 +143,7 @@ fn resolve(
             };
             let weak = other.weak;
             match &chosen {
-                None => {
-                    chosen = Some(Given {
-                        value,
-                        origin,
-                        weak,
-                    })
-                }
+                None => chosen = Some(Given { value, origin, weak }),
                 Some(first) if first.value == value || (weak && !first.weak) => {}
                 Some(first) => gathered.mistakes.push(Mistake::Conflict {
                     first: first.origin.clone(),
@@ -206,9 +198,9 @@ fn texts(
             let text = text.strip_suffix('\n').unwrap_or(&text);
             let text = text.strip_suffix('\r').unwrap_or(text);
             if text.is_empty() {
-                gathered.warnings.push(format!(
-                    "{variable}: {path} is empty and counts as not given"
-                ));
+                gathered
+                    .warnings
+                    .push(format!("{variable}: {path} is empty and counts as not given"));
             } else {
                 let path = path.clone();
                 texts.push((text.to_owned(), Origin::File { variable, path }));
@@ -226,9 +218,7 @@ fn texts(
 /// Variables nobody reads: ours are mistakes (there is no other reader), Patroni's may be meant for Patroni.
 fn check_names(vars: &BTreeMap<String, String>, gathered: &mut Gathered) {
     for (name, value) in vars {
-        let store = other_names::OTHER_STORE_VARS
-            .iter()
-            .find(|(var, _)| var == name);
+        let store = other_names::OTHER_STORE_VARS.iter().find(|(var, _)| var == name);
         let known = match store {
             Some((_, what)) => Known::Unsupported(what),
             None => other_names::classify(name, value),
@@ -269,11 +259,8 @@ fn is_old_etcd(name: &str) -> bool {
     let short = name
         .strip_prefix(other_names::OURS)
         .or_else(|| name.strip_prefix(other_names::PATRONI));
-    short
-        .unwrap_or(name)
-        .strip_prefix("ETCD_")
-        .is_some_and(|rest| {
-            let rest = rest.strip_suffix("_FILE").unwrap_or(rest);
-            vars::by_suffix(&format!("ETCD3_{rest}")).is_some()
-        })
+    short.unwrap_or(name).strip_prefix("ETCD_").is_some_and(|rest| {
+        let rest = rest.strip_suffix("_FILE").unwrap_or(rest);
+        vars::by_suffix(&format!("ETCD3_{rest}")).is_some()
+    })
 }

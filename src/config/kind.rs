@@ -93,12 +93,7 @@ impl Kind {
     /// Brings a value, a text from a variable or anything from a document, into its normal form.
     pub(super) fn normalise(self, value: &Value) -> Result<Value, Refused> {
         match self {
-            Self::Text => read_text(
-                value,
-                &['\0'],
-                "a text",
-                "one line or more, no NUL character",
-            ),
+            Self::Text => read_text(value, &['\0'], "a text", "one line or more, no NUL character"),
             Self::Secret => read_text(
                 value,
                 &['\0', '\n', '\r'],
@@ -149,11 +144,7 @@ impl Kind {
                     )
                 }),
             Self::Choice(words) => scalar(value)
-                .and_then(|text| {
-                    words
-                        .iter()
-                        .find(|word| word.eq_ignore_ascii_case(text.trim()))
-                })
+                .and_then(|text| words.iter().find(|word| word.eq_ignore_ascii_case(text.trim())))
                 .map(|word| Value::from(*word))
                 .ok_or_else(|| refused("one of the values known here", words.join(", "))),
         }
@@ -165,9 +156,7 @@ const SECONDS_MAX: i64 = 366 * 86_400;
 
 fn document_refused(text: &str) -> Refused {
     let what = text::yaml(text).err().unwrap_or_else(|| "a mapping".into());
-    let what = what
-        .strip_prefix("not ")
-        .map_or(what.clone(), str::to_owned);
+    let what = what.strip_prefix("not ").map_or(what.clone(), str::to_owned);
     refused(what, "a mapping in Patroni's shape")
 }
 
@@ -201,17 +190,11 @@ fn read_name(value: &Value) -> Result<Value, Refused> {
     scalar(value)
         .filter(|text| !text.is_empty() && text.len() <= 255 && !text.contains(unusable))
         .map(Value::String)
-        .ok_or_else(|| {
-            refused(
-                "usable as a name",
-                "up to 255 bytes without slash or white space",
-            )
-        })
+        .ok_or_else(|| refused("usable as a name", "up to 255 bytes without slash or white space"))
 }
 
 fn read_path(value: &Value) -> Result<Value, Refused> {
-    let text =
-        scalar(value).filter(|t| t.starts_with('/') && !t.contains(['\0', '\n', '\u{fffd}']));
+    let text = scalar(value).filter(|t| t.starts_with('/') && !t.contains(['\0', '\n', '\u{fffd}']));
     let text = text.ok_or_else(|| refused("an absolute path", "a path that starts with /"))?;
     let trimmed = text.trim_end_matches('/');
     Ok(Value::from(if trimmed.is_empty() { "/" } else { trimmed }))
@@ -237,10 +220,7 @@ fn with_unit(value: &Value) -> Option<(i64, String)> {
     }
     let text = value.as_str()?.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
-    Some((
-        text[..digits].parse().ok()?,
-        text[digits..].trim().to_owned(),
-    ))
+    Some((text[..digits].parse().ok()?, text[digits..].trim().to_owned()))
 }
 
 fn read_seconds(value: &Value) -> Option<i64> {
@@ -326,11 +306,7 @@ mod tests {
         check(Kind::Secret, &json!(12345), Some(json!("12345")));
         check(Kind::Name, &json!("a/b"), None);
         check(Kind::Name, &json!("a b"), None);
-        check(
-            Kind::Name,
-            &json!("pg-1.example"),
-            Some(json!("pg-1.example")),
-        );
+        check(Kind::Name, &json!("pg-1.example"), Some(json!("pg-1.example")));
         check(Kind::Path, &json!("data"), None);
         check(Kind::Path, &json!("/data//"), Some(json!("/data")));
         check(Kind::Path, &json!("/"), Some(json!("/")));

@@ -46,9 +46,7 @@ fn row(var: &Var) -> String {
     let others: Vec<String> = other_names::names(var)
         .into_iter()
         .map(|other| other.name)
-        .filter(|name| {
-            !ours.contains(name) && !name.contains("ETCD_") && !name.starts_with("ETCD3_")
-        })
+        .filter(|name| !ours.contains(name) && !name.contains("ETCD_") && !name.starts_with("ETCD3_"))
         .map(|name| format!("`{name}`"))
         .collect();
     let also = if others.is_empty() {
@@ -83,8 +81,8 @@ mod tests {
 
     #[test]
     fn only_what_is_between_the_marks_is_brought_up_to_date() {
-        let updated = update("a\n<!-- settings -->\nstale words\n<!-- end of settings -->\nb\n")
-            .expect("marks");
+        let updated =
+            update("a\n<!-- settings -->\nstale words\n<!-- end of settings -->\nb\n").expect("marks");
         assert!(
             updated.starts_with("a\n<!-- settings -->\n\n### Member")
                 && updated.ends_with("settings -->\nb\n")

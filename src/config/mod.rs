@@ -36,8 +36,8 @@ pub use mistakes::{Mistake, Mistakes};
 pub use secret::Secret;
 pub use settings::{Origin, Setting, Settings};
 pub use types::{
-    Authentication, Bootstrap, Callbacks, Config, Credentials, Ctl, DcsConfig, Embedded, Etcd3,
-    Log, LogFormat, LogLevel, Login, Peer, Postgresql, ReplicaMethod, RestApi,
+    Authentication, Bootstrap, Callbacks, Config, Credentials, Ctl, DcsConfig, Embedded, Etcd3, Log,
+    LogFormat, LogLevel, Login, Peer, Postgresql, ReplicaMethod, RestApi,
 };
 
 /// A configuration and how it came about.
@@ -78,12 +78,7 @@ impl Loaded {
     pub fn changes(&self, later: &Self) -> Vec<&'static vars::Var> {
         vars::all()
             .filter(|var| {
-                let value = |loaded: &Self| {
-                    loaded
-                        .origins
-                        .get(var.path)
-                        .map(|setting| setting.value.clone())
-                };
+                let value = |loaded: &Self| loaded.origins.get(var.path).map(|setting| setting.value.clone());
                 value(self) != value(later)
             })
             .collect()

@@ -92,10 +92,7 @@ pub(super) fn names(var: &Var) -> Vec<OtherName> {
         via: Via::Same,
         weak: false,
     };
-    let mut names = vec![
-        strong(var.name()),
-        strong(format!("{PATRONI}{}", var.suffix)),
-    ];
+    let mut names = vec![strong(var.name()), strong(format!("{PATRONI}{}", var.suffix))];
     if let Some(rest) = var.suffix.strip_prefix("ETCD3_") {
         // etcd's older protocol is gone; who names it means the same servers.
         names.extend([
@@ -129,14 +126,10 @@ pub(super) enum Known {
 
 /// Classifies a variable by its full name and value.
 pub(super) fn classify(name: &str, value: &str) -> Known {
-    let Some(suffix) = name
-        .strip_prefix(OURS)
-        .or_else(|| name.strip_prefix(PATRONI))
-    else {
+    let Some(suffix) = name.strip_prefix(OURS).or_else(|| name.strip_prefix(PATRONI)) else {
         return Known::Yes;
     };
-    let is_name =
-        |name: &str| vars::all().any(|var| names(var).iter().any(|other| other.name == name));
+    let is_name = |name: &str| vars::all().any(|var| names(var).iter().any(|other| other.name == name));
     let internal = name.starts_with(OURS) && INTERNAL.contains(&suffix);
     if internal
         || is_service_link(suffix, value)
@@ -185,9 +178,7 @@ pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
 
 /// The name that was meant by an unknown variable.
 pub(super) fn meant(name: &str) -> Option<String> {
-    let suffix = name
-        .strip_prefix(OURS)
-        .or_else(|| name.strip_prefix(PATRONI))?;
+    let suffix = name.strip_prefix(OURS).or_else(|| name.strip_prefix(PATRONI))?;
     let (stem, file) = suffix
         .strip_suffix("_FILE")
         .map_or((suffix, ""), |stem| (stem, "_FILE"));
@@ -221,11 +212,7 @@ mod tests {
             ("HOWDAH_ADOPT", "", Known::Yes),
             ("PATRONI_ADOPT", "", Known::No),
             ("HOWDAH_TTTL", "", Known::No),
-            (
-                "HOWDAH_CONSUL_HOST",
-                "",
-                Known::Unsupported("Consul as DCS is"),
-            ),
+            ("HOWDAH_CONSUL_HOST", "", Known::Unsupported("Consul as DCS is")),
             (
                 "PATRONI_KUBERNETES_LABELS",
                 "",
@@ -265,10 +252,7 @@ mod tests {
                 "HOWDAH_SUPERUSER_PASWORD_FILE",
                 Some("HOWDAH_SUPERUSER_PASSWORD_FILE"),
             ),
-            (
-                "HOWDAH_POSTGRES_PASSWORD",
-                Some("HOWDAH_SUPERUSER_PASSWORD"),
-            ),
+            ("HOWDAH_POSTGRES_PASSWORD", Some("HOWDAH_SUPERUSER_PASSWORD")),
             ("HOWDAH_PGDATA", Some("HOWDAH_POSTGRESQL_DATA_DIR")),
             ("PATRONI_SCOP", Some("HOWDAH_SCOPE")),
             ("HOWDAH_FROBNICATE", None),

@@ -108,9 +108,7 @@ impl Settings {
 
     /// All settings in the order of their paths.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Setting)> {
-        self.0
-            .iter()
-            .map(|(path, setting)| (path.as_str(), setting))
+        self.0.iter().map(|(path, setting)| (path.as_str(), setting))
     }
 
     pub(super) fn value(&self, path: &str) -> Option<&Value> {
@@ -154,10 +152,7 @@ impl Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let origins = self
-            .0
-            .iter()
-            .map(|(path, setting)| (path, &setting.origins));
+        let origins = self.0.iter().map(|(path, setting)| (path, &setting.origins));
         f.debug_map().entries(origins).finish()
     }
 }

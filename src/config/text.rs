@@ -33,9 +33,7 @@ pub(super) fn list(text: &str) -> Option<Vec<Value>> {
 
 /// Whether the first bracket is that of an IPv6 address.
 fn is_host(text: &str) -> bool {
-    let inner = text
-        .strip_prefix('[')
-        .and_then(|rest| rest.split(']').next());
+    let inner = text.strip_prefix('[').and_then(|rest| rest.split(']').next());
     inner.is_some_and(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok())
 }
 
@@ -136,9 +134,7 @@ pub(super) fn words(text: &str) -> Option<Vec<String>> {
 /// `--name[=value]`; a text that starts with an option is split into words and kept.
 pub(super) fn options(value: &Value) -> Option<Vec<String>> {
     match value {
-        Value::String(text)
-            if text.trim_start().starts_with('-') && !text.trim().starts_with("- ") =>
-        {
+        Value::String(text) if text.trim_start().starts_with('-') && !text.trim().starts_with("- ") => {
             words(text)
         }
         Value::String(text) => {
@@ -178,9 +174,7 @@ pub(super) fn options(value: &Value) -> Option<Vec<String>> {
 /// `None`: not an option; `Some(None)`: switched off.
 #[allow(clippy::option_option)]
 fn option(name: &str, value: &Value) -> Option<Option<String>> {
-    let (name, inline) = name
-        .split_once('=')
-        .map_or((name, None), |(n, v)| (n, Some(v)));
+    let (name, inline) = name.split_once('=').map_or((name, None), |(n, v)| (n, Some(v)));
     let valid = !name.is_empty()
         && name
             .chars()
@@ -238,11 +232,7 @@ mod tests {
             "- host a,b all all trust\n- local all all peer",
             "['host a,b all all trust', local all all peer]",
         ] {
-            assert_eq!(
-                lines(text).map(Value::Array),
-                Some(expected.clone()),
-                "{text}"
-            );
+            assert_eq!(lines(text).map(Value::Array), Some(expected.clone()), "{text}");
         }
     }
 
@@ -255,11 +245,7 @@ mod tests {
             "a: 1\nb: x y",
             "{\"a\": 1, \"b\": \"x y\"}",
         ] {
-            assert_eq!(
-                map(text).map(Value::Object),
-                Some(expected.clone()),
-                "{text}"
-            );
+            assert_eq!(map(text).map(Value::Object), Some(expected.clone()), "{text}");
         }
         assert_eq!(map("a: x, y: z: w"), None);
         assert_eq!(map("just text").map(|m| m.len()), Some(1));

@@ -209,11 +209,7 @@ impl Peer {
     /// URL for clients.
     #[must_use]
     pub fn client_url(&self) -> String {
-        format!(
-            "http://{}:{}",
-            super::bracketed(&self.host),
-            self.client_port
-        )
+        format!("http://{}:{}", super::bracketed(&self.host), self.client_port)
     }
 }
 

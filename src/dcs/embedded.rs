@@ -50,9 +50,7 @@ pub struct Peer {
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
     /// The list of peers is malformed.
-    #[error(
-        "peer {text:?} is not name, name=host, name=host:peerport or name=host:peerport:clientport"
-    )]
+    #[error("peer {text:?} is not name, name=host, name=host:peerport or name=host:peerport:clientport")]
     Peer {
         /// The item.
         text: String,
@@ -94,13 +92,8 @@ impl Peer {
     /// The first item that is malformed or there twice.
     pub fn parse_list(text: &str) -> Result<Vec<Self>, EmbeddedError> {
         let mut peers: Vec<Self> = Vec::new();
-        for item in text
-            .split(',')
-            .map(str::trim)
-            .filter(|item| !item.is_empty())
-        {
-            let peer =
-                Self::parse(item).ok_or_else(|| EmbeddedError::Peer { text: item.into() })?;
+        for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            let peer = Self::parse(item).ok_or_else(|| EmbeddedError::Peer { text: item.into() })?;
             if peers.iter().any(|other| other.name == peer.name) {
                 return Err(EmbeddedError::Twice { name: peer.name });
             }
@@ -217,10 +210,7 @@ impl Options {
             hosts = vec![host];
         }
         let listen = |port: u16| {
-            let urls: Vec<String> = hosts
-                .iter()
-                .map(|host| format!("http://{host}:{port}"))
-                .collect();
+            let urls: Vec<String> = hosts.iter().map(|host| format!("http://{host}:{port}")).collect();
             urls.join(",")
         };
         let flag = |name: &str, value: &str| format!("--{name}={value}");
@@ -258,8 +248,7 @@ impl Options {
     /// Where the client should look: our own etcd first, then the peers'.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
-        let (mine, others): (Vec<_>, Vec<_>) =
-            self.peers.iter().partition(|peer| peer.name == self.name);
+        let (mine, others): (Vec<_>, Vec<_>) = self.peers.iter().partition(|peer| peer.name == self.name);
         let local = mine.into_iter().map(|me| match is_loopback(&me.host) {
             true => me.client_endpoint(),
             false => format!("127.0.0.1:{}", me.client_port),
@@ -368,8 +357,7 @@ mod tests {
 
     #[test]
     fn peers_are_hosts_or_names_with_addresses() {
-        let peers =
-            Peer::parse_list("pg1, pg2:3380,a=h.x:1:2,b=[fe80::1%eth0]:5").unwrap_or_default();
+        let peers = Peer::parse_list("pg1, pg2:3380,a=h.x:1:2,b=[fe80::1%eth0]:5").unwrap_or_default();
         let expected = [
             Peer::new("pg1", "pg1"),
             Peer {
@@ -420,10 +408,7 @@ mod tests {
             flags.contains(&"--listen-client-urls=http://127.0.0.1:2379".to_owned()),
             "{flags:?}"
         );
-        assert!(
-            flags.contains(&"--election-timeout=100".to_owned()),
-            "{flags:?}"
-        );
+        assert!(flags.contains(&"--election-timeout=100".to_owned()), "{flags:?}");
     }
 
     #[test]

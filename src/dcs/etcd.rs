@@ -167,9 +167,7 @@ impl Etcd {
     /// [`DcsError::Config`] if the options can never work.
     pub fn new(options: Options) -> Result<Self, DcsError> {
         if options.name.is_empty() || options.scope.is_empty() {
-            return Err(DcsError::Config(
-                "etcd: scope and name must not be empty".into(),
-            ));
+            return Err(DcsError::Config("etcd: scope and name must not be empty".into()));
         }
         let base = options.base();
         let name = options.name.clone();
@@ -177,10 +175,7 @@ impl Etcd {
             ttl: options.ttl,
             retry_timeout: options.retry_timeout,
         };
-        let pool = Arc::new(Pool::new(
-            options.urls(),
-            connect::Settings::from(&options),
-        )?);
+        let pool = Arc::new(Pool::new(options.urls(), connect::Settings::from(&options))?);
         let (changes, _) = signal::channel(0);
         let watcher = tokio::spawn(watch::run(
             Arc::clone(&pool),
@@ -253,18 +248,12 @@ impl Etcd {
 
     async fn put_member(&self, value: &str, deadline: Instant) -> Result<(), Failure> {
         let timing = self.timing();
-        let lease = self
-            .lease
-            .obtain(&self.pool, timing.ttl, deadline)
-            .await?
-            .id;
+        let lease = self.lease.obtain(&self.pool, timing.ttl, deadline).await?.id;
         let unchanged = lock(&self.member)
             .as_ref()
             .is_some_and(|(old, bound)| old == value && *bound == lease);
         if self.lease.due(timing.ttl) {
-            self.lease
-                .keep(&self.pool, lease, timing.ttl, deadline)
-                .await?;
+            self.lease.keep(&self.pool, lease, timing.ttl, deadline).await?;
         }
         if unchanged {
             return Ok(());

@@ -111,8 +111,7 @@ struct Watcher {
 impl Watcher {
     fn wake(&self) {
         if !self.lost.load(Ordering::SeqCst) {
-            self.changes
-                .send_modify(|count| *count = count.wrapping_add(1));
+            self.changes.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
 }
@@ -322,10 +321,7 @@ impl Memory {
     }
 
     /// Runs one call against the store, through the injected faults.
-    fn call<T>(
-        &self,
-        act: impl FnOnce(&mut State, Boottime, &mut bool) -> T,
-    ) -> Result<T, DcsError> {
+    fn call<T>(&self, act: impl FnOnce(&mut State, Boottime, &mut bool) -> T) -> Result<T, DcsError> {
         let outage = (*guard(&self.outage)).or(guard(&self.store.0.state).outage);
         let endpoint = || "memory".to_owned();
         match outage {

@@ -23,44 +23,38 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
 /// (renamed, not removed). Without one nothing is touched.
 pub(super) fn broken(view: &View, cluster: &Cluster, memory: &Memory, reason: &str, now: Boottime) -> Plan {
     match &cluster.leader {
-        Some(leader) if leader.name == view.me => {
-            Plan::act(format!("the data directory is broken: {reason}"), [Action::ReleaseLock(None)])
-        }
+        Some(leader) if leader.name == view.me => Plan::act(
+            format!("the data directory is broken: {reason}"),
+            [Action::ReleaseLock(None)],
+        ),
         Some(leader) => {
             let mut plan = clone(view, cluster, memory, &leader.name, now);
             plan.because = format!("the data directory is broken ({reason}): {}", plan.because);
             plan
         }
-        None => Plan::wait(format!("the data directory is broken: {reason}; waiting for a leader to copy from"))
-            .again_in(Duration::from_secs(1)),
+        None => Plan::wait(format!(
+            "the data directory is broken: {reason}; waiting for a leader to copy from"
+        ))
+        .again_in(Duration::from_secs(1)),
     }
 }
 
-fn clone(
-    view: &View,
-    cluster: &Cluster,
-    memory: &Memory,
-    leader: &MemberName,
-    now: Boottime,
-) -> Plan {
+fn clone(view: &View, cluster: &Cluster, memory: &Memory, leader: &MemberName, now: Boottime) -> Plan {
     if let Some(left) = Memory::backoff(memory.clone_failures, now) {
         return Plan::wait("the last clone failed, waiting before the next attempt").again_in(left);
     }
     match source(view, cluster, leader) {
-        Some(source) => Plan::begin(
-            format!("cloning from '{}'", source.member),
-            Job::Clone(source),
-        ),
-        None => Plan::wait(format!("waiting for leader '{leader}' to run"))
-            .again_in(Duration::from_millis(500)),
+        Some(source) => Plan::begin(format!("cloning from '{}'", source.member), Job::Clone(source)),
+        None => {
+            Plan::wait(format!("waiting for leader '{leader}' to run")).again_in(Duration::from_millis(500))
+        }
     }
 }
 
 /// A running member tagged `clonefrom`, else the leader once its postgres runs. Taking the first by name spreads
 /// nothing, so members start at their own place in the order.
 fn source(view: &View, cluster: &Cluster, leader: &MemberName) -> Option<super::Upstream> {
-    let running =
-        |m: &&crate::model::Member| m.data.state == PgState::Running && m.address().is_some();
+    let running = |m: &&crate::model::Member| m.data.state == PgState::Running && m.address().is_some();
     let others = || {
         cluster
             .members
@@ -78,7 +72,9 @@ fn source(view: &View, cluster: &Cluster, leader: &MemberName) -> Option<super::
 fn without_leader(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
     let ttl = view.dynamic.timing.ttl;
     match (cluster.initialize.as_deref(), cluster.initialize_version) {
-        (None, _) if view.tags.nofailover() => Plan::wait("tagged nofailover, waiting for a leader to bootstrap"),
+        (None, _) if view.tags.nofailover() => {
+            Plan::wait("tagged nofailover, waiting for a leader to bootstrap")
+        }
         (None, _) => Plan::act(
             "no cluster is initialized, trying to bootstrap a new one",
             [Action::ClaimInitialize, Action::Begin(Job::Bootstrap)],
@@ -86,12 +82,23 @@ fn without_leader(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime
         (Some(""), Some(version)) => {
             let working = |m: &crate::model::Member| {
                 m.name != view.me
-                    && matches!(m.data.state, PgState::Initializing | PgState::CustomBootstrap | PgState::Starting | PgState::Running)
+                    && matches!(
+                        m.data.state,
+                        PgState::Initializing
+                            | PgState::CustomBootstrap
+                            | PgState::Starting
+                            | PgState::Running
+                    )
             };
-            let waited = memory.unlocked_since.map_or(Duration::ZERO, |since| now.since(since));
+            let waited = memory
+                .unlocked_since
+                .map_or(Duration::ZERO, |since| now.since(since));
             if waited > ttl && !cluster.members.iter().any(working) {
                 return Plan::act(
-                    format!("a bootstrap was begun, nobody has worked on it for {} s: starting over", waited.as_secs()),
+                    format!(
+                        "a bootstrap was begun, nobody has worked on it for {} s: starting over",
+                        waited.as_secs()
+                    ),
                     [Action::AbandonInitialize(version)],
                 );
             }

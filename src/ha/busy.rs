@@ -5,8 +5,7 @@ use crate::clock::Boottime;
 
 pub(super) fn decide(view: &View, running: &RunningJob, now: Boottime) -> Plan {
     let name = running.job.name();
-    let writes =
-        running.job.needs_lock() || (matches!(running.job, Job::Restart) && view.local.may_write());
+    let writes = running.job.needs_lock() || (matches!(running.job, Job::Restart) && view.local.may_write());
     if writes && view.valid_hold(now).is_none() {
         // Cancelling leaves postgres as it is; the next turn sees a primary without a lock and stops it.
         return Plan::act(

@@ -19,13 +19,7 @@ const WAIT_FOR_LEADER: Duration = Duration::from_secs(10);
 /// Starts that may fail before the directory is repaired or the lock is left to others.
 const START_ATTEMPTS: u32 = 3;
 
-pub(super) fn decide(
-    view: &View,
-    cluster: &Cluster,
-    memory: &Memory,
-    down: &Down,
-    now: Boottime,
-) -> Plan {
+pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, down: &Down, now: Boottime) -> Plan {
     match &cluster.leader {
         Some(leader) if leader.name == view.me => ours(view, cluster, memory, down, now),
         Some(leader) => theirs(view, cluster, memory, down, &leader.name, now),
@@ -95,9 +89,7 @@ fn ours(view: &View, cluster: &Cluster, memory: &Memory, down: &Down, now: Boott
 
 fn start(memory: &Memory, start_as: StartAs, because: &str, now: Boottime) -> Plan {
     match Memory::backoff(memory.start_failures, now) {
-        Some(left) => {
-            Plan::wait("the last start failed, waiting before the next attempt").again_in(left)
-        }
+        Some(left) => Plan::wait("the last start failed, waiting before the next attempt").again_in(left),
         None => Plan::begin(because, Job::Start(start_as)),
     }
 }
@@ -112,10 +104,8 @@ fn theirs(
     now: Boottime,
 ) -> Plan {
     let Some(leader_at) = upstream(cluster, leader) else {
-        return Plan::wait(format!(
-            "leader '{leader}' has not published its address yet"
-        ))
-        .again_in(Duration::from_millis(500));
+        return Plan::wait(format!("leader '{leader}' has not published its address yet"))
+            .again_in(Duration::from_millis(500));
     };
     let follow = election::upstream_for(view, cluster).unwrap_or_else(|| leader_at.clone());
     if memory.start_failures.0 >= START_ATTEMPTS {
@@ -140,10 +130,7 @@ fn theirs(
     let waited = memory
         .waiting_for_leader_since
         .map_or(Duration::ZERO, |since| now.since(since));
-    let probe = view
-        .leader_probe
-        .as_ref()
-        .filter(|probe| probe.leader == *leader);
+    let probe = view.leader_probe.as_ref().filter(|probe| probe.leader == *leader);
     let wait = |why: String| {
         let mut memory = memory.clone();
         memory.waiting_for_leader_since.get_or_insert(now);
@@ -173,14 +160,7 @@ fn theirs(
                 now,
             ),
             Verdict::LeaderNotReady => wait(format!("leader '{leader}' is still being promoted")),
-            Verdict::Diverged => repair(
-                view,
-                memory,
-                down,
-                leader_at,
-                "our timeline has diverged",
-                now,
-            ),
+            Verdict::Diverged => repair(view, memory, down, leader_at, "our timeline has diverged", now),
         },
     }
 }
@@ -194,8 +174,7 @@ pub(super) fn repair(
     why: &str,
     now: Boottime,
 ) -> Plan {
-    let rewindable =
-        view.dynamic.use_pg_rewind && (down.control.checksums || down.control.wal_log_hints);
+    let rewindable = view.dynamic.use_pg_rewind && (down.control.checksums || down.control.wal_log_hints);
     if rewindable && memory.rewind_failures == 0 {
         return Plan::begin(
             format!("{why}: rewinding to leader '{}'", from.member),

@@ -111,10 +111,7 @@ pub(super) fn former_primary(
     match rule(view, cluster, memory, candidate, now) {
         Ruling::Yes(because) => Plan::act(
             because,
-            [
-                Action::AcquireLock,
-                Action::Begin(Job::Start(StartAs::Primary)),
-            ],
+            [Action::AcquireLock, Action::Begin(Job::Start(StartAs::Primary))],
         )
         .keeping(true),
         Ruling::Ask(action) => Plan::act("nobody leads, asking the other members", [action]),
@@ -122,13 +119,7 @@ pub(super) fn former_primary(
     }
 }
 
-fn rule(
-    view: &View,
-    cluster: &Cluster,
-    memory: &Memory,
-    candidate: Candidate,
-    now: Boottime,
-) -> Ruling {
+fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, now: Boottime) -> Ruling {
     let no = |text: &str| Ruling::No(text.to_owned());
     if view.dynamic.pause && !named(view, cluster) {
         return no("paused: nobody is promoted");
@@ -140,9 +131,7 @@ fn rule(
         return no("another member is bootstrapping the cluster");
     }
     if cluster.initialize.is_none() && !candidate.last_primary {
-        return no(
-            "the DCS knows no cluster: its last primary has to register it, a replica must not",
-        );
+        return no("the DCS knows no cluster: its last primary has to register it, a replica must not");
     }
     if giving_way(memory, now).is_some() && !named(view, cluster) {
         return no("handed the lock over, leaving it to others");
@@ -179,9 +168,7 @@ fn manual(view: &View, cluster: &Cluster, now: Boottime) -> Option<Ruling> {
         return None;
     }
     // Another is to take over: wait for it while it can.
-    let usable = |answer: Option<&PeerStatus>| {
-        answer.is_some_and(|peer| peer.can_lead() && peer.in_recovery)
-    };
+    let usable = |answer: Option<&PeerStatus>| answer.is_some_and(|peer| peer.can_lead() && peer.in_recovery);
     let peers = match fresh_peers(view, cluster, now) {
         Ok(peers) => peers,
         Err(ask) => return Some(ask),
@@ -334,13 +321,7 @@ fn fresh_peers<'a>(view: &'a View, cluster: &Cluster, now: Boottime) -> Result<&
             let gone = |(name, _): &&(MemberName, String)| {
                 *name != view.me && present.iter().all(|(other, _)| other != name)
             };
-            let vanished = view
-                .memory
-                .last_members
-                .iter()
-                .filter(gone)
-                .cloned()
-                .collect();
+            let vanished = view.memory.last_members.iter().filter(gone).cloned().collect();
             Err(Ruling::Ask(Action::ProbePeers { present, vanished }))
         }
     }

@@ -30,23 +30,18 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         return Plan::wait("the local postgres does not answer").again_in(Duration::from_secs(1));
     };
     let Some(wanted) = election::upstream_for(view, cluster) else {
-        return Plan::wait(format!(
-            "leader '{leader}' has not published its address yet"
-        ))
-        .again_in(Duration::from_millis(500));
+        return Plan::wait(format!("leader '{leader}' has not published its address yet"))
+            .again_in(Duration::from_millis(500));
     };
     let Standing::Replica {
-        streaming,
-        upstream,
-        ..
+        streaming, upstream, ..
     } = &running.standing
     else {
         return Plan::wait("not a replica");
     };
     if upstream.as_ref() != Some(&(wanted.host.clone(), wanted.port)) {
         let because = format!("following '{}'", wanted.member);
-        return Plan::act(because, [Action::Follow(Some(wanted))])
-            .again_in(Duration::from_millis(500));
+        return Plan::act(because, [Action::Follow(Some(wanted))]).again_in(Duration::from_millis(500));
     }
     compare(view, cluster, memory, running, leader, *streaming, now)
 }

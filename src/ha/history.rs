@@ -66,19 +66,9 @@ mod tests {
             update(None, &[], Timeline(1), &"a".into(), "now", 0),
             Some(vec![])
         );
+        assert_eq!(update(Some(&[]), &[], Timeline(1), &"a".into(), "now", 0), None);
         assert_eq!(
-            update(Some(&[]), &[], Timeline(1), &"a".into(), "now", 0),
-            None
-        );
-        assert_eq!(
-            update(
-                Some(&[row(1, None)]),
-                &[],
-                Timeline(1),
-                &"a".into(),
-                "now",
-                0
-            ),
+            update(Some(&[row(1, None)]), &[], Timeline(1), &"a".into(), "now", 0),
             Some(vec![])
         );
     }
@@ -86,29 +76,14 @@ mod tests {
     #[test]
     fn the_newest_row_names_the_new_leader_and_older_names_stay() {
         let stored = [row(1, Some("old"))];
-        let rows = update(
-            Some(&stored),
-            &local(3),
-            Timeline(3),
-            &"me".into(),
-            "now",
-            0,
-        )
-        .expect("an update");
+        let rows = update(Some(&stored), &local(3), Timeline(3), &"me".into(), "now", 0).expect("an update");
         assert_eq!(rows[0], row(1, Some("old")));
         assert_eq!(
             (rows[1].new_leader.as_deref(), rows[1].timestamp.as_deref()),
             (Some("me"), Some("now"))
         );
         assert_eq!(
-            update(
-                Some(&rows),
-                &local(3),
-                Timeline(3),
-                &"me".into(),
-                "later",
-                0
-            ),
+            update(Some(&rows), &local(3), Timeline(3), &"me".into(), "later", 0),
             None
         );
     }
@@ -117,24 +92,13 @@ mod tests {
     fn a_row_of_a_forgotten_branch_is_not_believed() {
         let mut stale = row(1, Some("old"));
         stale.lsn = Lsn(1);
-        let rows = update(
-            Some(&[stale]),
-            &local(3),
-            Timeline(3),
-            &"me".into(),
-            "now",
-            0,
-        )
-        .expect("an update");
+        let rows = update(Some(&[stale]), &local(3), Timeline(3), &"me".into(), "now", 0).expect("an update");
         assert_eq!(rows[0].new_leader, None);
     }
 
     #[test]
     fn old_rows_are_cut() {
         let rows = update(None, &local(6), Timeline(6), &"me".into(), "now", 2).expect("an update");
-        assert_eq!(
-            rows.iter().map(|row| row.timeline.0).collect::<Vec<_>>(),
-            [4, 5]
-        );
+        assert_eq!(rows.iter().map(|row| row.timeline.0).collect::<Vec<_>>(), [4, 5]);
     }
 }

@@ -19,9 +19,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     let plan = match &view.local {
         Local::Running(running) if running.is_primary() => primary(view, cluster, running, now),
         Local::Running(running) => replica(cluster, memory, running),
-        _ => {
-            Plan::wait("the local postgres does not answer; the lock is ours until that is certain")
-        }
+        _ => Plan::wait("the local postgres does not answer; the lock is ours until that is certain"),
     };
     let soon = plan
         .again_in
@@ -66,10 +64,7 @@ fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> 
     }
     let mut actions = Vec::new();
     if let (None, Some(mine)) = (cluster.system_id(), &running.system_id) {
-        actions.push(Action::WriteInitialize(
-            mine.clone(),
-            cluster.initialize_version,
-        ));
+        actions.push(Action::WriteInitialize(mine.clone(), cluster.initialize_version));
     }
     if cluster.config.is_none() {
         actions.push(Action::WriteConfig);
@@ -81,15 +76,13 @@ fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> 
 /// A switchover or failover request, while we lead.
 fn requested(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Option<Plan> {
     let request = cluster.failover.as_ref()?;
-    let clear =
-        |why: String| Some(Plan::act(why, [Action::ClearFailover]).again_in(Duration::ZERO));
+    let clear = |why: String| Some(Plan::act(why, [Action::ClearFailover]).again_in(Duration::ZERO));
     if let Some(at) = request.scheduled_at {
         let late = view.wall.duration_since(at);
         if late.is_negative() {
             let left = late.unsigned_abs();
             return (left <= view.dynamic.timing.loop_wait).then(|| {
-                Plan::act("a scheduled switchover is due soon", [Action::LeaderDuties])
-                    .again_in(left)
+                Plan::act("a scheduled switchover is due soon", [Action::LeaderDuties]).again_in(left)
             });
         }
         if late.unsigned_abs() > view.dynamic.timing.loop_wait * 3 / 2 {
@@ -98,11 +91,7 @@ fn requested(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -
             ));
         }
     }
-    if request
-        .leader
-        .as_ref()
-        .is_some_and(|leader| *leader != view.me)
-    {
+    if request.leader.as_ref().is_some_and(|leader| *leader != view.me) {
         return clear("a switchover names another leader, dropping it".to_owned());
     }
     if request.candidate.as_ref() == Some(&view.me) {
@@ -159,10 +148,7 @@ fn candidates<'a>(view: &View, cluster: &'a Cluster, request: &FailoverKey) -> V
         m.name != view.me
             && !m.data.api_url.is_empty()
             && !m.tags().nofailover()
-            && request
-                .candidate
-                .as_ref()
-                .is_none_or(|name| *name == m.name)
+            && request.candidate.as_ref().is_none_or(|name| *name == m.name)
     };
     cluster.members.iter().filter(wanted).collect()
 }

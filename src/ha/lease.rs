@@ -73,10 +73,7 @@ mod tests {
                 ttl: S * seconds,
                 lease: 1,
             };
-            let Deadlines {
-                demote_at,
-                fence_at,
-            } = deadlines(&hold);
+            let Deadlines { demote_at, fence_at } = deadlines(&hold);
             let end = hold.sent_at + hold.ttl;
             assert!(
                 hold.sent_at < demote_at && demote_at < fence_at && fence_at < end,

@@ -35,8 +35,8 @@ mod view;
 
 pub use plan::{Action, DemoteMode, Job, Plan, StartAs, Upstream};
 pub use view::{
-    DcsView, Down, Finished, LeaderFacts, LeaderProbe, Local, Memory, Peers, Running, RunningJob,
-    Shutdown, Standing, View,
+    DcsView, Down, Finished, LeaderFacts, LeaderProbe, Local, Memory, Peers, Running, RunningJob, Shutdown,
+    Standing, View,
 };
 
 use crate::{clock::Boottime, exit::Exit, model::Cluster};

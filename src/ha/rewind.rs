@@ -102,10 +102,7 @@ mod tests {
     #[test]
     fn a_timeline_the_leader_never_had_is_divergence() {
         assert_eq!(
-            verdict(
-                Reach::Exactly(Timeline(2), Lsn(1)),
-                &leader(3, "1\t0/100\tr\n")
-            ),
+            verdict(Reach::Exactly(Timeline(2), Lsn(1)), &leader(3, "1\t0/100\tr\n")),
             Verdict::Diverged
         );
     }

@@ -34,8 +34,7 @@ pub(super) fn decide(view: &View, shutdown: Shutdown, now: Boottime) -> Plan {
     match &view.local {
         Local::Empty | Local::Broken { .. } | Local::Down(_) => ended(view),
         Local::Starting { .. } | Local::Stopping | Local::Running(_) | Local::Silent { .. } => {
-            Plan::begin("asked to stop", Job::Demote { mode, deadline })
-                .keeping(view.hold.is_some())
+            Plan::begin("asked to stop", Job::Demote { mode, deadline }).keeping(view.hold.is_some())
         }
     }
 }

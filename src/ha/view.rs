@@ -9,8 +9,7 @@ use crate::{
     clock::Boottime,
     dcs::Hold,
     model::{
-        Cluster, ControlData, Dynamic, HistoryRow, Lsn, MemberName, PeerStatus, SystemId, Tags,
-        Timeline,
+        Cluster, ControlData, Dynamic, HistoryRow, Lsn, MemberName, PeerStatus, SystemId, Tags, Timeline,
     },
 };
 
@@ -264,12 +263,7 @@ impl View {
     }
 
     /// Plan to stop a primary that has no right to be one.
-    pub(super) fn demote(
-        &self,
-        mode: DemoteMode,
-        now: Boottime,
-        because: impl Into<String>,
-    ) -> Plan {
+    pub(super) fn demote(&self, mode: DemoteMode, now: Boottime, because: impl Into<String>) -> Plan {
         Plan::begin(
             because,
             Job::Demote {
@@ -349,9 +343,7 @@ impl Memory {
                     .members
                     .iter()
                     .filter(|m| m.name != view.me && !m.data.api_url.is_empty());
-                self.last_members = others
-                    .map(|m| (m.name.clone(), m.data.api_url.clone()))
-                    .collect();
+                self.last_members = others.map(|m| (m.name.clone(), m.data.api_url.clone())).collect();
             }
             None => {
                 self.unlocked_since.get_or_insert(now);
@@ -365,20 +357,12 @@ impl Memory {
                 self.start_failures = (0, Boottime(0));
                 self.primary_down_since = None;
                 match running.standing {
-                    Standing::Replica {
-                        streaming: false, ..
-                    } => {
+                    Standing::Replica { streaming: false, .. } => {
                         self.not_streaming_since.get_or_insert(now);
                     }
                     _ => self.not_streaming_since = None,
                 }
-                if matches!(
-                    running.standing,
-                    Standing::Replica {
-                        streaming: true,
-                        ..
-                    }
-                ) {
+                if matches!(running.standing, Standing::Replica { streaming: true, .. }) {
                     (self.rewind_failures, self.clone_failures) = (0, (0, Boottime(0)));
                 }
             }
@@ -402,9 +386,7 @@ impl Memory {
                 self.compared_with = None;
             }
             (Job::Demote { .. } | Job::Promote, _) => self.compared_with = None,
-            (Job::Start(_) | Job::Restart, false) => {
-                self.start_failures = (self.start_failures.0 + 1, now)
-            }
+            (Job::Start(_) | Job::Restart, false) => self.start_failures = (self.start_failures.0 + 1, now),
             (Job::Start(StartAs::Replica(_)), true) => self.start_failures = (0, Boottime(0)),
             (Job::Rewind(_), ok) => {
                 self.rewind_failures = if ok { 0 } else { self.rewind_failures + 1 };

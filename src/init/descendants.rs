@@ -36,9 +36,7 @@ pub(super) fn kill_all() -> io::Result<usize> {
     let me = getpid();
     if me.as_raw() == 1 {
         // All of the namespace in one step, without reading anything.
-        return Ok(usize::from(
-            kill(Pid::from_raw(-1), Signal::SIGKILL).is_ok(),
-        ));
+        return Ok(usize::from(kill(Pid::from_raw(-1), Signal::SIGKILL).is_ok()));
     }
     let below = below(me.as_raw(), &table()?);
     Ok(below

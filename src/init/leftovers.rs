@@ -24,10 +24,7 @@ impl Leftovers {
         // One that is asked here for the first time has missed the signals before this one.
         self.catch_up(&children);
         self.signals.push(signal);
-        Ok(children
-            .into_iter()
-            .filter(|child| send(*child, signal))
-            .count())
+        Ok(children.into_iter().filter(|child| send(*child, signal)).count())
     }
 
     /// A child was reaped: whom it leaves to us is asked too. `Ok(0)` while nobody is asked to stop.
@@ -42,10 +39,7 @@ impl Leftovers {
     fn catch_up(&mut self, children: &[i32]) -> usize {
         // The pid of one that is gone may be given to another.
         self.asked.retain(|pid| children.contains(pid));
-        let new: Vec<_> = children
-            .iter()
-            .filter(|pid| self.asked.insert(**pid))
-            .collect();
+        let new: Vec<_> = children.iter().filter(|pid| self.asked.insert(**pid)).collect();
         for child in &new {
             for signal in &self.signals {
                 send(**child, *signal);

@@ -122,10 +122,7 @@ mod tests {
                 self.waited = true;
                 let _: Result<(), mpsc::RecvError> = self.go.recv();
             }
-            self.written
-                .lock()
-                .map_err(|_| io::ErrorKind::Other)?
-                .write(line)
+            self.written.lock().map_err(|_| io::ErrorKind::Other)?.write(line)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -149,11 +146,7 @@ mod tests {
             log.write_all(format!("line {n}\n").as_bytes())?;
         }
         log.flush(Duration::from_millis(50));
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
         release.send(()).map_err(|_| io::ErrorKind::BrokenPipe)?;
         // The queue is full until the thread catches up, and a full queue takes no flush.
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -86,9 +86,7 @@ impl Message {
 
     /// Reads one packet.
     pub fn decode(packet: &[u8]) -> Result<Self, DecodeError> {
-        let record: [u8; LENGTH] = packet
-            .try_into()
-            .map_err(|_| DecodeError::Length(packet.len()))?;
+        let record: [u8; LENGTH] = packet.try_into().map_err(|_| DecodeError::Length(packet.len()))?;
         if record[..4] != MAGIC {
             return Err(DecodeError::Magic);
         }
@@ -156,11 +154,7 @@ mod tests {
 
     #[test]
     fn every_message_survives_the_way_over_the_socket() {
-        for message in [
-            Message::Deadline(DEADLINE),
-            Message::Disarm,
-            Message::Stopping,
-        ] {
+        for message in [Message::Deadline(DEADLINE), Message::Disarm, Message::Stopping] {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }
     }
@@ -168,8 +162,8 @@ mod tests {
     #[test]
     fn the_bytes_of_a_deadline_are_as_documented() {
         let expected = [
-            b'H', b'W', b'D', b'H', 1, 1, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0xfe, 0xff, 0xff, 0xff,
-            0xff, 0xff, 0xff, 0xff,
+            b'H', b'W', b'D', b'H', 1, 1, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff,
+            0xff, 0xff,
         ];
         assert_eq!(Message::Deadline(DEADLINE).encode(), expected);
     }

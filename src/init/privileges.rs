@@ -209,11 +209,7 @@ fn classify(metadata: &Metadata) -> Found {
     }
 }
 
-fn plan(
-    user: &str,
-    uid: u32,
-    directories: &[(&Directory, Found)],
-) -> Result<Vec<Step>, PrivilegeError> {
+fn plan(user: &str, uid: u32, directories: &[(&Directory, Found)]) -> Result<Vec<Step>, PrivilegeError> {
     let mut steps = Vec::new();
     for (directory, found) in directories {
         let path = directory.path.clone();
@@ -262,10 +258,7 @@ fn carry_out(step: &Step, account: &User) -> Result<(), PrivilegeError> {
 
 fn create(path: &Path, mode: u32) -> io::Result<()> {
     if let Some(parent) = path.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(parent)?;
+        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
     DirBuilder::new().mode(mode).create(path)
 }
@@ -279,13 +272,7 @@ fn give(path: &Path, account: &User) -> io::Result<()> {
     }
     let owner = rustix::fs::Uid::from_raw(account.uid.as_raw());
     let group = rustix::fs::Gid::from_raw(account.gid.as_raw());
-    chownat(
-        &directory,
-        "",
-        Some(owner),
-        Some(group),
-        AtFlags::EMPTY_PATH,
-    )?;
+    chownat(&directory, "", Some(owner), Some(group), AtFlags::EMPTY_PATH)?;
     Ok(())
 }
 
@@ -338,10 +325,7 @@ mod tests {
             mode: 0o700,
         };
         let give = Step::Give { path };
-        assert_eq!(
-            planned("/data", Found::Missing),
-            Ok(vec![create, give.clone()])
-        );
+        assert_eq!(planned("/data", Found::Missing), Ok(vec![create, give.clone()]));
         assert_eq!(planned("/data", found(0, 0o755)), Ok(vec![give]));
         assert_eq!(planned("/data", found(POSTGRES, 0o700)), Ok(vec![]));
         assert_eq!(planned("/tmp", found(0, 0o1777)), Ok(vec![]));
@@ -377,9 +361,6 @@ mod tests {
             error.contains("nobody-of-that-name") && error.contains("--user"),
             "{error}"
         );
-        assert!(matches!(
-            lookup("root"),
-            Err(PrivilegeError::UserIsRoot { .. })
-        ));
+        assert!(matches!(lookup("root"), Err(PrivilegeError::UserIsRoot { .. })));
     }
 }

@@ -151,9 +151,7 @@ impl State {
         let phase = match self.phase {
             Phase::Running => None,
             Phase::Waiting { until } => Some(until),
-            Phase::Ending {
-                fast_at, kill_at, ..
-            } => Some(fast_at.unwrap_or(kill_at).min(kill_at)),
+            Phase::Ending { fast_at, kill_at, .. } => Some(fast_at.unwrap_or(kill_at).min(kill_at)),
         };
         let fence = self.armed.map(|deadline| deadline.until);
         [phase, fence, self.quit_by].into_iter().flatten().min()
@@ -251,9 +249,7 @@ impl State {
         // SIGTERM in any case: a shell's background jobs ignore SIGINT and SIGQUIT.
         let term = Action::SignalLeftovers(Signal::SIGTERM);
         let (fast_at, actions) = match self.asked {
-            None | Some(Stop::HandOver) => {
-                (Some(now + self.limits.leftover_fast_after), vec![term])
-            }
+            None | Some(Stop::HandOver) => (Some(now + self.limits.leftover_fast_after), vec![term]),
             Some(hurried) => (None, vec![term, Action::SignalLeftovers(hurried.signal())]),
         };
         let kill_at = now + self.limits.leftover_kill_after;
@@ -275,10 +271,7 @@ impl State {
                 Phase::Ending { exit, .. } => exit,
                 Phase::Running | Phase::Waiting { .. } => Exit::Dirty,
             };
-            return vec![Action::KillAndFinish(
-                exit,
-                "not stopped in time after SIGQUIT",
-            )];
+            return vec![Action::KillAndFinish(exit, "not stopped in time after SIGQUIT")];
         }
         match &mut self.phase {
             Phase::Waiting { until } if *until <= now => {

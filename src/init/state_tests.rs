@@ -107,11 +107,7 @@ fn only_the_documented_exit_codes_end_init() {
         let mut state = running();
         let actions = state.on(Event::AgentEnded(End::Exited(code)), ms(0));
         if let Some(exit) = Exit::deliberate(code) {
-            assert_eq!(
-                actions,
-                [Action::SignalLeftovers(Signal::SIGTERM)],
-                "code {code}"
-            );
+            assert_eq!(actions, [Action::SignalLeftovers(Signal::SIGTERM)], "code {code}");
             let finish = state.on(Event::NoChildren, ms(1));
             assert_eq!(finish, [Action::Finish(exit)], "code {code}");
         } else {
@@ -129,10 +125,7 @@ fn restarts_pause_longer_each_time_and_end_with_the_budget() {
         assert_eq!(state.on(CRASH, ms(now)), []);
         assert_eq!(state.on(Event::NoChildren, ms(now)), []);
         assert_eq!(state.on(Event::Tick, ms(now + pause - 1)), []);
-        assert_eq!(
-            state.on(Event::Tick, ms(now + pause)),
-            [Action::Start(None)]
-        );
+        assert_eq!(state.on(Event::Tick, ms(now + pause)), [Action::Start(None)]);
         now += pause;
     }
     let spent = Action::KillAndFinish(Exit::Internal, "restart budget of the agent spent");
@@ -146,14 +139,8 @@ fn an_agent_that_crashes_while_stopping_is_not_started_again() {
     let mut by_signal = running();
     by_signal.on(TERM, ms(0));
     for mut state in [by_message, by_signal] {
-        assert_eq!(
-            state.on(CRASH, ms(1)),
-            [Action::SignalLeftovers(Signal::SIGTERM)]
-        );
-        assert_eq!(
-            state.on(Event::NoChildren, ms(2)),
-            [Action::Finish(Exit::Dirty)]
-        );
+        assert_eq!(state.on(CRASH, ms(1)), [Action::SignalLeftovers(Signal::SIGTERM)]);
+        assert_eq!(state.on(Event::NoChildren, ms(2)), [Action::Finish(Exit::Dirty)]);
     }
 }
 
@@ -161,14 +148,8 @@ fn an_agent_that_crashes_while_stopping_is_not_started_again() {
 fn dying_of_the_forwarded_signal_is_a_clean_stop_only_when_nothing_is_armed() {
     for (mut state, expected) in [(running(), Exit::Ok), (armed(60_000), Exit::Dirty)] {
         state.on(TERM, ms(0));
-        state.on(
-            Event::AgentEnded(End::Signaled(Signal::SIGTERM as i32)),
-            ms(1),
-        );
-        assert_eq!(
-            state.on(Event::NoChildren, ms(2)),
-            [Action::Finish(expected)]
-        );
+        state.on(Event::AgentEnded(End::Signaled(Signal::SIGTERM as i32)), ms(1));
+        assert_eq!(state.on(Event::NoChildren, ms(2)), [Action::Finish(expected)]);
     }
 }
 
@@ -177,14 +158,8 @@ fn a_stop_during_the_pause_before_a_restart_ends_it() {
     let mut state = running();
     state.on(CRASH, ms(0));
     state.on(CRASH, ms(0));
-    assert_eq!(
-        state.on(TERM, ms(1)),
-        [Action::SignalLeftovers(Signal::SIGTERM)]
-    );
-    assert_eq!(
-        state.on(Event::NoChildren, ms(2)),
-        [Action::Finish(Exit::Dirty)]
-    );
+    assert_eq!(state.on(TERM, ms(1)), [Action::SignalLeftovers(Signal::SIGTERM)]);
+    assert_eq!(state.on(Event::NoChildren, ms(2)), [Action::Finish(Exit::Dirty)]);
 }
 
 #[test]
@@ -213,10 +188,7 @@ fn a_stop_hurries_what_is_left_too() {
     let ended = state.on(Event::AgentEnded(End::Exited(0)), ms(1));
     let both = [Signal::SIGTERM, Signal::SIGINT].map(Action::SignalLeftovers);
     assert_eq!(ended, both);
-    assert_eq!(
-        state.on(TERM, ms(2)),
-        [Action::SignalLeftovers(Signal::SIGQUIT)]
-    );
+    assert_eq!(state.on(TERM, ms(2)), [Action::SignalLeftovers(Signal::SIGQUIT)]);
     let why = "not stopped in time after SIGQUIT";
     assert_eq!(
         state.on(Event::Tick, ms(5002)),
@@ -225,10 +197,7 @@ fn a_stop_hurries_what_is_left_too() {
 
     let mut unasked = running();
     unasked.on(Event::AgentEnded(End::Exited(65)), ms(0));
-    assert_eq!(
-        unasked.on(TERM, ms(1)),
-        [Action::SignalLeftovers(Signal::SIGINT)]
-    );
+    assert_eq!(unasked.on(TERM, ms(1)), [Action::SignalLeftovers(Signal::SIGINT)]);
 }
 
 #[test]

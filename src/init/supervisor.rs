@@ -65,15 +65,13 @@ pub(super) struct Supervisor {
 impl Supervisor {
     /// Blocks the signals and starts the agent.
     pub(super) fn start(options: Options) -> Result<Self, InitError> {
-        let blocked =
-            mask::block().map_err(|source| InitError::os("block signals", source.into()))?;
+        let blocked = mask::block().map_err(|source| InitError::os("block signals", source.into()))?;
         if getpid().as_raw() != 1 {
             nix::sys::prctl::set_child_subreaper(true)
                 .map_err(|source| InitError::os("become a child subreaper", source.into()))?;
         }
-        let signals =
-            SignalFd::with_flags(&blocked, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-                .map_err(|source| InitError::os("open a signalfd", source.into()))?;
+        let signals = SignalFd::with_flags(&blocked, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+            .map_err(|source| InitError::os("open a signalfd", source.into()))?;
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Boottime, flags)
             .map_err(|source| InitError::os("create a timer", source.into()))?;
@@ -126,10 +124,7 @@ impl Supervisor {
             tv_nsec: 0,
         };
         // Zero would disarm it, so a moment at the start of the clock becomes its first nanosecond.
-        let it_value = self
-            .state
-            .next_tick()
-            .map_or(zero, |at| timespec(at.0.max(1)));
+        let it_value = self.state.next_tick().map_or(zero, |at| timespec(at.0.max(1)));
         let value = Itimerspec {
             it_interval: zero,
             it_value,
@@ -366,12 +361,8 @@ fn spawn(options: &Options, adopt: Option<Deadline>) -> Result<Agent, InitError>
         program: options.program.clone(),
         source,
     })?;
-    let pid = i32::try_from(child.id()).map_err(|_| {
-        InitError::os(
-            "read the pid of the agent",
-            io::ErrorKind::InvalidData.into(),
-        )
-    })?;
+    let pid = i32::try_from(child.id())
+        .map_err(|_| InitError::os("read the pid of the agent", io::ErrorKind::InvalidData.into()))?;
     Ok(Agent {
         pid,
         since: Boottime::now(),

@@ -159,10 +159,7 @@ impl Cluster {
                 "history" => cluster.history = parse_history(text),
                 "failsafe" => cluster.failsafe = serde_json::from_str(text).ok(),
                 path => {
-                    if let Some(name) = path
-                        .strip_prefix("members/")
-                        .filter(|name| !name.is_empty())
-                    {
+                    if let Some(name) = path.strip_prefix("members/").filter(|name| !name.is_empty()) {
                         cluster.members.push(Member::parse(name, text));
                     }
                 }
@@ -190,9 +187,7 @@ impl Cluster {
     /// Whether `name` holds the lock.
     #[must_use]
     pub fn is_leader(&self, name: &MemberName) -> bool {
-        self.leader
-            .as_ref()
-            .is_some_and(|leader| leader.name == *name)
+        self.leader.as_ref().is_some_and(|leader| leader.name == *name)
     }
 
     /// The system identifier, when `/initialize` holds a valid one.
@@ -245,10 +240,7 @@ mod tests {
             ("config", r#"{"ttl":30}"#),
             ("status", r#"{"optime":7}"#),
             ("history", r#"[[1,5,"r"],[2,6,"r","t","n1"]]"#),
-            (
-                "sync",
-                r#"{"leader":"n1","quorum":0,"sync_standby":"N2,n3"}"#,
-            ),
+            ("sync", r#"{"leader":"n1","quorum":0,"sync_standby":"N2,n3"}"#),
             ("failover", "{}"),
         ]));
         assert!(cluster.is_leader(&"n1".into()));

@@ -70,9 +70,7 @@ impl ControlData {
     #[must_use]
     pub const fn end(&self) -> (Timeline, Lsn) {
         match self.state {
-            DbState::InArchiveRecovery | DbState::ShutDownInRecovery
-                if self.min_recovery_end.0 > 0 =>
-            {
+            DbState::InArchiveRecovery | DbState::ShutDownInRecovery if self.min_recovery_end.0 > 0 => {
                 (self.min_recovery_timeline, self.min_recovery_end)
             }
             _ => (self.timeline, self.checkpoint),

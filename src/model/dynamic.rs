@@ -24,16 +24,13 @@ pub fn read_bool(value: &Value) -> Option<bool> {
 #[must_use]
 pub fn read_int(value: &Value) -> Option<i64> {
     #[allow(clippy::cast_possible_truncation)]
-    let rounded =
-        |float: f64| (float.is_finite() && float.abs() < 9e15).then(|| float.round() as i64);
+    let rounded = |float: f64| (float.is_finite() && float.abs() < 9e15).then(|| float.round() as i64);
     match value {
         Value::Number(number) => number.as_i64().or_else(|| rounded(number.as_f64()?)),
         Value::String(text) => {
             let text = text.trim();
             let (sign, digits) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
-            let unsigned = if let Some(hex) = digits
-                .strip_prefix("0x")
-                .or_else(|| digits.strip_prefix("0X"))
+            let unsigned = if let Some(hex) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X"))
             {
                 i64::from_str_radix(hex, 16).ok()
             } else if digits.len() > 1
@@ -143,13 +140,9 @@ impl Dynamic {
                 int(&["retry_timeout"], 10),
             ),
             pause: flag(Some(raw), "pause", false),
-            maximum_lag_on_failover: u64::try_from(int(&["maximum_lag_on_failover"], 1_048_576))
-                .unwrap_or(0),
+            maximum_lag_on_failover: u64::try_from(int(&["maximum_lag_on_failover"], 1_048_576)).unwrap_or(0),
             check_timeline: flag(Some(raw), "check_timeline", false),
-            primary_start_timeout: seconds(int(
-                &["primary_start_timeout", "master_start_timeout"],
-                300,
-            )),
+            primary_start_timeout: seconds(int(&["primary_start_timeout", "master_start_timeout"], 300)),
             primary_stop_timeout: seconds(int(&["primary_stop_timeout", "master_stop_timeout"], 0)),
             max_timelines_history: usize::try_from(int(&["max_timelines_history"], 0)).unwrap_or(0),
             use_pg_rewind: flag(postgresql, "use_pg_rewind", true),
@@ -176,9 +169,7 @@ pub fn merge_patch(target: &mut Map<String, Value>, patch: &Map<String, Value>) 
                 target.remove(key);
                 changed = true;
             }
-            (Some(Value::Object(inner)), Value::Object(patch)) => {
-                changed |= merge_patch(inner, patch)
-            }
+            (Some(Value::Object(inner)), Value::Object(patch)) => changed |= merge_patch(inner, patch),
             (Some(old), new) if text_of(old) == text_of(new) => {}
             (_, Value::Object(patch)) => {
                 let mut fresh = Map::new();
@@ -213,13 +204,7 @@ mod tests {
 
     #[test]
     fn the_timeout_rule_bends_loop_wait_first() {
-        let secs = |t: Timing| {
-            (
-                t.ttl.as_secs(),
-                t.loop_wait.as_secs(),
-                t.retry_timeout.as_secs(),
-            )
-        };
+        let secs = |t: Timing| (t.ttl.as_secs(), t.loop_wait.as_secs(), t.retry_timeout.as_secs());
         assert_eq!(secs(Timing::adjusted(30, 10, 10)), (30, 10, 10));
         assert_eq!(secs(Timing::adjusted(25, 10, 10)), (25, 5, 10));
         assert_eq!(secs(Timing::adjusted(20, 10, 10)), (20, 1, 9));
@@ -238,8 +223,7 @@ mod tests {
         assert_eq!(dynamic.maximum_lag_on_failover, 1_000_000);
         assert_eq!(dynamic.primary_start_timeout.as_secs(), 7);
         assert!(!dynamic.use_pg_rewind);
-        let nonsense =
-            Dynamic::from_map(&map(json!({"ttl": "soon", "pause": [], "loop_wait": null})));
+        let nonsense = Dynamic::from_map(&map(json!({"ttl": "soon", "pause": [], "loop_wait": null})));
         assert_eq!(
             (nonsense.timing, nonsense.pause),
             (Dynamic::default().timing, false)

@@ -80,10 +80,9 @@ mod tests {
 
     #[test]
     fn reads_both_forms_and_writes_one() {
-        let key = FailoverKey::parse(
-            r#"{"leader":"n1","member":"n2","scheduled_at":"2026-02-01T03:00:00+00:00"}"#,
-        )
-        .expect("valid");
+        let key =
+            FailoverKey::parse(r#"{"leader":"n1","member":"n2","scheduled_at":"2026-02-01T03:00:00+00:00"}"#)
+                .expect("valid");
         assert!(key.is_switchover());
         assert_eq!(
             key.render(),

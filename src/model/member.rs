@@ -187,10 +187,7 @@ mod tests {
         assert_eq!(member.address(), Some(("::1".into(), 5433)));
         assert_eq!(member.data.role, Role::Primary);
         assert_eq!(member.data.state, PgState::Unknown);
-        let legacy = Member::parse(
-            "n1",
-            "postgres://h:1/db?application_name=http://h:8008/patroni",
-        );
+        let legacy = Member::parse("n1", "postgres://h:1/db?application_name=http://h:8008/patroni");
         assert_eq!(legacy.address(), Some(("h".into(), 1)));
         assert_eq!(legacy.api_base().as_deref(), Some("http://h:8008"));
         assert_eq!(Member::parse("n1", "").address(), None);

@@ -25,10 +25,7 @@ impl PeerStatus {
     /// Reads the answer. A missing `xlog` object makes the member count as unreachable: `None`.
     #[must_use]
     pub fn from_json(value: &Value) -> Option<Self> {
-        let xlog = value
-            .get("xlog")
-            .or_else(|| value.get("wal"))?
-            .as_object()?;
+        let xlog = value.get("xlog").or_else(|| value.get("wal"))?.as_object()?;
         let lsn = |field: &str| Lsn(xlog.get(field).and_then(Value::as_u64).unwrap_or(0));
         let role: Role = serde_json::from_value(value.get("role")?.clone()).ok()?;
         let in_recovery = !xlog.contains_key("location");
@@ -73,11 +70,7 @@ mod tests {
         assert!(peer.in_recovery);
         assert_eq!((peer.position, peer.timeline), (Lsn(12), Timeline(4)));
         let primary = serde_json::json!({"role": "master", "xlog": {"location": 99}});
-        assert!(
-            !PeerStatus::from_json(&primary)
-                .expect("complete")
-                .in_recovery
-        );
+        assert!(!PeerStatus::from_json(&primary).expect("complete").in_recovery);
     }
 
     #[test]

@@ -141,16 +141,10 @@ mod tests {
             PgState::StartFailed,
             PgState::Crashed,
         ] {
-            assert_eq!(
-                serde_json::to_value(state).expect("plain enum"),
-                state.as_str()
-            );
+            assert_eq!(serde_json::to_value(state).expect("plain enum"), state.as_str());
         }
         for role in [Role::Primary, Role::StandbyLeader, Role::Uninitialized] {
-            assert_eq!(
-                serde_json::to_value(role).expect("plain enum"),
-                role.as_str()
-            );
+            assert_eq!(serde_json::to_value(role).expect("plain enum"), role.as_str());
         }
         assert_eq!(
             serde_json::from_value::<Role>("master".into()).expect("alias"),

@@ -27,11 +27,7 @@ impl StatusKey {
         match serde_json::from_str::<Value>(text) {
             Ok(Value::Object(object)) => Self {
                 optime: object.get("optime").and_then(lsn).unwrap_or_default(),
-                slots: object
-                    .get("slots")
-                    .and_then(unwrap_text)
-                    .as_ref()
-                    .and_then(slots),
+                slots: object.get("slots").and_then(unwrap_text).as_ref().and_then(slots),
                 retain_slots: object
                     .get("retain_slots")
                     .and_then(unwrap_text)
@@ -56,10 +52,7 @@ impl StatusKey {
 }
 
 fn lsn(value: &Value) -> Option<Lsn> {
-    value
-        .as_u64()
-        .or_else(|| value.as_str()?.parse().ok())
-        .map(Lsn)
+    value.as_u64().or_else(|| value.as_str()?.parse().ok()).map(Lsn)
 }
 
 fn unwrap_text(value: &Value) -> Option<Value> {
@@ -95,8 +88,7 @@ mod tests {
 
     #[test]
     fn reads_every_form_ever_written() {
-        let full =
-            StatusKey::parse(r#"{"optime":83886408,"slots":{"n2":1},"retain_slots":["n1"]}"#);
+        let full = StatusKey::parse(r#"{"optime":83886408,"slots":{"n2":1},"retain_slots":["n1"]}"#);
         assert_eq!(full.optime, Lsn(83_886_408));
         assert_eq!(full.known_slots().collect::<Vec<_>>(), ["n2", "n1"]);
         assert_eq!(StatusKey::parse("42").optime, Lsn(42));

@@ -30,10 +30,7 @@ impl Tags {
         if self.0.get("nofailover").and_then(read_bool) == Some(true) {
             return 0;
         }
-        self.0
-            .get("failover_priority")
-            .and_then(read_int)
-            .unwrap_or(1)
+        self.0.get("failover_priority").and_then(read_int).unwrap_or(1)
     }
 
     /// Not to be used for read-only traffic.
@@ -98,12 +95,9 @@ mod tests {
     fn nofailover_wins_over_priority() {
         assert!(!tags(serde_json::json!({})).nofailover());
         assert!(tags(serde_json::json!({"failover_priority": 0})).nofailover());
-        assert!(
-            !tags(serde_json::json!({"nofailover": false, "failover_priority": 0})).nofailover()
-        );
+        assert!(!tags(serde_json::json!({"nofailover": false, "failover_priority": 0})).nofailover());
         assert_eq!(
-            tags(serde_json::json!({"nofailover": true, "failover_priority": 5}))
-                .failover_priority(),
+            tags(serde_json::json!({"nofailover": true, "failover_priority": 5})).failover_priority(),
             0
         );
         assert_eq!(
@@ -115,8 +109,7 @@ mod tests {
     #[test]
     fn false_flags_are_not_published() {
         let published =
-            tags(serde_json::json!({"clonefrom": false, "noloadbalance": true, "x": 1}))
-                .published();
+            tags(serde_json::json!({"clonefrom": false, "noloadbalance": true, "x": 1})).published();
         assert_eq!(
             Value::Object(published),
             serde_json::json!({"noloadbalance": true, "x": 1})

@@ -8,9 +8,7 @@ use serde_json::Value;
 use super::Lsn;
 
 /// A timeline number; 0 means "unknown".
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timeline(pub u32);
 
@@ -132,10 +130,7 @@ mod tests {
         let row = HistoryRow::from_json(&short).expect("valid row");
         assert_eq!(row.to_json(), short);
         let full: Value = serde_json::json!([1, 2, "r", "2026-01-05T08:10:00+00:00", "n2"]);
-        assert_eq!(
-            HistoryRow::from_json(&full).expect("valid row").to_json(),
-            full
-        );
+        assert_eq!(HistoryRow::from_json(&full).expect("valid row").to_json(), full);
         assert_eq!(HistoryRow::from_json(&serde_json::json!(["x"])), None);
     }
 }

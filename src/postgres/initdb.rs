@@ -112,10 +112,7 @@ pub fn arguments(major: Major, input: &Input<'_>) -> Result<Vec<String>, Error> 
         ],
         "--locale=C.UTF-8",
     );
-    unless(
-        &["data-checksums", "no-data-checksums", "k"],
-        "--data-checksums",
-    );
+    unless(&["data-checksums", "no-data-checksums", "k"], "--data-checksums");
     if input.superuser.password.is_some() {
         unless(&["auth", "auth-local", "A"], "--auth-local=scram-sha-256");
         unless(&["auth", "auth-host", "A"], "--auth-host=scram-sha-256");
@@ -154,18 +151,12 @@ fn checked_args(words: &[String]) -> Result<Vec<String>, Error> {
     let mut args = Vec::new();
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        let name = word
-            .trim_start_matches('-')
-            .split('=')
-            .next()
-            .unwrap_or_default();
+        let name = word.trim_start_matches('-').split('=').next().unwrap_or_default();
         let short = SHORT
             .iter()
             .find(|(short, _)| word.starts_with(short) && !word.starts_with("--"));
         if let Some((_, name)) = short {
-            return Err(Error::Options(options::Error::Forbidden(
-                (*name).to_owned(),
-            )));
+            return Err(Error::Options(options::Error::Forbidden((*name).to_owned())));
         }
         if FORBIDDEN.contains(&name) || !word.starts_with('-') {
             return Err(Error::Options(options::Error::Forbidden(word.clone())));
@@ -221,17 +212,9 @@ fn takes_value(name: &str) -> bool {
 ///
 /// # Errors
 /// See [`Error`]. The directory may then hold a part of a cluster; discarding it is the caller's decision.
-pub async fn run(
-    binaries: &Binaries,
-    input: &Input<'_>,
-    cancel: &CancellationToken,
-) -> Result<(), Error> {
+pub async fn run(binaries: &Binaries, input: &Input<'_>, cancel: &CancellationToken) -> Result<(), Error> {
     let args = arguments(binaries.major(), input)?;
-    let mut command = binaries
-        .command("initdb")
-        .args(&args)
-        .arg("-D")
-        .arg(input.dir);
+    let mut command = binaries.command("initdb").args(&args).arg("-D").arg(input.dir);
     let mut temporary = Temporary(Vec::new());
     if let Some(password) = &input.superuser.password {
         let file = temporary.write(input, ".pw", &format!("{}\n", password.reveal()), 0o600)?;
@@ -256,11 +239,7 @@ pub async fn run(
 
 /// initdb asks the system for the name of its user. An arbitrary uid (`--user 4711`, OpenShift) has none, so a
 /// wrapper library answers instead, for initdb alone.
-fn with_user_name(
-    command: Command,
-    input: &Input<'_>,
-    temporary: &mut Temporary,
-) -> Result<Command, Error> {
+fn with_user_name(command: Command, input: &Input<'_>, temporary: &mut Temporary) -> Result<Command, Error> {
     let (uid, gid) = input.identity.unwrap_or_else(|| {
         (
             rustix::process::geteuid().as_raw(),
@@ -308,13 +287,7 @@ fn nss_wrapper(lib: &Path) -> Option<PathBuf> {
 struct Temporary(Vec<PathBuf>);
 
 impl Temporary {
-    fn write(
-        &mut self,
-        input: &Input<'_>,
-        suffix: &str,
-        content: &str,
-        mode: u32,
-    ) -> Result<PathBuf, Error> {
+    fn write(&mut self, input: &Input<'_>, suffix: &str, content: &str, mode: u32) -> Result<PathBuf, Error> {
         use std::io::Write as _;
         // Beside, not inside: initdb wants an empty directory. The name is hidden in case "beside" is inside the
         // data directory.
@@ -333,11 +306,7 @@ impl Temporary {
         self.0.push(name.clone());
         at("write", &name, file.write_all(content.as_bytes()))?;
         if let Some((uid, gid)) = input.identity {
-            at(
-                "change the owner of",
-                &name,
-                chown(&name, Some(uid), Some(gid)),
-            )?;
+            at("change the owner of", &name, chown(&name, Some(uid), Some(gid)))?;
         }
         Ok(name)
     }
@@ -432,10 +401,7 @@ mod tests {
         let folder = dir.path().join("x86_64-linux-gnu");
         fs::create_dir(&folder).expect("folder");
         fs::write(folder.join("libnss_wrapper.so"), "").expect("file");
-        assert_eq!(
-            nss_wrapper(dir.path()),
-            Some(folder.join("libnss_wrapper.so"))
-        );
+        assert_eq!(nss_wrapper(dir.path()), Some(folder.join("libnss_wrapper.so")));
         assert_eq!(nss_wrapper(Path::new("/nonexistent")), None);
     }
 }

@@ -113,20 +113,19 @@ fn is_postmaster(data_dir: &Path, file: &PidFile, stat: &Stat) -> bool {
     if stat.is_dead() || !is_postgres(&program(file.pid, stat)) {
         return false;
     }
-    DirId::of(data_dir).is_cwd_of(file.pid).unwrap_or_else(|| {
-        match (file.started_at, stat.started_at()) {
+    DirId::of(data_dir)
+        .is_cwd_of(file.pid)
+        .unwrap_or_else(|| match (file.started_at, stat.started_at()) {
             (Some(file), Some(process)) => file.abs_diff(process) <= START_TOLERANCE_S,
             _ => true,
-        }
-    })
+        })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FULL: &str =
-        "4711\n/data\n1767600001\n5433\n/tmp\nlocalhost\n 5432001    32768\nready   \n";
+    const FULL: &str = "4711\n/data\n1767600001\n5433\n/tmp\nlocalhost\n 5432001    32768\nready   \n";
 
     #[test]
     fn reads_a_complete_file() {

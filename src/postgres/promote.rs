@@ -70,10 +70,7 @@ pub async fn promote(
 ) -> Result<Promotion, PromoteError> {
     let begun = Instant::now();
     let deadline = begun + limit;
-    let standby = monitor
-        .in_recovery(limit)
-        .await
-        .map_err(PromoteError::Ask)?;
+    let standby = monitor.in_recovery(limit).await.map_err(PromoteError::Ask)?;
     let prepared = begun.elapsed();
     if !standby {
         return Ok(Promotion {

@@ -122,10 +122,7 @@ impl Drop for Server {
 }
 
 fn spawn(dir: &Path, client_port: u16, peer_port: u16, extra: &[String], tls: bool) -> Child {
-    let client = format!(
-        "{}://127.0.0.1:{client_port}",
-        if tls { "https" } else { "http" }
-    );
+    let client = format!("{}://127.0.0.1:{client_port}", if tls { "https" } else { "http" });
     let peer = format!("http://127.0.0.1:{peer_port}");
     let log = std::fs::File::options()
         .create(true)
@@ -133,15 +130,7 @@ fn spawn(dir: &Path, client_port: u16, peer_port: u16, extra: &[String], tls: bo
         .open(dir.join("log"))
         .unwrap();
     Command::new("setpriv")
-        .args([
-            "--pdeathsig",
-            "KILL",
-            "etcd",
-            "--name",
-            "t",
-            "--logger",
-            "zap",
-        ])
+        .args(["--pdeathsig", "KILL", "etcd", "--name", "t", "--logger", "zap"])
         .arg("--data-dir")
         .arg(dir.join("data"))
         .args([

@@ -22,13 +22,20 @@ pub fn free_port() -> u16 {
 }
 
 /// Waits until `condition` gives a value; panics with `what` and the last state after `limit`.
-pub async fn wait_for<T>(what: &str, limit: Duration, mut condition: impl AsyncFnMut() -> Result<T, String>) -> T {
+pub async fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
     let start = Instant::now();
     loop {
         match condition().await {
             Ok(value) => return value,
             Err(state) if start.elapsed() > limit => {
-                panic!("waited {:.1} s for {what}; last: {state}", start.elapsed().as_secs_f32())
+                panic!(
+                    "waited {:.1} s for {what}; last: {state}",
+                    start.elapsed().as_secs_f32()
+                )
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
@@ -57,8 +64,14 @@ impl Node {
         set("HOWDAH_SCOPE", scope.to_owned());
         set("PGDATA", dir.join("data").display().to_string());
         set("HOWDAH_POSTGRESQL_LISTEN", format!("127.0.0.1:{pg_port}"));
-        set("HOWDAH_POSTGRESQL_CONNECT_ADDRESS", format!("127.0.0.1:{pg_port}"));
-        set("HOWDAH_POSTGRESQL_PGPASS", dir.join("pgpass").display().to_string());
+        set(
+            "HOWDAH_POSTGRESQL_CONNECT_ADDRESS",
+            format!("127.0.0.1:{pg_port}"),
+        );
+        set(
+            "HOWDAH_POSTGRESQL_PGPASS",
+            dir.join("pgpass").display().to_string(),
+        );
         set("HOWDAH_RESTAPI_LISTEN", format!("127.0.0.1:{api_port}"));
         set("HOWDAH_RESTAPI_CONNECT_ADDRESS", format!("127.0.0.1:{api_port}"));
         set("HOWDAH_SUPERUSER_PASSWORD", PASSWORD.to_owned());
@@ -67,8 +80,18 @@ impl Node {
         set("HOWDAH_LOOP_WAIT", "1".to_owned());
         set("HOWDAH_RETRY_TIMEOUT", "2".to_owned());
         set("HOWDAH_LOG_LEVEL", "howdah=debug,info".to_owned());
-        set("HOWDAH_INITDB_SCRIPTS_DIR", dir.join("initdb.d").display().to_string());
-        Self { name: name.to_owned(), dir, pg_port, api_port, env, child: None }
+        set(
+            "HOWDAH_INITDB_SCRIPTS_DIR",
+            dir.join("initdb.d").display().to_string(),
+        );
+        Self {
+            name: name.to_owned(),
+            dir,
+            pg_port,
+            api_port,
+            env,
+            child: None,
+        }
     }
 
     pub fn set(&mut self, key: &str, value: &str) -> &mut Self {
@@ -86,9 +109,19 @@ impl Node {
     /// Starts the process; its log is appended to `log` in its directory.
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
-        let log = File::options().create(true).append(true).open(self.log_path()).expect("open the log");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("open the log");
         let stdout = log.try_clone().expect("clone the log");
-        let child = self.command(&[]).stdin(Stdio::null()).stdout(stdout).stderr(log).spawn().expect("start howdah");
+        let child = self
+            .command(&[])
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(log)
+            .spawn()
+            .expect("start howdah");
         self.child = Some(child);
     }
 
@@ -110,7 +143,9 @@ impl Node {
 
     /// The agent: init's child whose command line says so.
     pub fn agent_pid(&self) -> Option<i32> {
-        children(self.init_pid()).into_iter().find(|pid| cmdline(*pid).contains("agent"))
+        children(self.init_pid())
+            .into_iter()
+            .find(|pid| cmdline(*pid).contains("agent"))
     }
 
     pub fn postmaster_pid(&self) -> Option<i32> {
@@ -120,21 +155,32 @@ impl Node {
     }
 
     pub fn signal(&self, pid: i32, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().expect("run kill");
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &pid.to_string()])
+            .status()
+            .expect("run kill");
         assert!(status.success(), "kill -{name} {pid}");
     }
 
     /// Everything of this member dies at once, as if the host had lost power.
     pub fn kill_node(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
         let init = i32::try_from(child.id()).expect("a pid");
         // Init first and stopped, so that it cannot restart anything; then the tree beneath it.
         let tree = descendants(init);
         for pid in std::iter::once(init).chain(tree.iter().copied()) {
-            let _gone = Command::new("kill").args(["-STOP", &pid.to_string()]).stderr(Stdio::null()).status();
+            let _gone = Command::new("kill")
+                .args(["-STOP", &pid.to_string()])
+                .stderr(Stdio::null())
+                .status();
         }
         for pid in descendants(init).into_iter().chain(tree).chain([init]) {
-            let _gone = Command::new("kill").args(["-KILL", &pid.to_string()]).stderr(Stdio::null()).status();
+            let _gone = Command::new("kill")
+                .args(["-KILL", &pid.to_string()])
+                .stderr(Stdio::null())
+                .status();
         }
         let _status = child.wait();
     }
@@ -148,7 +194,10 @@ impl Node {
     pub async fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
         let mut child = self.child.take().expect("running");
         wait_for(&format!("{} to exit", self.name), limit, async || {
-            child.try_wait().expect("wait for howdah").ok_or_else(|| tail(&self.log()))
+            child
+                .try_wait()
+                .expect("wait for howdah")
+                .ok_or_else(|| tail(&self.log()))
         })
         .await
     }
@@ -170,14 +219,22 @@ impl Node {
 
     pub async fn role(&self) -> Result<String, String> {
         let (_, status) = self.get("/patroni").await?;
-        Ok(format!("{}/{}", status["role"].as_str().unwrap_or("?"), status["state"].as_str().unwrap_or("?")))
+        Ok(format!(
+            "{}/{}",
+            status["role"].as_str().unwrap_or("?"),
+            status["state"].as_str().unwrap_or("?")
+        ))
     }
 
     pub async fn wait_primary(&self, limit: Duration) {
         wait_for(&format!("{} to be primary", self.name), limit, async || {
             let (code, status) = self.get("/primary").await?;
             let writable = status["role"] == "primary" && status["state"] == "running";
-            if code == 200 && writable { Ok(()) } else { Err(format!("{code} {status}")) }
+            if code == 200 && writable {
+                Ok(())
+            } else {
+                Err(format!("{code} {status}"))
+            }
         })
         .await;
     }
@@ -186,7 +243,11 @@ impl Node {
         wait_for(&format!("{} to stream", self.name), limit, async || {
             let (code, status) = self.get("/replica").await?;
             let streams = status["replication_state"] == "streaming";
-            if code == 200 && streams { Ok(()) } else { Err(format!("{code} {status}\n{}", tail(&self.log()))) }
+            if code == 200 && streams {
+                Ok(())
+            } else {
+                Err(format!("{code} {status}\n{}", tail(&self.log())))
+            }
         })
         .await;
     }
@@ -208,7 +269,10 @@ impl Node {
 
     pub async fn sql(&self, sql: &str) -> Result<String, String> {
         let client = self.connect().await?;
-        let rows = client.simple_query(sql).await.map_err(|error| format!("{error:?}"))?;
+        let rows = client
+            .simple_query(sql)
+            .await
+            .map_err(|error| format!("{error:?}"))?;
         let first = rows.iter().find_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
             _ => None,
@@ -220,9 +284,16 @@ impl Node {
     pub async fn cli(&self, args: &[&str]) -> (i32, String, String) {
         let mut command = self.command(args);
         command.stdin(Stdio::null());
-        let output = tokio::process::Command::from(command).output().await.expect("run howdah");
+        let output = tokio::process::Command::from(command)
+            .output()
+            .await
+            .expect("run howdah");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+        (
+            output.status.code().unwrap_or(-1),
+            text(output.stdout),
+            text(output.stderr),
+        )
     }
 }
 
@@ -237,7 +308,10 @@ impl Drop for Node {
 
 /// The exit code, or 128 + signal as a shell shows it.
 pub fn code(status: ExitStatus) -> i32 {
-    status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(-1)
+    status
+        .code()
+        .or_else(|| Some(128 + status.signal()?))
+        .unwrap_or(-1)
 }
 
 fn tail(log: &str) -> String {
@@ -248,17 +322,25 @@ fn tail(log: &str) -> String {
 /// Gives a directory to user postgres when the tests run as root (postgres refuses to run as root).
 pub fn own(dir: &Path) {
     if nix::unistd::geteuid().is_root() {
-        let user = nix::unistd::User::from_name("postgres").ok().flatten().expect("user postgres exists");
-        std::os::unix::fs::chown(dir, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("chown to postgres");
+        let user = nix::unistd::User::from_name("postgres")
+            .ok()
+            .flatten()
+            .expect("user postgres exists");
+        std::os::unix::fs::chown(dir, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+            .expect("chown to postgres");
     }
 }
 
 pub fn children(parent: i32) -> Vec<i32> {
     let text = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
-    let pids = fs::read_dir("/proc").expect("read /proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let pids = fs::read_dir("/proc")
+        .expect("read /proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter(|pid: &i32| {
         let stat = text(format!("/proc/{pid}/stat").into());
-        let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect::<Vec<_>>());
+        let fields = stat
+            .rsplit_once(')')
+            .map(|(_, rest)| rest.split_whitespace().collect::<Vec<_>>());
         fields.and_then(|fields| fields.get(1)?.parse().ok()) == Some(parent)
     })
     .collect()
@@ -276,7 +358,9 @@ pub fn descendants(root: i32) -> Vec<i32> {
 }
 
 pub fn cmdline(pid: i32) -> String {
-    fs::read(format!("/proc/{pid}/cmdline")).map(|raw| String::from_utf8_lossy(&raw).replace('\0', " ")).unwrap_or_default()
+    fs::read(format!("/proc/{pid}/cmdline"))
+        .map(|raw| String::from_utf8_lossy(&raw).replace('\0', " "))
+        .unwrap_or_default()
 }
 
 /// A minimal HTTP/1.1 exchange, so that the tests do not depend on the client they test.
@@ -299,7 +383,16 @@ pub async fn http(port: u16, method: &str, path: &str, body: Option<String>) -> 
         .map_err(|_| "no answer in 60 s".to_owned())?
         .map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&answer);
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("no HTTP answer: {text}"))?;
-    let status = head.split_whitespace().nth(1).and_then(|code| code.parse().ok()).ok_or("no status")?;
-    Ok((status, serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned()))))
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| format!("no HTTP answer: {text}"))?;
+    let status = head
+        .split_whitespace()
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .ok_or("no status")?;
+    Ok((
+        status,
+        serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned())),
+    ))
 }

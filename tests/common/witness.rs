@@ -47,8 +47,16 @@ impl Witness {
     /// The longest time between two acknowledged commits, both within the window.
     pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
         let acks = self.acks();
-        let times: Vec<Instant> = acks.iter().map(|ack| ack.at).filter(|at| *at >= from && *at <= to).collect();
-        times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(to - from)
+        let times: Vec<Instant> = acks
+            .iter()
+            .map(|ack| ack.at)
+            .filter(|at| *at >= from && *at <= to)
+            .collect();
+        times
+            .windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .max()
+            .unwrap_or(to - from)
     }
 }
 
@@ -64,7 +72,10 @@ async fn run(port: u16, first: i64, acks: Arc<Mutex<Vec<Ack>>>, sessions: Arc<Mu
         if let Some(client) = connect(port).await {
             *sessions.lock().expect("not poisoned") += 1;
             while let Ok(1) = client.execute("INSERT INTO witness VALUES ($1)", &[&id]).await {
-                acks.lock().expect("not poisoned").push(Ack { id, at: Instant::now() });
+                acks.lock().expect("not poisoned").push(Ack {
+                    id,
+                    at: Instant::now(),
+                });
                 id += 1;
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
@@ -86,6 +97,9 @@ async fn connect(port: u16) -> Option<tokio_postgres::Client> {
         .await;
     let (client, connection) = connect.ok()?;
     tokio::spawn(connection);
-    client.batch_execute("CREATE TABLE IF NOT EXISTS witness (id bigint)").await.ok()?;
+    client
+        .batch_execute("CREATE TABLE IF NOT EXISTS witness (id bigint)")
+        .await
+        .ok()?;
     Some(client)
 }

@@ -199,10 +199,7 @@ impl Init {
     /// The deadline the stand-in armed last, in nanoseconds of boot time.
     pub fn armed(&self) -> u64 {
         let records = self.records();
-        let last = records
-            .iter()
-            .rev()
-            .find_map(|line| line.strip_prefix("armed "));
+        let last = records.iter().rev().find_map(|line| line.strip_prefix("armed "));
         last.and_then(|nanos| nanos.parse().ok())
             .expect("an armed deadline")
     }

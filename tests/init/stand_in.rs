@@ -121,9 +121,7 @@ impl StandIn {
             "orphans" => self.orphans(number(rest)),
             "ask" => kill(getppid(), Signal::from_str(rest).expect("a signal")).expect("ask init"),
             "gone" => {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build();
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 runtime.expect("a runtime").block_on(self.guard.init_gone());
                 self.note("gone");
             }
@@ -143,10 +141,7 @@ impl StandIn {
         let signals = SignalFd::new(&self.signals).expect("signalfd");
         self.note("listening");
         loop {
-            let info = signals
-                .read_signal()
-                .expect("read a signal")
-                .expect("a signal");
+            let info = signals.read_signal().expect("read a signal").expect("a signal");
             let signal = i32::try_from(info.ssi_signo)
                 .ok()
                 .and_then(|n| Signal::try_from(n).ok());
@@ -181,12 +176,7 @@ impl StandIn {
         let each = count / 4;
         let script = format!("i=0; while [ $i -lt {each} ]; do (: &); i=$((i+1)); done");
         let shells: Vec<_> = (0..4)
-            .map(|_| {
-                Command::new("sh")
-                    .args(["-c", &script])
-                    .spawn()
-                    .expect("sh")
-            })
+            .map(|_| Command::new("sh").args(["-c", &script]).spawn().expect("sh"))
             .collect();
         for mut shell in shells {
             assert!(shell.wait().expect("wait").success());

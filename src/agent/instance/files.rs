@@ -26,13 +26,19 @@ impl Instance {
         let replica = matches!(start_as, StartAs::Replica(_));
         let effective = self.effective(dynamic, control.filter(|_| replica));
         for warning in &effective.warnings {
-            warn!(parameter = warning.name, value = warning.value, "{}", warning.reason);
+            warn!(
+                parameter = warning.name,
+                value = warning.value,
+                "{}",
+                warning.reason
+            );
         }
         let recovery = match start_as {
             StartAs::Primary => None,
             StartAs::Replica(upstream) => Some(self.recovery(upstream.as_ref(), dynamic)?),
         };
-        self.write_all(&effective, recovery.as_ref(), dynamic).map_err(|error| chain(&error))?;
+        self.write_all(&effective, recovery.as_ref(), dynamic)
+            .map_err(|error| chain(&error))?;
         self.conf.set_standby(replica).map_err(|error| chain(&error))?;
         let args = conf::postmaster_args(&effective);
         let config_file = format!("--config-file={}", self.conf.main().display());
@@ -70,8 +76,11 @@ impl Instance {
     fn effective(&self, dynamic: &Dynamic, control: Option<&ControlData>) -> Effective {
         let settings = self.settings();
         let empty = Map::new();
-        let parameters =
-            dynamic.postgresql().and_then(|pg| pg.get("parameters")).and_then(Value::as_object).unwrap_or(&empty);
+        let parameters = dynamic
+            .postgresql()
+            .and_then(|pg| pg.get("parameters"))
+            .and_then(Value::as_object)
+            .unwrap_or(&empty);
         let socket_dir = settings.socket_dir.to_string_lossy().into_owned();
         conf::effective(&conf::Input {
             major: self.binaries.major(),
@@ -103,7 +112,11 @@ impl Instance {
 
     fn ident_lines(&self, dynamic: &Dynamic) -> Vec<String> {
         let settings = self.settings();
-        if settings.pg_ident.is_empty() { lines(dynamic, "pg_ident") } else { settings.pg_ident.clone() }
+        if settings.pg_ident.is_empty() {
+            lines(dynamic, "pg_ident")
+        } else {
+            settings.pg_ident.clone()
+        }
     }
 
     fn recovery(&self, upstream: Option<&Upstream>, dynamic: &Dynamic) -> Result<Recovery, String> {
@@ -155,13 +168,26 @@ impl Instance {
         let accounts = [&settings.replication, &settings.rewind, &settings.superuser];
         let entries: Vec<pgpass::Entry<'_>> = accounts
             .iter()
-            .map(|account| pgpass::Entry { host: &upstream.host, port: &port, login: &account.login })
+            .map(|account| pgpass::Entry {
+                host: &upstream.host,
+                port: &port,
+                login: &account.login,
+            })
             .collect();
-        pgpass::write(&settings.passfile, &entries).map(drop).map_err(|error| chain(&error))
+        pgpass::write(&settings.passfile, &entries)
+            .map(drop)
+            .map_err(|error| chain(&error))
     }
 }
 
 fn lines(dynamic: &Dynamic, key: &str) -> Vec<String> {
-    let list = dynamic.postgresql().and_then(|pg| pg.get(key)).and_then(Value::as_array);
-    list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    let list = dynamic
+        .postgresql()
+        .and_then(|pg| pg.get(key))
+        .and_then(Value::as_array);
+    list.into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }

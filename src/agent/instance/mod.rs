@@ -72,7 +72,12 @@ impl Instance {
             address: Address::Socket(settings.socket_dir.clone()),
             port: settings.port,
             user: settings.superuser.login.username.clone(),
-            password: settings.superuser.login.password.as_ref().map(|p| p.reveal().to_owned()),
+            password: settings
+                .superuser
+                .login
+                .password
+                .as_ref()
+                .map(|p| p.reveal().to_owned()),
             dbname: settings.database.clone(),
             application_name: format!("Howdah {}", settings.member),
         });
@@ -136,13 +141,18 @@ impl Instance {
             return end;
         }
         let cancel = CancellationToken::new();
-        let file = control::read(&self.binaries, self.data_dir(), None, &cancel).await.ok()?;
+        let file = control::read(&self.binaries, self.data_dir(), None, &cancel)
+            .await
+            .ok()?;
         let (timeline, lsn) = (control.timeline, control.checkpoint);
         let record = waldump::record_at(&self.binaries, self.data_dir(), timeline, lsn, None, &cancel).await;
         let end = match record {
             Ok(record) => waldump::record_end(record.lsn, record.total_bytes, file.wal_segment_bytes),
             Err(error) => {
-                warn!(error = chain(&error), "cannot tell where the shutdown checkpoint ends");
+                warn!(
+                    error = chain(&error),
+                    "cannot tell where the shutdown checkpoint ends"
+                );
                 None
             }
         };
@@ -172,12 +182,20 @@ impl Instance {
         self.launch(args, limit, cancel).await?;
         *lock(&self.role) = Some(start_as.clone());
         if let Err(error) = self.conf.backup() {
-            warn!(error = chain(&error), "could not keep copies of the configuration files");
+            warn!(
+                error = chain(&error),
+                "could not keep copies of the configuration files"
+            );
         }
         Ok(())
     }
 
-    async fn launch(&self, args: Vec<String>, limit: Duration, cancel: &CancellationToken) -> Result<(), String> {
+    async fn launch(
+        &self,
+        args: Vec<String>,
+        limit: Duration,
+        cancel: &CancellationToken,
+    ) -> Result<(), String> {
         self.monitor.disconnect().await;
         let spec = StartSpec {
             bin_dir: self.binaries.dir.clone(),
@@ -193,7 +211,11 @@ impl Instance {
         };
         match ready {
             Ok(ready) => {
-                info!(pid = ready.pid, took_ms = ready.took.as_millis(), "postgres is up");
+                info!(
+                    pid = ready.pid,
+                    took_ms = ready.took.as_millis(),
+                    "postgres is up"
+                );
                 Ok(())
             }
             Err(error @ NotReady::Ended { .. }) => {
@@ -205,9 +227,16 @@ impl Instance {
 
     /// Stops postgres; returns what ended it, for the log.
     pub async fn stop(&self, mode: StopMode, ladder: StopLadder) -> Result<String, String> {
-        let outcome = self.postmaster.stop(mode, ladder).await.map_err(|error| chain(&error))?;
+        let outcome = self
+            .postmaster
+            .stop(mode, ladder)
+            .await
+            .map_err(|error| chain(&error))?;
         self.monitor.disconnect().await;
-        Ok(outcome.ended_by.map_or_else(|| "was not running".to_owned(), |rung| format!("{rung:?}").to_lowercase()))
+        Ok(outcome.ended_by.map_or_else(
+            || "was not running".to_owned(),
+            |rung| format!("{rung:?}").to_lowercase(),
+        ))
     }
 
     /// A stop under way is to go faster.
@@ -217,7 +246,11 @@ impl Instance {
             Shutdown::Fast => (StopMode::Fast, Duration::from_secs(5)),
             Shutdown::Immediate => (StopMode::Immediate, Duration::from_secs(2)),
         };
-        let ladder = StopLadder { smart: Duration::ZERO, fast: Duration::from_secs(5), immediate };
+        let ladder = StopLadder {
+            smart: Duration::ZERO,
+            fast: Duration::from_secs(5),
+            immediate,
+        };
         // Whoever began the stop waits for it; this only escalates.
         drop(self.postmaster.begin_stop(mode, ladder));
     }
@@ -293,7 +326,12 @@ impl Instance {
             address: Address::Tcp(leader.host.clone()),
             port: leader.port,
             user: settings.rewind.login.username.clone(),
-            password: settings.rewind.login.password.as_ref().map(|p| p.reveal().to_owned()),
+            password: settings
+                .rewind
+                .login
+                .password
+                .as_ref()
+                .map(|p| p.reveal().to_owned()),
             dbname: settings.database.clone(),
             application_name: format!("Howdah {}", settings.member),
         };
@@ -304,20 +342,32 @@ impl Instance {
     #[must_use]
     pub fn history(&self, timeline: Timeline) -> (Vec<HistoryRow>, String) {
         let path = self.data_dir().join("pg_wal").join(timeline.history_file());
-        let rows = std::fs::read_to_string(&path).map(|text| parse_history_file(&text)).unwrap_or_default();
+        let rows = std::fs::read_to_string(&path)
+            .map(|text| parse_history_file(&text))
+            .unwrap_or_default();
         let written = std::fs::metadata(&path).and_then(|meta| meta.modified()).ok();
-        let at = written.and_then(|time| jiff::Timestamp::try_from(time).ok()).unwrap_or_else(jiff::Timestamp::now);
+        let at = written
+            .and_then(|time| jiff::Timestamp::try_from(time).ok())
+            .unwrap_or_else(jiff::Timestamp::now);
         (rows, at.display_with_offset(jiff::tz::Offset::UTC).to_string())
     }
 
     /// A physical slot that keeps WAL from now on.
     pub async fn create_slot(&self, name: &str) -> Result<(), String> {
-        self.monitor.create_physical_slot(name, SMALL).await.map(drop).map_err(|error| chain(&error))
+        self.monitor
+            .create_physical_slot(name, SMALL)
+            .await
+            .map(drop)
+            .map_err(|error| chain(&error))
     }
 
     /// Drops a slot nobody uses.
     pub async fn drop_slot(&self, name: &str) -> Result<(), String> {
-        self.monitor.drop_slot(name, SMALL).await.map(drop).map_err(|error| chain(&error))
+        self.monitor
+            .drop_slot(name, SMALL)
+            .await
+            .map(drop)
+            .map_err(|error| chain(&error))
     }
 }
 

@@ -101,7 +101,10 @@ impl Settings {
             config_dir: postgresql.config_dir.clone(),
             config_base_name: postgresql.config_base_name.clone(),
             custom_conf: postgresql.custom_conf.clone(),
-            passfile: postgresql.pgpass.clone().unwrap_or_else(|| parent.join(".howdah-pgpass")),
+            passfile: postgresql
+                .pgpass
+                .clone()
+                .unwrap_or_else(|| parent.join(".howdah-pgpass")),
             database: postgresql.database.clone(),
             superuser: account(&postgresql.authentication.superuser),
             replication: account(&postgresql.authentication.replication),
@@ -128,18 +131,29 @@ fn account(login: &config::Login) -> Account {
     if let Some(password) = &login.sslpassword {
         options.insert("sslpassword".to_owned(), password.reveal().to_owned());
     }
-    Account { login: Login::new(login.username.clone(), login.password.reveal()), options }
+    Account {
+        login: Login::new(login.username.clone(), login.password.reveal()),
+        options,
+    }
 }
 
 /// The configured directory, else the first usual one that can be written, else one beside the data: a read-only
 /// root file system without a tmpfs must not keep postgres from starting.
 fn socket_dir(parameters: &Map<String, Value>, beside_data: &Path) -> PathBuf {
     let configured = parameters.get("unix_socket_directories").and_then(Value::as_str);
-    let first = configured.and_then(|list| list.split(',').next()).map(str::trim).filter(|dir| dir.starts_with('/'));
+    let first = configured
+        .and_then(|list| list.split(',').next())
+        .map(str::trim)
+        .filter(|dir| dir.starts_with('/'));
     if let Some(dir) = first {
         return PathBuf::from(dir);
     }
-    let writable = |dir: &&Path| nix::unistd::access(*dir, nix::unistd::AccessFlags::W_OK).is_ok() && dir.is_dir();
-    let usual = [Path::new("/var/run/postgresql"), Path::new("/run/howdah"), Path::new("/tmp")];
+    let writable =
+        |dir: &&Path| nix::unistd::access(*dir, nix::unistd::AccessFlags::W_OK).is_ok() && dir.is_dir();
+    let usual = [
+        Path::new("/var/run/postgresql"),
+        Path::new("/run/howdah"),
+        Path::new("/tmp"),
+    ];
     usual.into_iter().find(writable).unwrap_or(beside_data).to_owned()
 }

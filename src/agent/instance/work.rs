@@ -66,14 +66,20 @@ impl Instance {
         info!(dir = %self.data_dir().display(), "creating a new cluster with initdb");
         if let Err(error) = initdb::run(&self.binaries, &input, cancel).await {
             if let Err(error) = staging.discard() {
-                warn!(error = chain(&error), "could not remove the unfinished new cluster");
+                warn!(
+                    error = chain(&error),
+                    "could not remove the unfinished new cluster"
+                );
             }
             return Err(chain(&error));
         }
         // The marker goes in before the directory is in place: from then on it looks like a data directory.
         let marker = self.data_dir().join(INCOMPLETE);
-        files::write_atomic(&staging.dir().join(INCOMPLETE), b"bootstrap\n", 0o600).map_err(|error| chain(&error))?;
-        staging.install(OldData::KeepRenamed, &staging::stamp(jiff::Timestamp::now())).map_err(|error| chain(&error))?;
+        files::write_atomic(&staging.dir().join(INCOMPLETE), b"bootstrap\n", 0o600)
+            .map_err(|error| chain(&error))?;
+        staging
+            .install(OldData::KeepRenamed, &staging::stamp(jiff::Timestamp::now()))
+            .map_err(|error| chain(&error))?;
         files::write_atomic(&marker, b"bootstrap\n", 0o600).map_err(|error| chain(&error))?;
         let prepared = self.prepare(&settings, dynamic, cancel).await;
         let ladder = StopLadder {
@@ -89,7 +95,12 @@ impl Instance {
         Ok(id)
     }
 
-    async fn prepare(&self, settings: &Settings, dynamic: &Dynamic, cancel: &CancellationToken) -> Result<(), String> {
+    async fn prepare(
+        &self,
+        settings: &Settings,
+        dynamic: &Dynamic,
+        cancel: &CancellationToken,
+    ) -> Result<(), String> {
         let mut args = self.write_files(&StartAs::Primary, dynamic, None)?;
         args.push("--listen_addresses=".to_owned());
         self.launch(args, FIRST_START_LIMIT, cancel).await?;
@@ -123,13 +134,20 @@ impl Instance {
     async fn create_database(&self, settings: &Settings) -> Result<(), String> {
         let name = &settings.create_database;
         let exists = roles::DATABASE_EXISTS.replace("$1", &roles::literal(name));
-        let found = self.monitor.execute(&exists, SMALL).await.map_err(|error| chain(&error))?;
+        let found = self
+            .monitor
+            .execute(&exists, SMALL)
+            .await
+            .map_err(|error| chain(&error))?;
         if found.is_some() {
             return Ok(());
         }
         let sql = roles::create_database(name, None);
         let limit = Duration::from_secs(60);
-        self.monitor.execute_long(&sql, limit).await.map_err(|error| format!("create database {name}: {}", chain(&error)))?;
+        self.monitor
+            .execute_long(&sql, limit)
+            .await
+            .map_err(|error| format!("create database {name}: {}", chain(&error)))?;
         info!(database = name, "created the database");
         Ok(())
     }
@@ -137,7 +155,11 @@ impl Instance {
     async fn run_scripts(&self, settings: &Settings, cancel: &CancellationToken) -> Result<(), String> {
         let socket_dir = settings.socket_dir.to_string_lossy().into_owned();
         let port = settings.port.to_string();
-        let entry = pgpass::Entry { host: &socket_dir, port: &port, login: &settings.superuser.login };
+        let entry = pgpass::Entry {
+            host: &socket_dir,
+            port: &port,
+            login: &settings.superuser.login,
+        };
         pgpass::write(&settings.passfile, &[entry]).map_err(|error| chain(&error))?;
         let context = initscripts::Context {
             socket_dir: &socket_dir,
@@ -156,12 +178,25 @@ impl Instance {
         self.post_bootstrap(settings, &socket_dir, cancel).await
     }
 
-    async fn post_bootstrap(&self, settings: &Settings, socket_dir: &str, cancel: &CancellationToken) -> Result<(), String> {
-        let Some(command) = &settings.post_bootstrap else { return Ok(()) };
-        let words = options::split_words(command).map_err(|error| format!("post_bootstrap: {}", chain(&error)))?;
-        let Some((program, arguments)) = words.split_first() else { return Ok(()) };
+    async fn post_bootstrap(
+        &self,
+        settings: &Settings,
+        socket_dir: &str,
+        cancel: &CancellationToken,
+    ) -> Result<(), String> {
+        let Some(command) = &settings.post_bootstrap else {
+            return Ok(());
+        };
+        let words =
+            options::split_words(command).map_err(|error| format!("post_bootstrap: {}", chain(&error)))?;
+        let Some((program, arguments)) = words.split_first() else {
+            return Ok(());
+        };
         let user = &settings.superuser.login.username;
-        let dsn = format!("host={socket_dir} port={} user={user} dbname={}", settings.port, settings.create_database);
+        let dsn = format!(
+            "host={socket_dir} port={} user={user} dbname={}",
+            settings.port, settings.create_database
+        );
         info!(command, "running post_bootstrap");
         let run = Command::new(program)
             .args(arguments)
@@ -169,7 +204,9 @@ impl Instance {
             .env("PGPASSFILE", &settings.passfile)
             .env("PGOPTIONS", "-c synchronous_commit=local -c statement_timeout=0")
             .run(cancel);
-        run.await.map(drop).map_err(|error| format!("post_bootstrap: {}", chain(&error)))
+        run.await
+            .map(drop)
+            .map_err(|error| format!("post_bootstrap: {}", chain(&error)))
     }
 
     /// Copies the upstream's data into a side directory and puts it in place. What was there is removed if it was
@@ -185,7 +222,9 @@ impl Instance {
         let old = self.disposable().await;
         let staging = Staging::prepare(self.data_dir()).map_err(|error| chain(&error))?;
         self.write_passfile(from)?;
-        let source = self.connection(from, &settings.replication).with_replication_defaults(self.binaries.major());
+        let source = self
+            .connection(from, &settings.replication)
+            .with_replication_defaults(self.binaries.major());
         let input = clone::Input {
             source: &source,
             passfile: &settings.passfile,
@@ -205,8 +244,11 @@ impl Instance {
             return Err(chain(&error));
         }
         // Whatever happens next, this copy must never be started as a primary.
-        files::write_atomic(&staging.dir().join("standby.signal"), b"", 0o600).map_err(|error| chain(&error))?;
-        let kept = staging.install(old, &staging::stamp(jiff::Timestamp::now())).map_err(|error| chain(&error))?;
+        files::write_atomic(&staging.dir().join("standby.signal"), b"", 0o600)
+            .map_err(|error| chain(&error))?;
+        let kept = staging
+            .install(old, &staging::stamp(jiff::Timestamp::now()))
+            .map_err(|error| chain(&error))?;
         if let Some(kept) = kept {
             info!(dir = %kept.display(), "the old data directory was kept");
         }
@@ -216,7 +258,12 @@ impl Instance {
 
     async fn disposable(&self) -> OldData {
         match self.control().await {
-            Ok(control) if matches!(control.state, DbState::ShutDownInRecovery | DbState::InArchiveRecovery) => {
+            Ok(control)
+                if matches!(
+                    control.state,
+                    DbState::ShutDownInRecovery | DbState::InArchiveRecovery
+                ) =>
+            {
                 OldData::Remove
             }
             _ => OldData::KeepRenamed,
@@ -224,7 +271,12 @@ impl Instance {
     }
 
     /// Makes the stopped directory follow the leader's history.
-    pub async fn rewind(&self, to: &Upstream, dynamic: &Dynamic, cancel: &CancellationToken) -> Result<(), String> {
+    pub async fn rewind(
+        &self,
+        to: &Upstream,
+        dynamic: &Dynamic,
+        cancel: &CancellationToken,
+    ) -> Result<(), String> {
         let settings = self.settings();
         self.write_passfile(to)?;
         self.leader_checkpoint(&settings, to).await;
@@ -238,11 +290,19 @@ impl Instance {
             deadline: REWIND_LIMIT,
             identity: None,
         };
-        match rewind::run(&self.binaries, &input, cancel).await.map_err(|error| chain(&error))? {
+        match rewind::run(&self.binaries, &input, cancel)
+            .await
+            .map_err(|error| chain(&error))?
+        {
             rewind::Outcome::Done => info!(leader = %to.member, "rewound"),
             rewind::Outcome::NotNeeded => info!(leader = %to.member, "pg_rewind found nothing to rewind"),
-            rewind::Outcome::Failed { tail, target_broken, .. } => {
-                return Err(format!("pg_rewind failed (directory {}): {tail}", if target_broken { "unusable" } else { "unchanged" }));
+            rewind::Outcome::Failed {
+                tail, target_broken, ..
+            } => {
+                return Err(format!(
+                    "pg_rewind failed (directory {}): {tail}",
+                    if target_broken { "unusable" } else { "unchanged" }
+                ));
             }
         }
         self.write_files(&StartAs::Replica(Some(to.clone())), dynamic, None)?;
@@ -256,7 +316,12 @@ impl Instance {
             address: Address::Tcp(leader.host.clone()),
             port: leader.port,
             user: settings.superuser.login.username.clone(),
-            password: settings.superuser.login.password.as_ref().map(|p| p.reveal().to_owned()),
+            password: settings
+                .superuser
+                .login
+                .password
+                .as_ref()
+                .map(|p| p.reveal().to_owned()),
             dbname: settings.database.clone(),
             application_name: format!("Howdah {}", settings.member),
         });
@@ -270,17 +335,27 @@ impl Instance {
         if cancel.is_cancelled() {
             return Err("cancelled".to_owned());
         }
-        let done = promote::promote(&self.postmaster, &self.monitor, limit).await.map_err(|error| chain(&error))?;
+        let done = promote::promote(&self.postmaster, &self.monitor, limit)
+            .await
+            .map_err(|error| chain(&error))?;
         *lock(&self.role) = Some(StartAs::Primary);
         let monitor = self.monitor.clone();
         // Its own task: nobody waits for it, and it ends with its connection's limit.
         tokio::spawn(async move {
-            if let Err(error) = monitor.execute_long("CHECKPOINT", LEADER_CHECKPOINT_LIMIT * 10).await {
+            if let Err(error) = monitor
+                .execute_long("CHECKPOINT", LEADER_CHECKPOINT_LIMIT * 10)
+                .await
+            {
                 warn!(error = chain(&error), "the checkpoint after the promotion failed");
             }
         });
         let ms = |d: Duration| d.as_millis();
-        Ok(format!("ask {} ms, request {} ms, recover {} ms", ms(done.prepared), ms(done.requested), ms(done.recovered)))
+        Ok(format!(
+            "ask {} ms, request {} ms, recover {} ms",
+            ms(done.prepared),
+            ms(done.requested),
+            ms(done.recovered)
+        ))
     }
 }
 
@@ -292,8 +367,10 @@ fn relay(
     tokio::spawn(async move {
         while copied.changed().await.is_ok() {
             let now = *copied.borrow_and_update();
-            progress.send_replace(Some(Progress::Clone { done_bytes: now.done_bytes, total_bytes: now.total_bytes }));
+            progress.send_replace(Some(Progress::Clone {
+                done_bytes: now.done_bytes,
+                total_bytes: now.total_bytes,
+            }));
         }
     })
 }
-

@@ -66,10 +66,7 @@ impl Builder {
             }
         }
         let needs_address = ["restapi", "postgresql"].iter().any(|part| {
-            !self
-                .all
-                .settings
-                .is_given(&format!("{part}.connect_address"))
+            !self.all.settings.is_given(&format!("{part}.connect_address"))
                 && self.listen(&format!("{part}.listen")).specific().is_none()
         });
         self.host_address = match host.address() {
@@ -132,18 +129,13 @@ impl Builder {
                 &format!("{text:?} is not usable as the first part of keys"),
             );
         }
-        self.all
-            .settings
-            .amend("namespace", namespace.as_str().into());
+        self.all.settings.amend("namespace", namespace.as_str().into());
         namespace
     }
 
     fn tags(&mut self) -> Tags {
         let tags = self.all.settings.map("tags");
-        for (flag, priority) in [
-            ("nofailover", "failover_priority"),
-            ("nosync", "sync_priority"),
-        ] {
+        for (flag, priority) in [("nofailover", "failover_priority"), ("nosync", "sync_priority")] {
             if tags.contains_key(flag) && tags.contains_key(priority) {
                 let origin = self.all.settings.origin("tags");
                 self.warn(&format!(
@@ -180,9 +172,7 @@ impl Builder {
     fn restapi(&mut self) -> RestApi {
         let mut extra_headers = BTreeMap::new();
         for (name, value) in self.all.settings.map("restapi.http_extra_headers") {
-            let text = value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned);
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             let valid = http::HeaderName::from_bytes(name.as_bytes()).is_ok()
                 && http::HeaderValue::from_str(&text).is_ok();
             if !valid {
@@ -212,9 +202,7 @@ impl Builder {
     }
 
     fn bootstrap(&mut self, superuser: &str) -> Bootstrap {
-        self.all
-            .settings
-            .set_default("bootstrap.database", superuser);
+        self.all.settings.set_default("bootstrap.database", superuser);
         let timing = self.timing();
         Bootstrap {
             dcs: self.dynamic(),

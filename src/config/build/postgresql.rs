@@ -64,11 +64,7 @@ impl Builder {
         let text = |path: &str| self.all.settings.text(path);
         let list = |path: &str| self.all.settings.list(path);
         let callback = |key: &str| text(&format!("postgresql.callbacks.{key}"));
-        let timeout = self
-            .all
-            .settings
-            .int("postgresql.pg_ctl_timeout")
-            .unwrap_or(60);
+        let timeout = self.all.settings.int("postgresql.pg_ctl_timeout").unwrap_or(60);
         let bin_names: BTreeMap<String, String> = PROGRAMS
             .iter()
             .filter_map(|program| {
@@ -81,8 +77,7 @@ impl Builder {
         let mut built = Postgresql {
             listen: self.listen("postgresql.listen"),
             connect_address: self.address("postgresql.connect_address", 5432),
-            proxy_address: text("postgresql.proxy_address")
-                .and_then(|text| Address::parse(&text, 5432)),
+            proxy_address: text("postgresql.proxy_address").and_then(|text| Address::parse(&text, 5432)),
             data_dir,
             config_dir: PathBuf::from(self.text("postgresql.config_dir")),
             config_base_name: self.text("postgresql.config_base_name"),
@@ -133,8 +128,7 @@ impl Builder {
             let name = name.to_ascii_lowercase();
             if value.is_object() || value.is_array() {
                 self.inconsistent(&[PATH], &format!("{name}: {value} is not a single value"));
-            } else if let Some((_, setting)) = DERIVED.iter().find(|(derived, _)| *derived == name)
-            {
+            } else if let Some((_, setting)) = DERIVED.iter().find(|(derived, _)| *derived == name) {
                 let origin = self.all.settings.origin(PATH);
                 self.warn(&format!(
                     "{origin}: {name} is left out; it follows from {setting}"
@@ -193,9 +187,7 @@ impl Builder {
                 (_, Some(section)) => methods.push(self.custom_method(&name, section)),
                 (_, None) => self.inconsistent(
                     &[PATH],
-                    &format!(
-                        "there is no section postgresql.{name} that says how to run this method"
-                    ),
+                    &format!("there is no section postgresql.{name} that says how to run this method"),
                 ),
             }
         }
@@ -206,15 +198,8 @@ impl Builder {
     }
 
     fn custom_method(&mut self, name: &str, mut section: Map<String, Value>) -> ReplicaMethod {
-        let mut flag = |key: &str| {
-            section
-                .remove(key)
-                .as_ref()
-                .and_then(read_bool)
-                .unwrap_or(false)
-        };
-        let (no_leader, keep_data, no_params) =
-            (flag("no_leader"), flag("keep_data"), flag("no_params"));
+        let mut flag = |key: &str| section.remove(key).as_ref().and_then(read_bool).unwrap_or(false);
+        let (no_leader, keep_data, no_params) = (flag("no_leader"), flag("keep_data"), flag("no_params"));
         let command = match section.remove("command") {
             Some(Value::String(command)) => command,
             _ => {

@@ -56,9 +56,7 @@ impl Builder {
                 } else {
                     superuser.password.derive(&username)
                 };
-                self.all
-                    .settings
-                    .set_default(&at("password"), password.reveal());
+                self.all.settings.set_default(&at("password"), password.reveal());
                 password
             }
         };

@@ -18,9 +18,7 @@ impl Builder {
     /// An external etcd if there is an endpoint, else the embedded one.
     pub(super) fn dcs(&mut self, postgresql: &Postgresql) -> DcsConfig {
         let places = ["etcd3.hosts", "etcd3.host", "etcd3.url", "etcd3.proxy"];
-        let place = places
-            .into_iter()
-            .find(|path| self.all.settings.is_given(path));
+        let place = places.into_iter().find(|path| self.all.settings.is_given(path));
         match place {
             Some(place) => {
                 if self.all.settings.is_given("embedded.peers") {
@@ -76,8 +74,7 @@ impl Builder {
             credentials: self.credentials("etcd3"),
             cacert,
             client_certificate,
-            use_proxies: self.flag("etcd3.use_proxies")
-                || self.all.settings.is_given("etcd3.proxy"),
+            use_proxies: self.flag("etcd3.use_proxies") || self.all.settings.is_given("etcd3.proxy"),
         }
     }
 
@@ -123,8 +120,7 @@ impl Builder {
             .settings
             .set_default("embedded.data_dir", beside.to_string_lossy().into_owned());
         let data_dir = PathBuf::from(self.text("embedded.data_dir"));
-        if data_dir.starts_with(&postgresql.data_dir) || postgresql.data_dir.starts_with(&data_dir)
-        {
+        if data_dir.starts_with(&postgresql.data_dir) || postgresql.data_dir.starts_with(&data_dir) {
             self.inconsistent(
                 &["embedded.data_dir", "postgresql.data_dir"],
                 "one is inside the other; they must be apart",
@@ -148,11 +144,7 @@ impl Builder {
         }
         self.all.settings.set_default(
             "embedded.listen",
-            if peers.is_empty() {
-                "127.0.0.1"
-            } else {
-                "0.0.0.0"
-            },
+            if peers.is_empty() { "127.0.0.1" } else { "0.0.0.0" },
         );
         let listen = self.text("embedded.listen");
         if Address::parse(&bracketed(&listen), CLIENT_PORT).is_none_or(|a| a.host != listen) {
@@ -180,7 +172,11 @@ impl Builder {
             }
         }
         if peers.len().is_multiple_of(2) {
-            self.warn(&format!("HOWDAH_EMBEDDED_PEERS: {} members survive no more failures than {}; an odd number is better", peers.len(), peers.len() - 1));
+            self.warn(&format!(
+                "HOWDAH_EMBEDDED_PEERS: {} members survive no more failures than {}; an odd number is better",
+                peers.len(),
+                peers.len() - 1
+            ));
         }
         if this.peer_port == this.client_port {
             self.inconsistent(
@@ -252,8 +248,7 @@ fn peer(text: &str, this: &Peer) -> Option<Peer> {
             None => (rest, this.client_port),
         },
     };
-    let address =
-        Address::parse(address, this.peer_port).filter(|address| !address.is_wildcard())?;
+    let address = Address::parse(address, this.peer_port).filter(|address| !address.is_wildcard())?;
     Some(Peer {
         name: MemberName(name.to_owned()),
         host: address.host,

@@ -29,8 +29,7 @@ impl Builder {
     pub(super) fn timing(&mut self) -> Timing {
         let seconds = |path: &str| self.all.settings.int(path).unwrap_or(0);
         let given = |path: &str| self.all.settings.is_given(path);
-        let (ttl, mut loop_wait, mut retry) =
-            (seconds(TTL), seconds(LOOP_WAIT), seconds(RETRY_TIMEOUT));
+        let (ttl, mut loop_wait, mut retry) = (seconds(TTL), seconds(LOOP_WAIT), seconds(RETRY_TIMEOUT));
         match (given(LOOP_WAIT), given(RETRY_TIMEOUT)) {
             (true, false) => retry = retry.min(((ttl - loop_wait) / 2).max(1)),
             (false, true) => loop_wait = loop_wait.min((ttl - 2 * retry).max(1)),

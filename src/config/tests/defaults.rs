@@ -12,20 +12,14 @@ fn a_password_alone_is_a_whole_configuration() {
         ("howdah", "service")
     );
     assert_eq!(config.postgresql.listen.to_string(), "0.0.0.0:5432");
-    assert_eq!(
-        config.postgresql.connect_address.to_string(),
-        "10.1.0.1:5432"
-    );
+    assert_eq!(config.postgresql.connect_address.to_string(), "10.1.0.1:5432");
     assert_eq!(config.restapi.connect_address.to_string(), "10.1.0.1:8008");
     assert_eq!(
         config.postgresql.data_dir.to_string_lossy(),
         "/var/lib/postgresql/data"
     );
     assert_eq!(config.postgresql.config_dir, config.postgresql.data_dir);
-    assert_eq!(
-        config.postgresql.authentication.superuser.username,
-        "postgres"
-    );
+    assert_eq!(config.postgresql.authentication.superuser.username, "postgres");
     assert_eq!(config.bootstrap.database, "postgres");
     assert_eq!(
         config.bootstrap.timing,
@@ -34,10 +28,7 @@ fn a_password_alone_is_a_whole_configuration() {
     let DcsConfig::Embedded(embedded) = config.dcs else {
         unreachable!("no DCS was configured");
     };
-    assert_eq!(
-        embedded.data_dir.to_string_lossy(),
-        "/var/lib/postgresql/etcd"
-    );
+    assert_eq!(embedded.data_dir.to_string_lossy(), "/var/lib/postgresql/etcd");
     assert_eq!(embedded.listen, "127.0.0.1");
     assert_eq!(embedded.peers, [embedded.this]);
 }
@@ -86,10 +77,7 @@ fn a_specific_listen_address_is_the_one_advertised() {
         ("HOWDAH_RESTAPI_LISTEN", "[::]:9008"),
     ])
     .config;
-    assert_eq!(
-        config.postgresql.connect_address.to_string(),
-        "127.0.0.1:5433"
-    );
+    assert_eq!(config.postgresql.connect_address.to_string(), "127.0.0.1:5433");
     assert_eq!(config.restapi.connect_address.to_string(), "10.1.0.1:9008");
 }
 

@@ -22,14 +22,8 @@ fn every_variable_can_point_to_a_file() {
         "two words "
     );
     assert_eq!(loaded.config.scope, "demo");
-    assert_eq!(
-        origin(&loaded, "bootstrap.dcs.ttl"),
-        "HOWDAH_TTL_FILE (/ttl)"
-    );
-    assert_eq!(
-        origin(&loaded, "scope"),
-        "PATRONI_CONFIGURATION_FILE: scope"
-    );
+    assert_eq!(origin(&loaded, "bootstrap.dcs.ttl"), "HOWDAH_TTL_FILE (/ttl)");
+    assert_eq!(origin(&loaded, "scope"), "PATRONI_CONFIGURATION_FILE: scope");
 }
 
 #[test]
@@ -56,8 +50,7 @@ fn an_unreadable_file_is_one_mistake() {
 
 #[test]
 fn an_empty_file_gives_nothing_and_says_so() {
-    let env =
-        MapEnv::new(&[("POSTGRES_PASSWORD", "x"), ("HOWDAH_SCOPE_FILE", "/e")]).file("/e", "\n");
+    let env = MapEnv::new(&[("POSTGRES_PASSWORD", "x"), ("HOWDAH_SCOPE_FILE", "/e")]).file("/e", "\n");
     let loaded = load_env(&env).expect("valid");
     assert_eq!(loaded.config.scope, "howdah");
     assert_eq!(
@@ -69,11 +62,7 @@ fn an_empty_file_gives_nothing_and_says_so() {
 #[test]
 fn value_and_file_must_agree() {
     let env = |text: &str| {
-        MapEnv::new(&[
-            ("POSTGRES_PASSWORD", "a"),
-            ("POSTGRES_PASSWORD_FILE", "/pw"),
-        ])
-        .file("/pw", text)
+        MapEnv::new(&[("POSTGRES_PASSWORD", "a"), ("POSTGRES_PASSWORD_FILE", "/pw")]).file("/pw", text)
     };
     assert!(load_env(&env("a\n")).is_ok());
     let mistakes = load_env(&env("b\n")).expect_err("differ").to_string();

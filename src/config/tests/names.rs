@@ -95,11 +95,7 @@ fn what_an_image_sets_for_itself_yields() {
 
 #[test]
 fn an_empty_value_is_no_value() {
-    let loaded = good(&[
-        ("HOWDAH_SCOPE", ""),
-        ("PATRONI_SCOPE", "a"),
-        ("HOWDAH_TTTL", ""),
-    ]);
+    let loaded = good(&[("HOWDAH_SCOPE", ""), ("PATRONI_SCOPE", "a"), ("HOWDAH_TTTL", "")]);
     assert_eq!(loaded.config.scope, "a");
 }
 
@@ -151,10 +147,7 @@ fn what_this_build_cannot_do_is_said() {
         ("PATRONI_LOG_DIR", "/log"),
         ("HOWDAH_BOOTSTRAP_DCS", "synchronous_mode: off"),
     ]);
-    assert_eq!(
-        loaded.warnings,
-        ["PATRONI_LOG_DIR: accepted, but has no effect"]
-    );
+    assert_eq!(loaded.warnings, ["PATRONI_LOG_DIR: accepted, but has no effect"]);
     refused(
         &[("HOWDAH_WATCHDOG_MODE", "required")],
         "HOWDAH_WATCHDOG_MODE: a watchdog device is not supported in this build",

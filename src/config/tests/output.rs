@@ -23,10 +23,7 @@ fn check_shows_every_value_with_its_origin_and_no_secret() {
         .password
         .reveal()
         .to_owned();
-    assert!(
-        !text.contains("hunter2") && !text.contains(&derived),
-        "{text}"
-    );
+    assert!(!text.contains("hunter2") && !text.contains(&derived), "{text}");
     let debug = format!("{loaded:?}");
     assert!(!debug.contains(&derived), "{debug}");
     insta::assert_snapshot!(text);

@@ -32,11 +32,7 @@ fn endpoints_are_read_in_every_spelling() {
             "[e1, e2:2]",
             &["http://e1:2379", "http://e2:2"],
         ),
-        (
-            "ETCD3_HOSTS",
-            "- e1\n- e2",
-            &["http://e1:2379", "http://e2:2379"],
-        ),
+        ("ETCD3_HOSTS", "- e1\n- e2", &["http://e1:2379", "http://e2:2379"]),
         ("PATRONI_ETCD_HOST", "e1", &["http://e1:2379"]),
         ("HOWDAH_ETCD3_URL", "https://e1:2379/", &["https://e1:2379"]),
         (
@@ -49,11 +45,7 @@ fn endpoints_are_read_in_every_spelling() {
             "etcd3: {hosts: 'e1,e2:3'}",
             &["http://e1:2379", "http://e2:3"],
         ),
-        (
-            "HOWDAH_CONFIGURATION",
-            "etcd: {host: e1}",
-            &["http://e1:2379"],
-        ),
+        ("HOWDAH_CONFIGURATION", "etcd: {host: e1}", &["http://e1:2379"]),
     ] {
         assert_eq!(etcd(&[(name, value)]).endpoints, expected, "{name}={value}");
     }
@@ -110,10 +102,7 @@ fn half_of_an_etcd_configuration_is_a_mistake() {
 
 #[test]
 fn peers_are_names_with_places_if_need_be() {
-    let embedded = embedded(&[(
-        "HOWDAH_EMBEDDED_PEERS",
-        "pg1,pg2=10.0.0.2, pg3=[::3]:12380/12379",
-    )]);
+    let embedded = embedded(&[("HOWDAH_EMBEDDED_PEERS", "pg1,pg2=10.0.0.2, pg3=[::3]:12380/12379")]);
     let urls: Vec<String> = embedded
         .peers
         .iter()
@@ -164,8 +153,5 @@ fn wrong_peers_are_refused() {
         &[("HOWDAH_EMBEDDED_DATA_DIR", "/var/lib/postgresql/data/etcd")],
         "HOWDAH_EMBEDDED_DATA_DIR, HOWDAH_POSTGRESQL_DATA_DIR: one is inside the other; they must be apart",
     );
-    assert_eq!(
-        good(&[("HOWDAH_EMBEDDED_PEERS", "pg1,pg2")]).warnings.len(),
-        1
-    );
+    assert_eq!(good(&[("HOWDAH_EMBEDDED_PEERS", "pg1,pg2")]).warnings.len(), 1);
 }

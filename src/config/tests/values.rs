@@ -97,25 +97,15 @@ fn times_that_were_not_given_bend() {
         (&[("HOWDAH_TTL", "5")], (5, 1, 2)),
         (&[("HOWDAH_TTL", "3")], (3, 1, 1)),
         (&[("HOWDAH_LOOP_WAIT", "20")], (30, 20, 5)),
+        (&[("HOWDAH_TTL", "20"), ("HOWDAH_LOOP_WAIT", "5")], (20, 5, 7)),
+        (&[("HOWDAH_TTL", "20"), ("HOWDAH_RETRY_TIMEOUT", "9")], (20, 2, 9)),
         (
-            &[("HOWDAH_TTL", "20"), ("HOWDAH_LOOP_WAIT", "5")],
-            (20, 5, 7),
-        ),
-        (
-            &[("HOWDAH_TTL", "20"), ("HOWDAH_RETRY_TIMEOUT", "9")],
-            (20, 2, 9),
-        ),
-        (
-            &[
-                ("HOWDAH_BOOTSTRAP_DCS", "{ttl: 60}"),
-                ("HOWDAH_LOOP_WAIT", "4"),
-            ],
+            &[("HOWDAH_BOOTSTRAP_DCS", "{ttl: 60}"), ("HOWDAH_LOOP_WAIT", "4")],
             (60, 4, 10),
         ),
     ] {
         let bootstrap = good(vars).config.bootstrap;
-        let times = ["ttl", "loop_wait", "retry_timeout"]
-            .map(|key| bootstrap.dcs[key].as_i64().unwrap_or(0));
+        let times = ["ttl", "loop_wait", "retry_timeout"].map(|key| bootstrap.dcs[key].as_i64().unwrap_or(0));
         assert_eq!((times[0], times[1], times[2]), expected, "{vars:?}");
         assert_eq!(bootstrap.timing.ttl.as_secs(), expected.0.unsigned_abs());
         assert_eq!(
@@ -172,17 +162,11 @@ fn initdb_options_that_are_ours_are_refused() {
 fn log_levels_become_directives() {
     let log = good(&[
         ("HOWDAH_LOG_LEVEL", "WARNING"),
-        (
-            "HOWDAH_LOG_LOGGERS",
-            "{howdah::dcs: debug, etcd.client: ERROR}",
-        ),
+        ("HOWDAH_LOG_LOGGERS", "{howdah::dcs: debug, etcd.client: ERROR}"),
     ])
     .config
     .log;
-    assert_eq!(
-        log.directives(),
-        "warn,etcd::client=error,howdah::dcs=debug"
-    );
+    assert_eq!(log.directives(), "warn,etcd::client=error,howdah::dcs=debug");
     refused(
         &[("HOWDAH_LOG_LOGGERS", "{a: loud}")],
         "HOWDAH_LOG_LOGGERS: a: \"loud\" is not a level (allowed: TRACE, DEBUG, INFO, WARNING, ERROR, CRITICAL)",

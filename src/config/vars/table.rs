@@ -6,8 +6,8 @@ use super::{
     Section, Var,
 };
 use crate::config::Kind::{
-    Address, Bool, Bytes, Choice, Document, Int, Lines, List, Listen, Map, Name, Options, Path,
-    Seconds, Secret, Text,
+    Address, Bool, Bytes, Choice, Document, Int, Lines, List, Listen, Map, Name, Options, Path, Seconds,
+    Secret, Text,
 };
 
 const MANY: i64 = i64::MAX;

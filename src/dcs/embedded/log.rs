@@ -11,9 +11,7 @@ use tokio::{
 /// Reads the FIFO for ever.
 pub(super) async fn forward(fifo: &Path) -> std::io::Result<()> {
     // Open for writing too: without a writer a FIFO reads as ended.
-    let receiver = pipe::OpenOptions::new()
-        .read_write(true)
-        .open_receiver(fifo)?;
+    let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(fifo)?;
     let mut reader = BufReader::new(receiver);
     let mut line = Vec::new();
     loop {
@@ -70,10 +68,7 @@ mod tests {
     fn lines_keep_their_level_and_fields() {
         let line = r#"{"level":"info","ts":"2026","caller":"x.go:1","msg":"ready","n":1}"#;
         assert_eq!(parse(line), (Level::Quiet, r#"ready {"n":1}"#.into()));
-        assert_eq!(
-            parse(r#"{"level":"fatal","msg":"m"}"#),
-            (Level::Loud, "m".into())
-        );
+        assert_eq!(parse(r#"{"level":"fatal","msg":"m"}"#), (Level::Loud, "m".into()));
         assert_eq!(parse("panic: x\n"), (Level::Loud, "panic: x".into()));
     }
 }

@@ -78,15 +78,9 @@ fn awaits_us(plan: &Plan, members: &[Member]) -> bool {
 }
 
 /// Makes the cluster expect us under a new identity; its members as etcd wants them.
-async fn replace(
-    plan: &Plan,
-    client: &mut Client,
-    members: &[Member],
-) -> Result<Vec<String>, Error> {
+async fn replace(plan: &Plan, client: &mut Client, members: &[Member]) -> Result<Vec<String>, Error> {
     let mine = plan.me.peer_url();
-    let known = members
-        .iter()
-        .find(|member| member.peer_urls().contains(&mine));
+    let known = members.iter().find(|member| member.peer_urls().contains(&mine));
     // Nameless: added by an earlier try that did not get to start.
     if known.is_none_or(|known| !known.name().is_empty()) {
         if let Some(known) = known {
@@ -98,10 +92,7 @@ async fn replace(
             );
         }
         client.member_add([mine.as_str()], None).await?;
-        tracing::warn!(
-            member = plan.me.name,
-            "added to the etcd cluster as a new member"
-        );
+        tracing::warn!(member = plan.me.name, "added to the etcd cluster as a new member");
     }
     let members = client.member_list().await?;
     let named = members.members().iter().flat_map(|member| {

@@ -65,8 +65,7 @@ pub(super) async fn start(
         None => (launch(&plan).await?, false),
     };
     let first = process.as_ref();
-    let (state, receiver) =
-        watch::channel(first.map(|p| State::of(p, adopted)).unwrap_or_default());
+    let (state, receiver) = watch::channel(first.map(|p| State::of(p, adopted)).unwrap_or_default());
     let task = tokio::spawn(async move {
         let fifo = process::fifo(&plan.dir);
         let log = async {
@@ -140,10 +139,7 @@ async fn keep_running(
 }
 
 async fn requested(stop: &mut Stop) -> Duration {
-    let patience = stop
-        .wait_for(Option::is_some)
-        .await
-        .map(|patience| *patience);
+    let patience = stop.wait_for(Option::is_some).await.map(|patience| *patience);
     match patience {
         Ok(patience) => patience.unwrap_or_default(),
         // The owner is gone without a word; its drop ends this task.
@@ -158,11 +154,7 @@ async fn end(mut process: Process, patience: Duration) -> bool {
         tracing::info!(pid = process.pid, because = %how, "stopped etcd");
         return false;
     }
-    tracing::warn!(
-        pid = process.pid,
-        ?patience,
-        "etcd ignored SIGTERM, killing it"
-    );
+    tracing::warn!(pid = process.pid, ?patience, "etcd ignored SIGTERM, killing it");
     process.handle.kill();
     // Only a process stuck in the kernel survives this; nobody can wait for that.
     let _ = timeout(REPLACE_PATIENCE, process.ended()).await;

@@ -115,8 +115,8 @@ fn by_status(code: i32, text: &str) -> Fault {
     match code {
         UNAUTHENTICATED | PERMISSION_DENIED => Fault::Token,
         RESOURCE_EXHAUSTED if has("too many requests") => Fault::NotReady,
-        INVALID_ARGUMENT | NOT_FOUND | ALREADY_EXISTS | RESOURCE_EXHAUSTED
-        | FAILED_PRECONDITION | OUT_OF_RANGE | UNIMPLEMENTED => Fault::Definite,
+        INVALID_ARGUMENT | NOT_FOUND | ALREADY_EXISTS | RESOURCE_EXHAUSTED | FAILED_PRECONDITION
+        | OUT_OF_RANGE | UNIMPLEMENTED => Fault::Definite,
         _ if has("no leader") || has("not leader") => Fault::NotReady,
         _ => Fault::Broken { sent: true },
     }
@@ -128,10 +128,7 @@ mod tests {
 
     #[test]
     fn only_enumerated_errors_are_definite() {
-        assert_eq!(
-            by_status(3, "etcdserver: key is not provided"),
-            Fault::Definite
-        );
+        assert_eq!(by_status(3, "etcdserver: key is not provided"), Fault::Definite);
         assert_eq!(by_status(2, "something new"), Fault::Broken { sent: true });
         assert_eq!(by_status(99, ""), Fault::Broken { sent: true });
         assert_eq!(by_status(14, "etcdserver: no leader"), Fault::NotReady);
@@ -145,10 +142,7 @@ mod tests {
     fn credentials_and_tokens_are_told_apart() {
         let wrong = "etcdserver: authentication failed, invalid user ID or password";
         assert_eq!(by_status(3, wrong), Fault::Credentials);
-        assert_eq!(
-            by_status(16, "etcdserver: invalid auth token"),
-            Fault::Token
-        );
+        assert_eq!(by_status(16, "etcdserver: invalid auth token"), Fault::Token);
         assert_eq!(by_status(3, "etcdserver: user name is empty"), Fault::Token);
         assert_eq!(by_status(7, "etcdserver: permission denied"), Fault::Token);
     }

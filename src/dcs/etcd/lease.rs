@@ -155,9 +155,7 @@ impl Lease {
             Err(error) => return Err(error),
         };
         let mut now = lock(&self.now);
-        let asked = now
-            .filter(|alive| alive.id == id)
-            .and_then(|alive| alive.asked);
+        let asked = now.filter(|alive| alive.id == id).and_then(|alive| alive.asked);
         if asked.is_none() && ttl != seconds(wanted) {
             return Err(Failure::LeaseGone(id));
         }

@@ -27,10 +27,7 @@ impl Etcd {
     pub(super) async fn take_lock(&self, deadline: Instant) -> Result<Lock, Failure> {
         for _ in 0..ROUNDS {
             let known = self.lease.current();
-            let lease = self
-                .lease
-                .obtain(&self.pool, self.timing().ttl, deadline)
-                .await?;
+            let lease = self.lease.obtain(&self.pool, self.timing().ttl, deadline).await?;
             let taken = match self.put_leader(self.leader_absent(), lease, deadline).await {
                 Err(Failure::LeaseGone(_)) => {
                     self.lease.forget(lease.id);
@@ -84,11 +81,7 @@ impl Etcd {
     }
 
     /// Deletes the leader key if it is bound to the lease we held it with (a namesake's lock is not ours to drop).
-    pub(super) async fn drop_lock(
-        &self,
-        status: Option<&str>,
-        deadline: Instant,
-    ) -> Result<(), Failure> {
+    pub(super) async fn drop_lock(&self, status: Option<&str>, deadline: Instant) -> Result<(), Failure> {
         let held = *lock(&self.held);
         let Some(lease) = held.or_else(|| self.lease.current().map(|alive| alive.id)) else {
             return Ok(());
@@ -106,11 +99,7 @@ impl Etcd {
     }
 
     fn leader_absent(&self) -> Vec<Compare> {
-        vec![Compare::create_revision(
-            self.path(LEADER),
-            CompareOp::Equal,
-            0,
-        )]
+        vec![Compare::create_revision(self.path(LEADER), CompareOp::Equal, 0)]
     }
 
     fn leader_ours(&self, lease: i64) -> Vec<Compare> {

@@ -161,11 +161,7 @@ impl Pool {
     }
 
     /// The client of an endpoint, connected now if it was not.
-    pub(super) async fn client(
-        &self,
-        index: usize,
-        patience: Duration,
-    ) -> Result<Connected, Error> {
+    pub(super) async fn client(&self, index: usize, patience: Duration) -> Result<Connected, Error> {
         let slot = &self.slots[index % self.slots.len()];
         if let Some(client) = lock(&slot.client).clone() {
             return Ok(client);
@@ -177,11 +173,7 @@ impl Pool {
     }
 
     /// Puts a question (to the connection of that number) until somebody answers it, the answer is definite, or the deadline is reached.
-    pub(super) async fn ask<T, F, R>(
-        &self,
-        deadline: Instant,
-        question: F,
-    ) -> Result<Asked<T>, Failure>
+    pub(super) async fn ask<T, F, R>(&self, deadline: Instant, question: F) -> Result<Asked<T>, Failure>
     where
         F: Fn(u64, Client) -> R,
         R: Future<Output = Result<Answer<T>, Error>>,
@@ -191,16 +183,13 @@ impl Pool {
             let index = self.current();
             let patience = self.patience(&progress);
             if patience.is_zero() {
-                return Err(Failure::Dcs(progress.last.unwrap_or_else(|| {
-                    DcsError::Timeout {
-                        endpoint: self.url(index).to_owned(),
-                        waited: progress.budget,
-                    }
+                return Err(Failure::Dcs(progress.last.unwrap_or_else(|| DcsError::Timeout {
+                    endpoint: self.url(index).to_owned(),
+                    waited: progress.budget,
                 })));
             }
             let attempt = async {
-                let (number, client) =
-                    self.client(index, patience).await.map_err(|e| (e, false))?;
+                let (number, client) = self.client(index, patience).await.map_err(|e| (e, false))?;
                 question(number, client).await.map_err(|e| (e, true))
             };
             match timeout(patience, attempt).await {
@@ -346,9 +335,7 @@ mod tests {
 
     fn pool(endpoints: usize) -> Pool {
         let settings = Settings::default();
-        let urls = (0..endpoints)
-            .map(|i| format!("http://h{i}:2379"))
-            .collect();
+        let urls = (0..endpoints).map(|i| format!("http://h{i}:2379")).collect();
         Pool::new(urls, settings).unwrap_or_else(|error| unreachable!("{error}"))
     }
 

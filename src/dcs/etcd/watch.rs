@@ -24,12 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Watches for ever. `idle`: silence after which the server is asked for a sign of life; as long again without one
 /// and the watch is lost.
-pub(super) async fn run(
-    pool: Arc<Pool>,
-    base: String,
-    changes: signal::Sender<u64>,
-    idle: Duration,
-) {
+pub(super) async fn run(pool: Arc<Pool>, base: String, changes: signal::Sender<u64>, idle: Duration) {
     let mut backoff = FIRST_BACKOFF;
     let mut up = None;
     loop {
@@ -60,13 +55,7 @@ pub(super) async fn run(
 }
 
 /// One watch from its creation to its end; returns why it ended.
-async fn session(
-    pool: &Pool,
-    index: usize,
-    base: &str,
-    idle: Duration,
-    mut changed: impl FnMut(),
-) -> String {
+async fn session(pool: &Pool, index: usize, base: &str, idle: Duration, mut changed: impl FnMut()) -> String {
     let open = async {
         let (_, mut client) = pool.client(index, PATIENCE).await?;
         let options = WatchOptions::new().with_prefix();
@@ -105,15 +94,11 @@ async fn session(
 }
 
 fn concerns(response: &WatchResponse, base: &str) -> bool {
-    response
-        .events()
-        .iter()
-        .filter_map(|event| event.kv())
-        .any(|kv| {
-            let key = String::from_utf8_lossy(kv.key());
-            key.strip_prefix(base)
-                .is_some_and(|path| matters(path, Change::of(kv)))
-        })
+    response.events().iter().filter_map(|event| event.kv()).any(|kv| {
+        let key = String::from_utf8_lossy(kv.key());
+        key.strip_prefix(base)
+            .is_some_and(|path| matters(path, Change::of(kv)))
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

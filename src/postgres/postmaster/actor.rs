@@ -13,8 +13,8 @@ use super::{
     Home,
     process::Process,
     state::{
-        ExitInfo, ExitStatus, SignalError, StartError, StartPhase, StartSpec, Started, State,
-        StopError, StopLadder, StopMode, StopOutcome,
+        ExitInfo, ExitStatus, SignalError, StartError, StartPhase, StartSpec, Started, State, StopError,
+        StopLadder, StopMode, StopOutcome,
     },
     status::StatusWatch,
 };
@@ -127,11 +127,7 @@ impl Actor {
     fn on_request(&mut self, request: Request) {
         match request {
             Request::Start { spec, reply } => self.on_start(spec, reply),
-            Request::Stop {
-                mode,
-                ladder,
-                reply,
-            } => self.on_stop(mode, ladder, reply),
+            Request::Stop { mode, ladder, reply } => self.on_stop(mode, ladder, reply),
             Request::Nudge { signal, reply } => drop(reply.send(self.nudge(signal))),
         }
     }
@@ -139,8 +135,7 @@ impl Actor {
     // ---- start ----
 
     fn on_start(&mut self, spec: StartSpec, reply: oneshot::Sender<Result<Started, StartError>>) {
-        let stopping =
-            self.stop.is_some() || matches!(*self.state.borrow(), State::Stopping { .. });
+        let stopping = self.stop.is_some() || matches!(*self.state.borrow(), State::Stopping { .. });
         let answer = match (&self.process, stopping) {
             (_, true) => Err(StartError::Stopping),
             (Some(process), false) => Ok(Started::AlreadyRunning { pid: process.pid() }),
@@ -393,14 +388,10 @@ impl Actor {
 
     fn nudge(&self, signal: Signal) -> Result<(), SignalError> {
         match (&self.process, &self.stop) {
-            (Some(process), None) => {
-                process
-                    .signal(signal)
-                    .map_err(|source| SignalError::Refused {
-                        pid: process.pid(),
-                        source,
-                    })
-            }
+            (Some(process), None) => process.signal(signal).map_err(|source| SignalError::Refused {
+                pid: process.pid(),
+                source,
+            }),
             _ => Err(SignalError::NotRunning {
                 state: self.state.borrow().name(),
             }),
@@ -424,23 +415,13 @@ impl Actor {
         }
         let last = exit;
         let because = format!("the postmaster ended: {status}");
-        self.publish(
-            State::Cleaning {
-                last,
-                since: exit.at,
-            },
-            &because,
-        );
+        self.publish(State::Cleaning { last, since: exit.at }, &because);
         let mut killing = false;
         if let Some(stop) = &mut self.stop {
             stop.deadline = Some(Instant::now() + KILL_BOUND);
             killing = stop.mode == StopMode::Kill;
         }
-        self.begin_sweep(if killing {
-            Duration::ZERO
-        } else {
-            ORPHAN_GRACE
-        });
+        self.begin_sweep(if killing { Duration::ZERO } else { ORPHAN_GRACE });
     }
 
     fn begin_sweep(&mut self, grace: Duration) {

@@ -17,8 +17,8 @@ use tokio::{
 };
 
 pub use state::{
-    ExitInfo, ExitStatus, NotReady, Ready, SignalError, StartError, StartPhase, StartSpec, Started,
-    State, StopError, StopLadder, StopMode, StopOutcome,
+    ExitInfo, ExitStatus, NotReady, Ready, SignalError, StartError, StartPhase, StartSpec, Started, State,
+    StopError, StopLadder, StopMode, StopOutcome,
 };
 
 use actor::{Actor, Request};
@@ -123,11 +123,7 @@ impl Postmaster {
                     ..
                 } => {
                     let took = spawned.map_or(Duration::ZERO, |spawned| since.since(spawned));
-                    return Ok(Ready {
-                        pid,
-                        accepting,
-                        took,
-                    });
+                    return Ok(Ready { pid, accepting, took });
                 }
                 State::Stopping { .. } => return Err(NotReady::Stopping),
                 State::Stopped { last: exit } => return Err(NotReady::Ended { exit }),
@@ -163,11 +159,7 @@ impl Postmaster {
     #[must_use]
     pub fn begin_stop(&self, mode: StopMode, ladder: StopLadder) -> StopTicket {
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Stop {
-            mode,
-            ladder,
-            reply,
-        });
+        self.send(Request::Stop { mode, ladder, reply });
         StopTicket(answer)
     }
 

@@ -9,8 +9,7 @@ use std::{
 };
 
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, pidfd_send_signal,
-    waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, pidfd_send_signal, waitid,
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -46,11 +45,7 @@ impl Process {
     /// The output is inherited, never a pipe: were the agent killed, the next log line of any backend would meet a
     /// broken pipe. Its own process group keeps a terminal's Ctrl-C away, which would be a fast shutdown behind our
     /// back. No parent-death signal: postgres outlives a crash of the agent.
-    pub(super) fn spawn(
-        home: &Home,
-        spec: &StartSpec,
-        stranger: Option<i32>,
-    ) -> Result<Self, StartError> {
+    pub(super) fn spawn(home: &Home, spec: &StartSpec, stranger: Option<i32>) -> Result<Self, StartError> {
         let program = spec.bin_dir.join("postgres");
         let mut command = Command::new(&program);
         command
@@ -109,12 +104,8 @@ impl Process {
         };
         let sent = match self {
             Self::Child { pid, .. } => by_pid(*pid),
-            Self::Adopted {
-                pidfd: Some(fd), ..
-            } => pidfd_send_signal(fd.get_ref(), signal),
-            Self::Adopted {
-                pid, start_ticks, ..
-            } => match Stat::read(*pid) {
+            Self::Adopted { pidfd: Some(fd), .. } => pidfd_send_signal(fd.get_ref(), signal),
+            Self::Adopted { pid, start_ticks, .. } => match Stat::read(*pid) {
                 Some(stat) if stat.start_ticks == *start_ticks => by_pid(*pid),
                 _ => Ok(()),
             },
@@ -137,12 +128,8 @@ impl Process {
                 },
                 Err(_) => ExitStatus::Unknown,
             },
-            Self::Adopted {
-                pidfd: Some(fd), ..
-            } if fd.readable().await.is_ok() => reap(fd.get_ref()),
-            Self::Adopted {
-                pid, start_ticks, ..
-            } => {
+            Self::Adopted { pidfd: Some(fd), .. } if fd.readable().await.is_ok() => reap(fd.get_ref()),
+            Self::Adopted { pid, start_ticks, .. } => {
                 let same = |stat: Stat| !stat.is_dead() && stat.start_ticks == *start_ticks;
                 while Stat::read(*pid).is_some_and(same) {
                     sleep(LOOK_EVERY).await;

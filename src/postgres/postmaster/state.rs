@@ -58,9 +58,7 @@ impl State {
     #[must_use]
     pub const fn pid(&self) -> Option<i32> {
         match self {
-            Self::Starting { pid, .. } | Self::Running { pid, .. } | Self::Stopping { pid, .. } => {
-                Some(*pid)
-            }
+            Self::Starting { pid, .. } | Self::Running { pid, .. } | Self::Stopping { pid, .. } => Some(*pid),
             Self::Stopped { .. } | Self::Cleaning { .. } => None,
         }
     }

@@ -53,11 +53,7 @@ pub enum QueryError {
 
 impl QueryError {
     /// Sorts an error of the driver.
-    pub(super) fn from_driver(
-        target: &str,
-        limit: Duration,
-        source: tokio_postgres::Error,
-    ) -> Self {
+    pub(super) fn from_driver(target: &str, limit: Duration, source: tokio_postgres::Error) -> Self {
         let Some(db) = source.as_db_error() else {
             return Self::ConnectFailed {
                 target: target.to_owned(),

@@ -71,11 +71,7 @@ impl Monitor {
         first
     }
 
-    async fn observe_until(
-        &self,
-        limit: Duration,
-        deadline: Instant,
-    ) -> Result<LocalView, QueryError> {
+    async fn observe_until(&self, limit: Duration, deadline: Instant) -> Result<LocalView, QueryError> {
         let (slot, mut session) = self.take(Purpose::Observe, limit, deadline).await?;
         let work = async {
             let statement = session.prepared(view::SQL).await?;
@@ -92,7 +88,9 @@ impl Monitor {
     /// # Errors
     /// See [`QueryError`].
     pub async fn in_recovery(&self, limit: Duration) -> Result<bool, QueryError> {
-        let rows = self.simple("SELECT pg_catalog.pg_is_in_recovery()", limit).await?;
+        let rows = self
+            .simple("SELECT pg_catalog.pg_is_in_recovery()", limit)
+            .await?;
         Ok(first_cell(&rows).as_deref() == Some("t"))
     }
 
@@ -110,11 +108,7 @@ impl Monitor {
     ///
     /// # Errors
     /// See [`QueryError`].
-    pub async fn execute_long(
-        &self,
-        sql: &str,
-        limit: Duration,
-    ) -> Result<Option<String>, QueryError> {
+    pub async fn execute_long(&self, sql: &str, limit: Duration) -> Result<Option<String>, QueryError> {
         let deadline = Instant::now() + limit;
         let target = &self.0.target;
         let session = Session::open(target, Purpose::Command, limit, limit).await?;
@@ -127,11 +121,7 @@ impl Monitor {
     ///
     /// # Errors
     /// See [`QueryError`].
-    pub async fn create_physical_slot(
-        &self,
-        name: &str,
-        limit: Duration,
-    ) -> Result<bool, QueryError> {
+    pub async fn create_physical_slot(&self, name: &str, limit: Duration) -> Result<bool, QueryError> {
         let name = literal(name);
         let sql = format!("SELECT pg_catalog.pg_create_physical_replication_slot({name}, true)");
         match self.execute(&sql, limit).await {
@@ -215,7 +205,10 @@ impl Monitor {
 
 /// Keeps a connection that has answered. Whatever went wrong on the wire or in time closes it.
 fn put_back<T>(mut slot: MutexGuard<'_, Option<Session>>, session: Session, done: &Result<T, QueryError>) {
-    let answered = matches!(done, Ok(_) | Err(QueryError::Sql { .. } | QueryError::Auth { .. }));
+    let answered = matches!(
+        done,
+        Ok(_) | Err(QueryError::Sql { .. } | QueryError::Auth { .. })
+    );
     if answered && session.is_open() {
         *slot = Some(session);
     }
