@@ -16,7 +16,7 @@ use std::{
 };
 
 use howdah::{
-    model::{Lsn, Timeline},
+    model::Timeline,
     postgres::{
         orphans, pidfile,
         postmaster::{
@@ -321,6 +321,13 @@ async fn a_harder_request_escalates_at_once() {
 
     postmaster.start(node.spec()).await.unwrap();
     postmaster.wait_ready(30 * S).await.unwrap();
+    let (job, _) = node.busy("SELECT pg_sleep(600)").await;
+    let immediate = postmaster.stop(StopMode::Immediate, LADDER).await.unwrap();
+    eprintln!("immediate stop: {:?}", immediate.took);
+    assert_eq!(immediate.ended_by, Some(StopMode::Immediate));
+    assert!(immediate.took < 2 * S && job.await.unwrap());
+
+    postmaster.start(node.spec()).await.unwrap();
     let killed = postmaster.kill_everything().await.unwrap();
     eprintln!("kill everything: {:?}", killed.took);
     assert_eq!(killed.ended_by, Some(StopMode::Kill));
@@ -336,8 +343,8 @@ async fn a_killed_postmaster_is_noticed_at_once_and_its_orphans_are_ended() {
     let (_looper, looper) = node.busy(BUSY_LOOP).await;
     let mut watch = postmaster.watch();
     watch.mark_unchanged();
-    let begun = Instant::now();
     kill("KILL", pid_of(&postmaster));
+    let begun = Instant::now();
     watch.changed().await.unwrap();
     let noticed = begun.elapsed();
     assert!(matches!(*watch.borrow(), State::Cleaning { .. }));
@@ -445,6 +452,62 @@ async fn a_running_postmaster_outlives_its_owner_and_is_adopted_not_doubled() {
     assert!(!exit.requested);
 }
 
+/// Not a test by itself: the agent that the next test kills.
+#[tokio::test]
+#[ignore = "started by the test below, in a process of its own"]
+async fn agent_to_be_killed() {
+    let dir = PathBuf::from(std::env::var_os("HOWDAH_TEST_DIR").unwrap());
+    let bin = bin_dir().unwrap();
+    let home = Home {
+        data_dir: dir,
+        run_as: run_as(),
+    };
+    let postmaster = Postmaster::own(home).unwrap();
+    let spec = StartSpec {
+        bin_dir: bin,
+        args: Vec::new(),
+        env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        timeout: 10 * S,
+    };
+    postmaster.start(spec).await.unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn clients_do_not_notice_that_the_agent_is_killed() {
+    let Some(node) = Node::new() else { return };
+    let mut agent = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "agent_to_be_killed", "--ignored", "--nocapture"])
+        .env("HOWDAH_TEST_DIR", node.data())
+        .spawn()
+        .unwrap();
+    let monitor = node.monitor();
+    until("the agent's postgres is up", 30 * S, async || {
+        monitor.observe(5 * S).await.is_ok()
+    })
+    .await;
+    let before = monitor.observe(5 * S).await.unwrap();
+    let (job, backend) = node.busy("SELECT pg_sleep(600)").await;
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    // Makes the server write to its log as well, where a broken pipe would show.
+    let nonsense = monitor.execute("SELEKT 1", 5 * S).await.unwrap_err();
+    assert_eq!(nonsense.code(), Some("42601"));
+    let after = monitor.observe(5 * S).await.unwrap();
+    assert_eq!(before.started, after.started);
+    assert!(alive(backend) && !job.is_finished());
+
+    let heir = node.own();
+    assert!(matches!(heir.state(), State::Running { adopted: true, .. }));
+    let stopped = heir.stop(StopMode::Fast, LADDER).await.unwrap();
+    assert_eq!(stopped.exit.unwrap().status, ExitStatus::Unknown);
+    assert!(!alive(backend));
+    assert_eq!(
+        pidfile::holder(&node.data()).unwrap(),
+        pidfile::Holder::Nobody
+    );
+}
+
 #[tokio::test]
 async fn a_postmaster_that_cannot_start_says_so() {
     let Some(node) = Node::new() else { return };
@@ -499,9 +562,22 @@ async fn a_standby_is_promoted_and_everybody_can_see_it() {
     fs::write(standby.data().join("promote"), "").unwrap();
     let follower = standby.started().await;
     let monitor = standby.monitor();
-    until("the standby streams", 10 * S, async || {
+    leader_monitor
+        .execute("CREATE ROLE somebody", 5 * S)
+        .await
+        .unwrap();
+    let Where::Primary(leader_place) = leader_monitor.observe(5 * S).await.unwrap().place else {
+        panic!("not a primary")
+    };
+    until("the standby has it all", 10 * S, async || {
         match monitor.observe(5 * S).await.unwrap().place {
-            Where::Standby(standby) => standby.is_streaming() && standby.reach() > Some(Lsn(0)),
+            Where::Standby(standby) => {
+                let written = standby.receiver.as_ref().and_then(|r| r.written_lsn);
+                standby.is_streaming()
+                    && standby.received() >= Some(leader_place.flush_lsn)
+                    && standby.replay_lsn >= Some(leader_place.flush_lsn)
+                    && written.is_some()
+            }
             Where::Primary(_) => panic!("promoted by a stale file"),
         }
     })
