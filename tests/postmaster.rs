@@ -302,6 +302,31 @@ async fn a_stop_is_bounded_whatever_the_backends_do() {
 }
 
 #[tokio::test]
+async fn a_standby_that_hangs_cannot_hold_up_a_stop() {
+    let Some(node) = Node::new() else { return };
+    let leader = node.started().await;
+    let Some(standby) = Node::standby_of(&node) else {
+        return;
+    };
+    let _follower = standby.started().await;
+    let monitor = node.monitor();
+    until("the standby streams", 10 * S, async || {
+        let view = monitor.observe(5 * S).await.unwrap();
+        view.senders
+            .iter()
+            .any(|s| s.state.as_deref() == Some("streaming"))
+    })
+    .await;
+    let frozen = orphans::find(&standby.data());
+    frozen.iter().for_each(|process| kill("STOP", process.pid));
+    let ladder = StopLadder { fast: S, ..LADDER };
+    let stopped = leader.stop(StopMode::Fast, ladder).await.unwrap();
+    eprintln!("fast 1 s with a frozen standby: {:?}", stopped.took);
+    assert_eq!(stopped.ended_by, Some(StopMode::Immediate));
+    assert!(stopped.took < 2 * S);
+}
+
+#[tokio::test]
 async fn a_harder_request_escalates_at_once() {
     let Some(node) = Node::new() else { return };
     let postmaster = node.started().await;

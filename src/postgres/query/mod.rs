@@ -1,5 +1,5 @@
 //! SQL against the local server, and one look at the leader. Every call has a limit that also covers connecting and
-//! waiting for the connection; a hung server costs exactly that. SQL stands next to its row type ([`view`], [`leader`]).
+//! waiting for the connection; a hung server costs exactly that. SQL stands next to its row type (`view`, `leader`).
 //! Not here: what follows from an answer.
 
 mod error;
