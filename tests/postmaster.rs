@@ -44,6 +44,17 @@ fn bin_dir() -> Option<PathBuf> {
         .find(|dir| dir.join("initdb").exists())
 }
 
+/// A port below the range the kernel gives to outgoing connections. Each test may be its own process, so the process
+/// id takes part in the choice; somebody else on the machine may still have the port.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = u16::try_from(std::process::id() % 1500).unwrap() * 8;
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let candidates =
+        (0..1000).map(|_| 20_000 + (base + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000);
+    candidates.into_iter().find(is_free).unwrap()
+}
+
 /// Root runs postgres as the user `postgres`.
 fn run_as() -> Option<(u32, u32)> {
     let root = rustix::process::getuid().is_root();
@@ -77,14 +88,11 @@ impl Drop for Node {
 
 impl Node {
     fn empty() -> Option<Self> {
-        static PORT: AtomicU16 = AtomicU16::new(0);
         let Some(bin) = bin_dir() else {
             eprintln!("skipped: no PostgreSQL here");
             return None;
         };
-        // Each test may be its own process, so the process id takes part in the choice.
-        let pid = u16::try_from(std::process::id() % 5000).unwrap();
-        let port = 20_000 + pid * 8 + PORT.fetch_add(1, Ordering::Relaxed);
+        let port = free_port();
         let temp = tempfile::tempdir_in("/tmp").unwrap();
         let dir = temp.path().to_owned();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
