@@ -11,7 +11,7 @@ use std::{
 };
 
 use howdah::{
-    model::{Lsn, Timeline},
+    model::Timeline,
     postgres::{
         orphans, pidfile,
         postmaster::{
@@ -37,6 +37,17 @@ fn bin_dir() -> Option<PathBuf> {
     dirs.chain(known)
         .map(PathBuf::from)
         .find(|dir| dir.join("initdb").exists())
+}
+
+/// A port below the range the kernel gives to outgoing connections. Each test may be its own process, so the process
+/// id takes part in the choice; somebody else on the machine may still have the port.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = u16::try_from(std::process::id() % 1500).unwrap() * 8;
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let candidates =
+        (0..1000).map(|_| 20_000 + (base + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000);
+    candidates.into_iter().find(is_free).unwrap()
 }
 
 /// Root runs postgres as the user `postgres`.
@@ -72,14 +83,11 @@ impl Drop for Node {
 
 impl Node {
     fn empty() -> Option<Self> {
-        static PORT: AtomicU16 = AtomicU16::new(0);
         let Some(bin) = bin_dir() else {
             eprintln!("skipped: no PostgreSQL here");
             return None;
         };
-        // Each test may be its own process, so the process id takes part in the choice.
-        let pid = u16::try_from(std::process::id() % 5000).unwrap();
-        let port = 20_000 + pid * 8 + PORT.fetch_add(1, Ordering::Relaxed);
+        let port = free_port();
         let temp = tempfile::tempdir_in("/tmp").unwrap();
         let dir = temp.path().to_owned();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
@@ -289,6 +297,31 @@ async fn a_stop_is_bounded_whatever_the_backends_do() {
 }
 
 #[tokio::test]
+async fn a_standby_that_hangs_cannot_hold_up_a_stop() {
+    let Some(node) = Node::new() else { return };
+    let leader = node.started().await;
+    let Some(standby) = Node::standby_of(&node) else {
+        return;
+    };
+    let _follower = standby.started().await;
+    let monitor = node.monitor();
+    until("the standby streams", 10 * S, async || {
+        let view = monitor.observe(5 * S).await.unwrap();
+        view.senders
+            .iter()
+            .any(|s| s.state.as_deref() == Some("streaming"))
+    })
+    .await;
+    let frozen = orphans::find(&standby.data());
+    frozen.iter().for_each(|process| kill("STOP", process.pid));
+    let ladder = StopLadder { fast: S, ..LADDER };
+    let stopped = leader.stop(StopMode::Fast, ladder).await.unwrap();
+    eprintln!("fast 1 s with a frozen standby: {:?}", stopped.took);
+    assert_eq!(stopped.ended_by, Some(StopMode::Immediate));
+    assert!(stopped.took < 2 * S);
+}
+
+#[tokio::test]
 async fn a_harder_request_escalates_at_once() {
     let Some(node) = Node::new() else { return };
     let postmaster = node.started().await;
@@ -308,6 +341,13 @@ async fn a_harder_request_escalates_at_once() {
 
     postmaster.start(node.spec()).await.unwrap();
     postmaster.wait_ready(30 * S).await.unwrap();
+    let (job, _) = node.busy("SELECT pg_sleep(600)").await;
+    let immediate = postmaster.stop(StopMode::Immediate, LADDER).await.unwrap();
+    eprintln!("immediate stop: {:?}", immediate.took);
+    assert_eq!(immediate.ended_by, Some(StopMode::Immediate));
+    assert!(immediate.took < 2 * S && job.await.unwrap());
+
+    postmaster.start(node.spec()).await.unwrap();
     let killed = postmaster.kill_everything().await.unwrap();
     eprintln!("kill everything: {:?}", killed.took);
     assert_eq!(killed.ended_by, Some(StopMode::Kill));
@@ -323,8 +363,8 @@ async fn a_killed_postmaster_is_noticed_at_once_and_its_orphans_are_ended() {
     let (_looper, looper) = node.busy(BUSY_LOOP).await;
     let mut watch = postmaster.watch();
     watch.mark_unchanged();
-    let begun = Instant::now();
     kill("KILL", pid_of(&postmaster));
+    let begun = Instant::now();
     watch.changed().await.unwrap();
     let noticed = begun.elapsed();
     assert!(matches!(*watch.borrow(), State::Cleaning { .. }));
@@ -429,6 +469,62 @@ async fn a_running_postmaster_outlives_its_owner_and_is_adopted_not_doubled() {
     assert!(!exit.requested);
 }
 
+/// Not a test by itself: the agent that the next test kills.
+#[tokio::test]
+#[ignore = "started by the test below, in a process of its own"]
+async fn agent_to_be_killed() {
+    let dir = PathBuf::from(std::env::var_os("HOWDAH_TEST_DIR").unwrap());
+    let bin = bin_dir().unwrap();
+    let home = Home {
+        data_dir: dir,
+        run_as: run_as(),
+    };
+    let postmaster = Postmaster::own(home).unwrap();
+    let spec = StartSpec {
+        bin_dir: bin,
+        args: Vec::new(),
+        env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        timeout: 10 * S,
+    };
+    postmaster.start(spec).await.unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn clients_do_not_notice_that_the_agent_is_killed() {
+    let Some(node) = Node::new() else { return };
+    let mut agent = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "agent_to_be_killed", "--ignored", "--nocapture"])
+        .env("HOWDAH_TEST_DIR", node.data())
+        .spawn()
+        .unwrap();
+    let monitor = node.monitor();
+    until("the agent's postgres is up", 30 * S, async || {
+        monitor.observe(5 * S).await.is_ok()
+    })
+    .await;
+    let before = monitor.observe(5 * S).await.unwrap();
+    let (job, backend) = node.busy("SELECT pg_sleep(600)").await;
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    // Makes the server write to its log as well, where a broken pipe would show.
+    let nonsense = monitor.execute("SELEKT 1", 5 * S).await.unwrap_err();
+    assert_eq!(nonsense.code(), Some("42601"));
+    let after = monitor.observe(5 * S).await.unwrap();
+    assert_eq!(before.started, after.started);
+    assert!(alive(backend) && !job.is_finished());
+
+    let heir = node.own();
+    assert!(matches!(heir.state(), State::Running { adopted: true, .. }));
+    let stopped = heir.stop(StopMode::Fast, LADDER).await.unwrap();
+    assert_eq!(stopped.exit.unwrap().status, ExitStatus::Unknown);
+    assert!(!alive(backend));
+    assert_eq!(
+        pidfile::holder(&node.data()).unwrap(),
+        pidfile::Holder::Nobody
+    );
+}
+
 #[tokio::test]
 async fn a_postmaster_that_cannot_start_says_so() {
     let Some(node) = Node::new() else { return };
@@ -470,9 +566,22 @@ async fn a_standby_is_promoted_and_everybody_can_see_it() {
     fs::write(standby.data().join("promote"), "").unwrap();
     let follower = standby.started().await;
     let monitor = standby.monitor();
-    until("the standby streams", 10 * S, async || {
+    leader_monitor
+        .execute("CREATE ROLE somebody", 5 * S)
+        .await
+        .unwrap();
+    let Where::Primary(leader_place) = leader_monitor.observe(5 * S).await.unwrap().place else {
+        panic!("not a primary")
+    };
+    until("the standby has it all", 10 * S, async || {
         match monitor.observe(5 * S).await.unwrap().place {
-            Where::Standby(standby) => standby.is_streaming() && standby.reach() > Some(Lsn(0)),
+            Where::Standby(standby) => {
+                let written = standby.receiver.as_ref().and_then(|r| r.written_lsn);
+                standby.is_streaming()
+                    && standby.received() >= Some(leader_place.flush_lsn)
+                    && standby.replay_lsn >= Some(leader_place.flush_lsn)
+                    && written.is_some()
+            }
             Where::Primary(_) => panic!("promoted by a stale file"),
         }
     })

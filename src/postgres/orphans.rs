@@ -2,7 +2,8 @@
 //!
 //! A backend notices the death of its postmaster only when it waits for something; one in a long computation goes
 //! on, can still commit, and holds the shared memory that keeps the next postmaster from starting. Must only be
-//! called when no postmaster of the directory lives: its children look just like orphans.
+//! called when no postmaster of the directory lives (its children look just like orphans), and not while a job of our
+//! own runs `postgres --single` there.
 
 use std::{
     collections::HashSet,

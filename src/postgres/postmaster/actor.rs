@@ -141,7 +141,13 @@ impl Actor {
             (Some(process), false) => Ok(Started::AlreadyRunning { pid: process.pid() }),
             (None, false) => match self.adopt() {
                 Ok(true) => match &self.process {
-                    Some(process) => Ok(Started::Adopted { pid: process.pid() }),
+                    Some(process) => {
+                        let adopted = Started::Adopted { pid: process.pid() };
+                        if let Some(waiting) = self.pending.take() {
+                            drop(waiting.reply.send(Ok(adopted)));
+                        }
+                        Ok(adopted)
+                    }
                     None => Err(StartError::Stopping),
                 },
                 Ok(false) => {
@@ -477,8 +483,12 @@ impl Actor {
 
     fn publish(&self, next: State, because: &str) {
         let from = self.state.borrow().name();
-        let pid = next.pid();
-        tracing::info!(from, to = next.name(), because, pid, "postmaster");
+        let (to, pid) = (next.name(), next.pid());
+        if from == to {
+            tracing::debug!(state = ?next, because, "postmaster");
+        } else {
+            tracing::info!(from, to, because, pid, "postmaster");
+        }
         self.state.send_replace(next);
     }
 }

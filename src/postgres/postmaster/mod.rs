@@ -1,6 +1,6 @@
 //! The one owner of the postmaster. Nobody else holds its pid or signals it; others ask here and await the answer.
 //!
-//! Task: [`actor`] · input: requests, the end of the process, its status line, deadlines · output: a published
+//! Task: `actor` · input: requests, the end of the process, its status line, deadlines · output: a published
 //! [`State`] · ends: when the last [`Postmaster`] handle is dropped, leaving postgres running.
 //! Not here: deciding when to start or stop, reading pg_control, SQL.
 

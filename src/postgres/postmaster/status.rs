@@ -72,3 +72,28 @@ const fn pause(waited: Duration) -> Duration {
         _ => 200,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_file_of_the_last_postmaster_is_not_believed_even_with_the_same_pid() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let write = |started: u32, status: &str| {
+            let text = format!("17\n/data\n{started}\n5432\n/tmp\n*\n1 2\n{status}\n");
+            fs::write(dir.path().join("postmaster.pid"), &text).expect("writable");
+            text
+        };
+        let stale = write(100, "ready");
+        let mut watch = StatusWatch::begin(dir.path().to_owned(), 17, Some(stale));
+        // Let it see the stale file at least once.
+        sleep(Duration::from_millis(30)).await;
+        write(200, "starting");
+        assert_eq!(watch.next().await, PmStatus::Starting);
+        write(200, "ready");
+        assert_eq!(watch.next().await, PmStatus::Ready);
+    }
+}

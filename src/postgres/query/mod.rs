@@ -1,9 +1,10 @@
 //! SQL against the local server, and one look at the leader. Every call has a limit that also covers connecting and
-//! waiting for the connection; a hung server costs exactly that. SQL stands next to its row type ([`view`], [`leader`]).
+//! waiting for the connection; a hung server costs exactly that. SQL stands next to its row type (`view`, `leader`).
 //! Not here: what follows from an answer.
 
 mod error;
 mod leader;
+mod rows;
 mod session;
 mod view;
 
@@ -17,8 +18,9 @@ use tokio_postgres::{SimpleQueryMessage, error::SqlState};
 
 pub use error::QueryError;
 pub use leader::{LeaderProbe, leader_probe};
+pub use rows::{PendingSetting, Slot, WalReceiver, WalSender};
 pub use session::{Address, Target};
-pub use view::{LocalView, PendingSetting, Primary, Slot, Standby, WalReceiver, WalSender, Where};
+pub use view::{LocalView, Primary, Standby, Where};
 
 use session::{Purpose, Session, bounded};
 
@@ -241,6 +243,17 @@ mod tests {
         assert_eq!(literal("n1"), "'n1'");
         assert_eq!(literal("a'b"), "'a''b'");
         assert_eq!(literal(r"a\'b"), r" E'a\\''b'");
+    }
+
+    #[test]
+    fn rows_of_any_version_are_read() {
+        let slot = r#"{"slot_name":"s","slot_type":"physical","active":true,"restart_lsn":"0/3000028","xmin":"731","new":[1]}"#;
+        let slot: Slot = serde_json::from_str(slot).expect("valid row");
+        assert_eq!(slot.restart_lsn, Some(crate::model::Lsn(0x300_0028)));
+        assert!(!slot.failover && slot.wal_status.is_none());
+        let sender: WalSender = serde_json::from_str("{\"client_addr\":null}").expect("valid row");
+        assert_eq!(sender, WalSender::default());
+        assert!(serde_json::from_str::<Slot>(r#"{"restart_lsn":"x"}"#).is_err());
     }
 
     #[test]
