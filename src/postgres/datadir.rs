@@ -1,0 +1,288 @@
+//! What a data directory is, before anybody starts or replaces it.
+//!
+//! The marker [`INCOMPLETE`] inside a directory says that a clone, an initdb or a swap did not finish there;
+//! such a directory is never started. Making and swapping directories: [`super::staging`].
+
+use std::{
+    fs::{self, Metadata},
+    io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    files::{self, at},
+    version::Major,
+};
+
+/// Name of the marker file of an unfinished directory.
+pub const INCOMPLETE: &str = ".howdah-incomplete";
+
+/// What was found at the place of the data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataDir {
+    /// Nothing, or nothing but dot files and `lost+found`: free to be filled.
+    Empty,
+    /// A copy or an initdb did not finish here; it is to be made again.
+    Incomplete,
+    /// Something that must not be touched or cannot be used.
+    Unusable(Reason),
+    /// A data directory of this major version. Whether its content is sound only pg_control can tell.
+    Valid(Major),
+}
+
+/// Why a directory can neither be started nor filled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// It is a file or something stranger.
+    #[error("it is not a directory")]
+    NotADirectory,
+    /// It cannot be looked at.
+    #[error("it cannot be read ({0})")]
+    Unreadable(String),
+    /// PostgreSQL insists on being the owner.
+    #[error(
+        "it belongs to user {owner}, but this process runs as user {user} and PostgreSQL must own its data \
+             (change the owner, or put the data into a subdirectory)"
+    )]
+    Owner {
+        /// User id of the owner.
+        owner: u32,
+        /// Our own user id.
+        user: u32,
+    },
+    /// PostgreSQL refuses directories others can use. [`repair_mode`] can mend it.
+    #[error("its mode is {mode:04o}, PostgreSQL accepts only 0700 and 0750")]
+    Mode {
+        /// Permission bits.
+        mode: u32,
+    },
+    /// Files of something else.
+    #[error("it holds files, but no PostgreSQL data (for example '{example}')")]
+    Foreign {
+        /// One of the files.
+        example: String,
+    },
+    /// `PG_VERSION` is not a version.
+    #[error("its PG_VERSION file is damaged ({0})")]
+    Version(String),
+    /// `PG_VERSION` is there, `global/pg_control` is not, or the other way round.
+    #[error("it looks like PostgreSQL data, but {0} is missing")]
+    Damaged(&'static str),
+}
+
+/// Looks at a data directory as the given user (our effective user when `None`).
+#[must_use]
+pub fn classify(dir: &Path, user: Option<u32>) -> DataDir {
+    let user = user.unwrap_or_else(|| rustix::process::geteuid().as_raw());
+    match look(dir, user) {
+        Ok(found) => found,
+        Err(error) => DataDir::Unusable(Reason::Unreadable(error.to_string())),
+    }
+}
+
+fn look(dir: &Path, user: u32) -> io::Result<DataDir> {
+    let meta = match fs::metadata(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(DataDir::Empty),
+        other => other?,
+    };
+    if !meta.is_dir() {
+        return Ok(DataDir::Unusable(Reason::NotADirectory));
+    }
+    if dir.join(INCOMPLETE).try_exists()? {
+        return Ok(DataDir::Incomplete);
+    }
+    let has_control = dir.join("global/pg_control").try_exists()?;
+    let Some(example) = visible_entry(dir)? else {
+        // Hidden files do not matter: volumes are born with some.
+        return Ok(DataDir::Empty);
+    };
+    let version = match fs::read_to_string(dir.join("PG_VERSION")) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok(match (version, has_control) {
+        (None, false) => DataDir::Unusable(Reason::Foreign { example }),
+        (None, true) => DataDir::Unusable(Reason::Damaged("PG_VERSION")),
+        (Some(_), false) => DataDir::Unusable(Reason::Damaged("global/pg_control")),
+        (Some(text), true) => match Major::parse_pg_version(&text) {
+            Err(error) => DataDir::Unusable(Reason::Version(error.to_string())),
+            Ok(major) => access(&meta, user).map_or(DataDir::Valid(major), DataDir::Unusable),
+        },
+    })
+}
+
+/// Owner and mode as the postmaster checks them (PostgreSQL: `checkDataDir` in `miscinit.c`).
+fn access(meta: &Metadata, user: u32) -> Option<Reason> {
+    if meta.uid() != user {
+        return Some(Reason::Owner {
+            owner: meta.uid(),
+            user,
+        });
+    }
+    let mode = meta.mode() & 0o7777;
+    (mode & 0o027 != 0).then_some(Reason::Mode { mode })
+}
+
+fn visible_entry(dir: &Path) -> io::Result<Option<String>> {
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with('.') && name != "lost+found" {
+            return Ok(Some(name.into_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// Takes away the rights PostgreSQL refuses, e.g. from a volume that is group-writable. The group keeps
+/// reading if it could.
+///
+/// # Errors
+/// Only the owner may do that.
+pub fn repair_mode(dir: &Path) -> Result<(), files::Error> {
+    let meta = at("look at", dir, fs::metadata(dir))?;
+    let mode = if meta.mode() & 0o050 == 0o050 {
+        0o750
+    } else {
+        0o700
+    };
+    at(
+        "change the mode of",
+        dir,
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode)),
+    )
+}
+
+/// Directories of this data directory that lie outside it: the target of a linked `pg_wal` and those of the
+/// tablespaces.
+///
+/// # Errors
+/// The directory cannot be listed.
+pub fn outside_targets(dir: &Path) -> Result<Vec<PathBuf>, files::Error> {
+    let mut links = vec![dir.join("pg_wal")];
+    let tablespaces = dir.join("pg_tblspc");
+    for entry in files::optional("list", &tablespaces, fs::read_dir(&tablespaces))?
+        .into_iter()
+        .flatten()
+    {
+        links.push(at("list", &tablespaces, entry)?.path());
+    }
+    Ok(links
+        .into_iter()
+        .filter_map(|link| fs::read_link(link).ok())
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir_with(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        for (name, content) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().expect("has a parent")).expect("folder");
+            fs::write(path, content).expect("file");
+        }
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).expect("chmod");
+        dir
+    }
+
+    #[track_caller]
+    fn check(files: &[(&str, &str)], expected: DataDir) {
+        assert_eq!(
+            classify(dir_with(files).path(), None),
+            expected,
+            "{files:?}"
+        );
+    }
+
+    #[test]
+    fn absent_hidden_and_lost_and_found_are_empty() {
+        assert_eq!(
+            classify(Path::new("/nonexistent/data"), None),
+            DataDir::Empty
+        );
+        check(&[], DataDir::Empty);
+        check(&[(".snapshot/x", ""), ("lost+found/x", "")], DataDir::Empty);
+    }
+
+    #[test]
+    fn a_data_directory_tells_its_version() {
+        check(
+            &[("PG_VERSION", "15\n"), ("global/pg_control", "x")],
+            DataDir::Valid(Major(15)),
+        );
+    }
+
+    #[test]
+    fn an_unfinished_copy_is_never_valid() {
+        check(
+            &[
+                ("PG_VERSION", "15\n"),
+                ("global/pg_control", "x"),
+                (INCOMPLETE, ""),
+            ],
+            DataDir::Incomplete,
+        );
+    }
+
+    #[test]
+    fn other_peoples_files_are_left_alone() {
+        check(
+            &[("photo.jpg", "")],
+            DataDir::Unusable(Reason::Foreign {
+                example: "photo.jpg".into(),
+            }),
+        );
+        let file = dir_with(&[("f", "")]);
+        let found = classify(&file.path().join("f"), None);
+        assert_eq!(found, DataDir::Unusable(Reason::NotADirectory));
+    }
+
+    #[test]
+    fn damage_is_named() {
+        check(
+            &[("PG_VERSION", "15\n")],
+            DataDir::Unusable(Reason::Damaged("global/pg_control")),
+        );
+        check(
+            &[("global/pg_control", "x")],
+            DataDir::Unusable(Reason::Damaged("PG_VERSION")),
+        );
+        let dir = dir_with(&[("PG_VERSION", "rubbish"), ("global/pg_control", "x")]);
+        assert!(matches!(
+            classify(dir.path(), None),
+            DataDir::Unusable(Reason::Version(_))
+        ));
+    }
+
+    #[test]
+    fn wrong_owner_and_mode_are_told_and_the_mode_can_be_mended() {
+        let dir = dir_with(&[("PG_VERSION", "15\n"), ("global/pg_control", "x")]);
+        let other = classify(dir.path(), Some(4711));
+        assert!(
+            matches!(other, DataDir::Unusable(Reason::Owner { user: 4711, .. })),
+            "{other:?}"
+        );
+        let set = |mode| fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode));
+        set(0o2770).expect("chmod");
+        assert_eq!(
+            classify(dir.path(), None),
+            DataDir::Unusable(Reason::Mode { mode: 0o2770 })
+        );
+        repair_mode(dir.path()).expect("ours");
+        assert_eq!(classify(dir.path(), None), DataDir::Valid(Major(15)));
+    }
+
+    #[test]
+    fn directories_outside_are_found() {
+        let dir = dir_with(&[("pg_tblspc/x", "")]);
+        std::os::unix::fs::symlink("/wal", dir.path().join("pg_wal")).expect("link");
+        std::os::unix::fs::symlink("/space", dir.path().join("pg_tblspc/16384")).expect("link");
+        let targets = outside_targets(dir.path()).expect("listable");
+        assert_eq!(targets, [Path::new("/wal"), Path::new("/space")]);
+    }
+}
