@@ -1,6 +1,6 @@
 //! The files and programs of one instance, tried with the installed PostgreSQL: initdb, configuration, a copy that
 //! streams, a rewind. Started as root the programs run as user `postgres`, because PostgreSQL refuses root.
-#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 use std::{
     fs,

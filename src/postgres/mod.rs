@@ -26,5 +26,6 @@ pub mod recovery;
 pub mod rewind;
 pub mod roles;
 pub mod staging;
+mod username;
 pub mod version;
 pub mod waldump;

@@ -10,7 +10,13 @@ use tokio_util::sync::CancellationToken;
 use crate::model::{ControlData, DbState};
 
 use super::{
-    binaries::Binaries, command, confdir::ConfDir, conninfo::Conninfo, files, options::Options,
+    binaries::Binaries,
+    command,
+    confdir::ConfDir,
+    conninfo::Conninfo,
+    files,
+    options::Options,
+    username::{Temporary, with_user_name},
     version::Major,
 };
 
@@ -154,21 +160,21 @@ pub async fn run(
         }
     });
     let result = result.await;
-    let outcome = match result {
-        Ok(_) if reading.not_needed => Outcome::NotNeeded,
+    // Also after a failure: with the leader's files this member would come up under the leader's settings.
+    input.conf.restore(&snapshot)?;
+    match result {
+        Ok(_) if reading.not_needed => Ok(Outcome::NotNeeded),
         Ok(_) => {
             files::optional("remove", &marker, std::fs::remove_file(&marker))?;
-            Outcome::Done
+            Ok(Outcome::Done)
         }
-        Err(command::Error::Failed { tail, .. }) => Outcome::Failed {
+        Err(command::Error::Failed { tail, .. }) => Ok(Outcome::Failed {
             missing_wal: missing_wal(&tail),
             tail,
             target_broken: reading.copying,
-        },
-        Err(error) => return Err(Error::Run(error)),
-    };
-    input.conf.restore(&snapshot)?;
-    Ok(outcome)
+        }),
+        Err(error) => Err(Error::Run(error)),
+    }
 }
 
 /// What the lines of pg_rewind tell.
@@ -228,6 +234,8 @@ pub async fn crash_recovery(
         .arg("-D")
         .arg(&conf.data_dir)
         .args(args);
+    let mut temporary = Temporary::default();
+    let command = with_user_name(command, &conf.data_dir, identity, &mut temporary)?;
     // Nothing it writes now may reach the archive: its history may be the wrong one.
     let command = command.args([
         "-c",

@@ -351,7 +351,8 @@ fn remove_all(path: &Path) -> Result<(), Error> {
     optional("remove", path, removed).map(drop)
 }
 
-fn is_mount_point(dir: &Path) -> bool {
+/// Whether something is mounted exactly here (then it cannot be renamed).
+pub(super) fn is_mount_point(dir: &Path) -> bool {
     let Ok(real) = dir.canonicalize() else {
         return false;
     };
