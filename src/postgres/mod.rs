@@ -4,6 +4,7 @@
 //! part they need. Not here: the decision what to do (`ha`) and the DCS (`dcs`). Version differences are
 //! gated in [`version`] only.
 
+pub mod archive;
 pub mod binaries;
 pub mod clone;
 pub mod command;
