@@ -8,7 +8,7 @@
 //! | a crash here | leaves | next time |
 //! |---|---|---|
 //! | while the copy is made | old data as it was, a side directory | [`Staging::prepare`] clears it |
-//! | while the copy is put in place | a complete side directory, marked [`INSTALLING`] | [`finish_interrupted`] goes on |
+//! | while the copy is put in place | a complete side directory, marked `.howdah-installing` | [`finish_interrupted`] goes on |
 
 use std::{
     fs, io,
