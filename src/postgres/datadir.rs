@@ -10,8 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::Access;
+
 use super::{
     files::{self, at},
+    staging::is_mount_point,
     version::Major,
 };
 
@@ -95,7 +98,7 @@ fn look(dir: &Path, user: u32) -> io::Result<DataDir> {
     let has_control = dir.join("global/pg_control").try_exists()?;
     let Some(example) = visible_entry(dir)? else {
         // Hidden files do not matter: volumes are born with some.
-        return Ok(DataDir::Empty);
+        return Ok(empty_place(dir, &meta, user));
     };
     let version = match fs::read_to_string(dir.join("PG_VERSION")) {
         Ok(text) => Some(text),
@@ -111,6 +114,24 @@ fn look(dir: &Path, user: u32) -> io::Result<DataDir> {
             Ok(major) => access(&meta, user).map_or(DataDir::Valid(major), DataDir::Unusable),
         },
     })
+}
+
+/// An empty directory of somebody else's can be replaced by one of our own, unless it is a mount point or its
+/// parent is closed to us. Better told now than after an hour of copying. Root can change owners.
+fn empty_place(dir: &Path, meta: &Metadata, user: u32) -> DataDir {
+    if meta.uid() == user || rustix::process::geteuid().is_root() {
+        return DataDir::Empty;
+    }
+    let parent = dir.parent().unwrap_or(Path::new("/"));
+    let replaceable = !is_mount_point(dir) && rustix::fs::access(parent, Access::WRITE_OK).is_ok();
+    if replaceable {
+        DataDir::Empty
+    } else {
+        DataDir::Unusable(Reason::Owner {
+            owner: meta.uid(),
+            user,
+        })
+    }
 }
 
 /// Owner and mode as the postmaster checks them (PostgreSQL: `checkDataDir` in `miscinit.c`).
@@ -186,17 +207,25 @@ mod tests {
             fs::create_dir_all(path.parent().expect("has a parent")).expect("folder");
             fs::write(path, content).expect("file");
         }
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).expect("chmod");
         dir
     }
 
     #[track_caller]
     fn check(files: &[(&str, &str)], expected: DataDir) {
-        assert_eq!(classify(dir_with(files).path(), None), expected, "{files:?}");
+        assert_eq!(
+            classify(dir_with(files).path(), None),
+            expected,
+            "{files:?}"
+        );
     }
 
     #[test]
     fn absent_hidden_and_lost_and_found_are_empty() {
-        assert_eq!(classify(Path::new("/nonexistent/data"), None), DataDir::Empty);
+        assert_eq!(
+            classify(Path::new("/nonexistent/data"), None),
+            DataDir::Empty
+        );
         check(&[], DataDir::Empty);
         check(&[(".snapshot/x", ""), ("lost+found/x", "")], DataDir::Empty);
     }

@@ -1,8 +1,6 @@
 //! Making a new, empty cluster with `initdb`, in a side directory.
 
 use std::{
-    fs,
-    os::unix::fs::{OpenOptionsExt, chown},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     binaries::Binaries,
-    command::{self, Command},
-    files::{self, at, neighbour, optional},
+    command, files,
     login::Login,
     options::{self, Options},
+    username::{Temporary, with_user_name},
     version::Major,
 };
 
@@ -112,7 +110,10 @@ pub fn arguments(major: Major, input: &Input<'_>) -> Result<Vec<String>, Error> 
         ],
         "--locale=C.UTF-8",
     );
-    unless(&["data-checksums", "no-data-checksums", "k"], "--data-checksums");
+    unless(
+        &["data-checksums", "no-data-checksums", "k"],
+        "--data-checksums",
+    );
     if input.superuser.password.is_some() {
         unless(&["auth", "auth-local", "A"], "--auth-local=scram-sha-256");
         unless(&["auth", "auth-host", "A"], "--auth-host=scram-sha-256");
@@ -151,12 +152,18 @@ fn checked_args(words: &[String]) -> Result<Vec<String>, Error> {
     let mut args = Vec::new();
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        let name = word.trim_start_matches('-').split('=').next().unwrap_or_default();
+        let name = word
+            .trim_start_matches('-')
+            .split('=')
+            .next()
+            .unwrap_or_default();
         let short = SHORT
             .iter()
             .find(|(short, _)| word.starts_with(short) && !word.starts_with("--"));
         if let Some((_, name)) = short {
-            return Err(Error::Options(options::Error::Forbidden((*name).to_owned())));
+            return Err(Error::Options(options::Error::Forbidden(
+                (*name).to_owned(),
+            )));
         }
         if FORBIDDEN.contains(&name) || !word.starts_with('-') {
             return Err(Error::Options(options::Error::Forbidden(word.clone())));
@@ -212,15 +219,26 @@ fn takes_value(name: &str) -> bool {
 ///
 /// # Errors
 /// See [`Error`]. The directory may then hold a part of a cluster; discarding it is the caller's decision.
-pub async fn run(binaries: &Binaries, input: &Input<'_>, cancel: &CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    binaries: &Binaries,
+    input: &Input<'_>,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
     let args = arguments(binaries.major(), input)?;
-    let mut command = binaries.command("initdb").args(&args).arg("-D").arg(input.dir);
-    let mut temporary = Temporary(Vec::new());
+    let mut command = binaries
+        .command("initdb")
+        .args(&args)
+        .arg("-D")
+        .arg(input.dir);
+    // Beside, not inside: initdb wants an empty directory. Hidden, because "beside" may be the data directory.
+    let beside = input.dir.parent().unwrap_or(Path::new("."));
+    let mut temporary = Temporary::default();
     if let Some(password) = &input.superuser.password {
-        let file = temporary.write(input, ".pw", &format!("{}\n", password.reveal()), 0o600)?;
+        let content = format!("{}\n", password.reveal());
+        let file = temporary.write(&beside.join(".howdah-pw"), &content, 0o600, input.identity)?;
         command = command.arg(format!("--pwfile={}", file.display()));
     }
-    command = with_user_name(command, input, &mut temporary)?;
+    command = with_user_name(command, beside, input.identity, &mut temporary)?;
     let result = command
         .identity(input.identity)
         .deadline(DEADLINE)
@@ -235,91 +253,6 @@ pub async fn run(binaries: &Binaries, input: &Input<'_>, cancel: &CancellationTo
     }
     let synced = tokio::task::spawn_blocking(move || files::sync_file_system(&dir)).await;
     Ok(synced.unwrap_or(Ok(()))?)
-}
-
-/// initdb asks the system for the name of its user. An arbitrary uid (`--user 4711`, OpenShift) has none, so a
-/// wrapper library answers instead, for initdb alone.
-fn with_user_name(command: Command, input: &Input<'_>, temporary: &mut Temporary) -> Result<Command, Error> {
-    let (uid, gid) = input.identity.unwrap_or_else(|| {
-        (
-            rustix::process::geteuid().as_raw(),
-            rustix::process::getegid().as_raw(),
-        )
-    });
-    let has_name = matches!(nix::unistd::User::from_uid(uid.into()), Ok(Some(_)));
-    let library = if has_name {
-        None
-    } else {
-        nss_wrapper(Path::new("/usr/lib"))
-    };
-    let Some(library) = library else {
-        if !has_name {
-            tracing::warn!(
-                uid,
-                "this user has no name and libnss_wrapper.so is not installed, initdb will refuse"
-            );
-        }
-        return Ok(command);
-    };
-    let passwd = format!("postgres:x:{uid}:{gid}:PostgreSQL:/tmp:/bin/false\n");
-    let passwd = temporary.write(input, ".passwd", &passwd, 0o644)?;
-    let group = temporary.write(input, ".group", &format!("postgres:x:{gid}:\n"), 0o644)?;
-    Ok(command
-        .env("LD_PRELOAD", library)
-        .env("NSS_WRAPPER_PASSWD", passwd)
-        .env("NSS_WRAPPER_GROUP", group))
-}
-
-/// `libnss_wrapper.so` below the library folder or one of its architecture folders.
-fn nss_wrapper(lib: &Path) -> Option<PathBuf> {
-    let folders = lib
-        .read_dir()
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path())
-        .chain([lib.to_owned()]);
-    folders
-        .map(|folder| folder.join("libnss_wrapper.so"))
-        .find(|file| file.exists())
-}
-
-/// Files beside the side directory that exist only while initdb runs.
-struct Temporary(Vec<PathBuf>);
-
-impl Temporary {
-    fn write(&mut self, input: &Input<'_>, suffix: &str, content: &str, mode: u32) -> Result<PathBuf, Error> {
-        use std::io::Write as _;
-        // Beside, not inside: initdb wants an empty directory. The name is hidden in case "beside" is inside the
-        // data directory.
-        let name = neighbour(input.dir, suffix);
-        let name = match name.file_name().and_then(|name| name.to_str()) {
-            Some(text) if !text.starts_with('.') => name.with_file_name(format!(".{text}")),
-            _ => name,
-        };
-        optional("remove", &name, fs::remove_file(&name))?;
-        let mut options = fs::OpenOptions::new();
-        let mut file = at(
-            "create",
-            &name,
-            options.write(true).create_new(true).mode(mode).open(&name),
-        )?;
-        self.0.push(name.clone());
-        at("write", &name, file.write_all(content.as_bytes()))?;
-        if let Some((uid, gid)) = input.identity {
-            at("change the owner of", &name, chown(&name, Some(uid), Some(gid)))?;
-        }
-        Ok(name)
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        for file in &self.0 {
-            if let Err(error) = fs::remove_file(file) {
-                tracing::warn!(file = %file.display(), %error, "cannot remove a temporary file of initdb");
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -392,16 +325,5 @@ mod tests {
         ] {
             assert!(args(Value::Null, words).is_err(), "{words}");
         }
-    }
-
-    #[test]
-    fn the_wrapper_library_is_found_in_its_architecture_folder() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        assert_eq!(nss_wrapper(dir.path()), None);
-        let folder = dir.path().join("x86_64-linux-gnu");
-        fs::create_dir(&folder).expect("folder");
-        fs::write(folder.join("libnss_wrapper.so"), "").expect("file");
-        assert_eq!(nss_wrapper(dir.path()), Some(folder.join("libnss_wrapper.so")));
-        assert_eq!(nss_wrapper(Path::new("/nonexistent")), None);
     }
 }

@@ -1,8 +1,10 @@
 //! Everything about the one local PostgreSQL instance. Adapters only: nothing here decides about roles.
 //!
 //! Files and programs: [`binaries`], [`command`], [`datadir`], [`staging`], [`conf`] and its neighbours, [`initdb`],
-//! [`clone`], [`rewind`]. The process: [`postmaster`] owns it, [`promote`], [`query`] talk to it.
+//! [`clone`], [`rewind`]. The process: [`postmaster`] owns it; [`promote`] and [`query`] talk to it. Rendering and
+//! parsing is pure and sits next to the function that touches the disk. Version differences: [`version`] only.
 
+pub mod archive;
 pub mod binaries;
 pub mod clone;
 pub mod command;
@@ -16,7 +18,7 @@ pub mod guc;
 pub mod hba;
 pub mod initdb;
 pub mod initscripts;
-pub mod lines;
+mod lines;
 pub mod login;
 pub mod options;
 pub mod orphans;
@@ -25,11 +27,12 @@ pub mod pidfile;
 pub mod postmaster;
 mod procfs;
 pub mod promote;
-pub mod protected;
+mod protected;
 pub mod query;
 pub mod recovery;
 pub mod rewind;
 pub mod roles;
 pub mod staging;
+mod username;
 pub mod version;
 pub mod waldump;

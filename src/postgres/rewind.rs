@@ -10,7 +10,13 @@ use tokio_util::sync::CancellationToken;
 use crate::model::{ControlData, DbState};
 
 use super::{
-    binaries::Binaries, command, confdir::ConfDir, conninfo::Conninfo, files, options::Options,
+    binaries::Binaries,
+    command,
+    confdir::ConfDir,
+    conninfo::Conninfo,
+    files,
+    options::Options,
+    username::{Temporary, with_user_name},
     version::Major,
 };
 
@@ -154,21 +160,21 @@ pub async fn run(
         }
     });
     let result = result.await;
-    let outcome = match result {
-        Ok(_) if reading.not_needed => Outcome::NotNeeded,
+    // Also after a failure: with the leader's files this member would come up under the leader's settings.
+    input.conf.restore(&snapshot)?;
+    match result {
+        Ok(_) if reading.not_needed => Ok(Outcome::NotNeeded),
         Ok(_) => {
             files::optional("remove", &marker, std::fs::remove_file(&marker))?;
-            Outcome::Done
+            Ok(Outcome::Done)
         }
-        Err(command::Error::Failed { tail, .. }) => Outcome::Failed {
+        Err(command::Error::Failed { tail, .. }) => Ok(Outcome::Failed {
             missing_wal: missing_wal(&tail),
             tail,
             target_broken: reading.copying,
-        },
-        Err(error) => return Err(Error::Run(error)),
-    };
-    input.conf.restore(&snapshot)?;
-    Ok(outcome)
+        }),
+        Err(error) => Err(Error::Run(error)),
+    }
 }
 
 /// What the lines of pg_rewind tell.
@@ -228,6 +234,8 @@ pub async fn crash_recovery(
         .arg("-D")
         .arg(&conf.data_dir)
         .args(args);
+    let mut temporary = Temporary::default();
+    let command = with_user_name(command, &conf.data_dir, identity, &mut temporary)?;
     // Nothing it writes now may reach the archive: its history may be the wrong one.
     let command = command.args([
         "-c",
@@ -270,10 +278,12 @@ mod tests {
     #[test]
     fn only_a_clean_stop_needs_no_recovery() {
         assert!(
-            !needs_crash_recovery(DbState::ShutDown) && !needs_crash_recovery(DbState::ShutDownInRecovery)
+            !needs_crash_recovery(DbState::ShutDown)
+                && !needs_crash_recovery(DbState::ShutDownInRecovery)
         );
         assert!(
-            needs_crash_recovery(DbState::InProduction) && needs_crash_recovery(DbState::InArchiveRecovery)
+            needs_crash_recovery(DbState::InProduction)
+                && needs_crash_recovery(DbState::InArchiveRecovery)
         );
     }
 
@@ -315,9 +325,13 @@ mod tests {
     #[test]
     fn the_output_tells_what_happened() {
         let mut reading = Reading::default();
-        assert!(!reading.line("pg_rewind: servers diverged at WAL location 0/3000148 on timeline 1"));
+        assert!(
+            !reading.line("pg_rewind: servers diverged at WAL location 0/3000148 on timeline 1")
+        );
         assert!(!reading.copying);
-        assert!(reading.line("pg_rewind: need to copy 53 MB (total source directory size is 76 MB)"));
+        assert!(
+            reading.line("pg_rewind: need to copy 53 MB (total source directory size is 76 MB)")
+        );
         assert!(!reading.line("pg_rewind: need to copy 53 MB"));
         assert!(reading.copying && !reading.not_needed);
         let mut reading = Reading::default();
@@ -328,7 +342,10 @@ mod tests {
     #[test]
     fn a_missing_segment_is_named() {
         let text = "pg_rewind: servers diverged\npg_rewind: error: could not open file \"/data/pg_wal/00000001000000000000000A\": No such file or directory\npg_rewind: fatal: could not find previous WAL record at 0/A000028";
-        assert_eq!(missing_wal(text).as_deref(), Some("00000001000000000000000A"));
+        assert_eq!(
+            missing_wal(text).as_deref(),
+            Some("00000001000000000000000A")
+        );
         assert_eq!(
             missing_wal("could not open file \"/data/global/pg_control\": No such file"),
             None

@@ -62,7 +62,14 @@ pub async fn record_at(
         .command("pg_waldump")
         .arg("-p")
         .arg(data_dir.join("pg_wal"));
-    let command = command.args(["-t", &timeline.to_string(), "-s", &lsn.to_string(), "-n", "1"]);
+    let command = command.args([
+        "-t",
+        &timeline.to_string(),
+        "-s",
+        &lsn.to_string(),
+        "-n",
+        "1",
+    ]);
     let command = command
         .identity(identity)
         .capture()
@@ -118,7 +125,7 @@ pub fn record_end(start: Lsn, total_bytes: u64, wal_segment_bytes: u64) -> Optio
         return None;
     }
     let page_start = start.0 - start.0 % PAGE;
-    if start.0 % PAGE != 0 && start.0 - page_start < header(page_start) {
+    if !start.0.is_multiple_of(PAGE) && start.0 - page_start < header(page_start) {
         return None;
     }
     let mut remaining = total_bytes.next_multiple_of(8);
