@@ -123,9 +123,7 @@ impl Bench {
             identity: self.identity,
         };
         let started = Instant::now();
-        initdb::run(&self.binaries, &input, &self.cancel)
-            .await
-            .unwrap();
+        initdb::run(&self.binaries, &input, &self.cancel).await.unwrap();
         staging.install(OldData::KeepRenamed, "T").unwrap();
         eprintln!("initdb, sync and swap: {:?}", started.elapsed());
         assert_eq!(
@@ -236,10 +234,8 @@ impl Server<'_> {
             if found.as_deref().is_ok_and(|found| found == expected) {
                 return;
             }
-            let log = || {
-                fs::read_to_string(self.bench.dir(&format!("log-{}", self.port)))
-                    .unwrap_or_default()
-            };
+            let log =
+                || fs::read_to_string(self.bench.dir(&format!("log-{}", self.port))).unwrap_or_default();
             assert!(Instant::now() < deadline, "{sql} gave {found:?}\n{}", log());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -257,9 +253,9 @@ impl Server<'_> {
     }
 
     fn conninfo(&self) -> Conninfo {
-        let passfile =
-            self.bench
-                .passfile(&format!("pgpass-tcp-{}", self.port), "127.0.0.1", self.port);
+        let passfile = self
+            .bench
+            .passfile(&format!("pgpass-tcp-{}", self.port), "127.0.0.1", self.port);
         if let Some((uid, gid)) = self.bench.identity {
             chown(&passfile, Some(uid), Some(gid)).unwrap();
         }
@@ -290,11 +286,7 @@ impl Server<'_> {
         clone::run(&bench.binaries, &staging, &input, &sender, &bench.cancel)
             .await
             .unwrap();
-        assert!(
-            receiver.borrow().done_bytes > 1 << 20,
-            "{:?}",
-            receiver.borrow()
-        );
+        assert!(receiver.borrow().done_bytes > 1 << 20, "{:?}", receiver.borrow());
         staging.install(OldData::KeepRenamed, "T").unwrap();
         data
     }
@@ -372,10 +364,7 @@ async fn a_new_cluster_a_streaming_copy_and_a_rewind() {
             "pg-2 streaming",
         )
         .await;
-    primary
-        .sql("CREATE TABLE t AS SELECT 1 AS x")
-        .await
-        .unwrap();
+    primary.sql("CREATE TABLE t AS SELECT 1 AS x").await.unwrap();
     replica.wait_for("SELECT x FROM t", "1").await;
 
     // Promote it; the old primary writes on for a while, so it diverges, and stops cleanly.
@@ -425,9 +414,7 @@ async fn a_new_cluster_a_streaming_copy_and_a_rewind() {
         deadline: Duration::from_secs(60),
         identity: bench.identity,
     };
-    let outcome = rewind::run(&bench.binaries, &input, &bench.cancel)
-        .await
-        .unwrap();
+    let outcome = rewind::run(&bench.binaries, &input, &bench.cancel).await.unwrap();
     assert_eq!(outcome, rewind::Outcome::Done);
     assert_eq!(fs::read_to_string(conf.main()).unwrap(), before);
     let source = source
@@ -464,10 +451,7 @@ async fn a_crashed_primary_recovers_in_single_user_mode() {
     let bench = Bench::new().await;
     let data = bench.initdb("one").await;
     let primary = bench.start(&data, None).await;
-    primary
-        .sql("CREATE TABLE t AS SELECT 1 AS x")
-        .await
-        .unwrap();
+    primary.sql("CREATE TABLE t AS SELECT 1 AS x").await.unwrap();
     let conf = primary.stop(nix::sys::signal::Signal::SIGQUIT).await;
     conf.set_standby(true).unwrap();
     let args = [format!("--config-file={}", conf.main().display())];
@@ -563,9 +547,7 @@ async fn a_user_without_a_name_is_told_so_by_initdb() {
                 panic!("{error:?}")
             };
             assert!(
-                source
-                    .tail()
-                    .contains("could not look up effective user ID"),
+                source.tail().contains("could not look up effective user ID"),
                 "{error:?}"
             );
         }

@@ -45,8 +45,7 @@ fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = u16::try_from(std::process::id() % 1500).unwrap() * 8;
     let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let candidates =
-        (0..1000).map(|_| 20_000 + (base + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000);
+    let candidates = (0..1000).map(|_| 20_000 + (base + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000);
     candidates.into_iter().find(is_free).unwrap()
 }
 
@@ -519,10 +518,7 @@ async fn clients_do_not_notice_that_the_agent_is_killed() {
     let stopped = heir.stop(StopMode::Fast, LADDER).await.unwrap();
     assert_eq!(stopped.exit.unwrap().status, ExitStatus::Unknown);
     assert!(!alive(backend));
-    assert_eq!(
-        pidfile::holder(&node.data()).unwrap(),
-        pidfile::Holder::Nobody
-    );
+    assert_eq!(pidfile::holder(&node.data()).unwrap(), pidfile::Holder::Nobody);
 }
 
 #[tokio::test]

@@ -271,8 +271,13 @@ fn bin_folder(config: &Config, data_major: Option<u32>) -> Option<std::path::Pat
         names,
         data_major,
     );
-    let has_postgres = |folder: &&std::path::PathBuf| folder.join("postgres").exists();
-    folders.iter().find(has_postgres).or(folders.first()).cloned()
+    // A lone `postgres` in PATH is a wrapper; the server's own folder has the rest too.
+    let complete = |folder: &&std::path::PathBuf| {
+        ["postgres", "initdb", "pg_controldata"]
+            .iter()
+            .all(|program| folder.join(program).exists())
+    };
+    folders.iter().find(complete).or(folders.first()).cloned()
 }
 
 /// Better now and in one sentence than later in a start that fails again and again.

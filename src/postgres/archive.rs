@@ -78,9 +78,7 @@ pub async fn archive_ready(
     }
     segments.sort();
     for segment in &segments {
-        let command = Command::new("sh")
-            .arg("-c")
-            .arg(expand(archive_command, segment));
+        let command = Command::new("sh").arg("-c").arg(expand(archive_command, segment));
         let command = command.cwd(data_dir).identity(identity).deadline(DEADLINE);
         let result = command.run(cancel).await;
         result.map_err(|source| Error::Run {

@@ -75,19 +75,14 @@ impl Binaries {
     ///
     /// # Errors
     /// Nothing usable is installed; the message names what is missing.
-    pub async fn find(
-        configured: Option<&Path>,
-        cancel: &CancellationToken,
-    ) -> Result<Self, Error> {
+    pub async fn find(configured: Option<&Path>, cancel: &CancellationToken) -> Result<Self, Error> {
         let roots: Vec<&Path> = INSTALL_ROOTS.iter().map(Path::new).collect();
         let dir = find_dir(configured, std::env::var_os("PATH").as_deref(), &roots)?;
         let missing = missing_in(&dir);
         if !missing.is_empty() {
             return Err(Error::Missing { dir, missing });
         }
-        let ask = Command::new(dir.join("postgres"))
-            .arg("--version")
-            .capture();
+        let ask = Command::new(dir.join("postgres")).arg("--version").capture();
         let output = ask
             .deadline(Duration::from_secs(30))
             .run(cancel)
@@ -121,22 +116,15 @@ impl Binaries {
 
 /// The configured folder if there is one, else that of the `postgres` in PATH, else the newest below an
 /// install root.
-fn find_dir(
-    configured: Option<&Path>,
-    path: Option<&OsStr>,
-    roots: &[&Path],
-) -> Result<PathBuf, Error> {
+fn find_dir(configured: Option<&Path>, path: Option<&OsStr>, roots: &[&Path]) -> Result<PathBuf, Error> {
     if let Some(dir) = configured {
         return Ok(dir.to_owned());
     }
     // A link in PATH may stand alone, its target lies among the other programs.
-    let in_path = path
-        .into_iter()
-        .flat_map(std::env::split_paths)
-        .find_map(|dir| {
-            let target = dir.join("postgres").canonicalize().ok()?;
-            target.parent().map(Path::to_owned)
-        });
+    let in_path = path.into_iter().flat_map(std::env::split_paths).find_map(|dir| {
+        let target = dir.join("postgres").canonicalize().ok()?;
+        target.parent().map(Path::to_owned)
+    });
     in_path
         .or_else(|| newest_install(roots))
         .ok_or_else(|| Error::NotFound {
@@ -158,9 +146,7 @@ fn newest_install(roots: &[&Path]) -> Option<PathBuf> {
         let dir = entry.path().join("bin");
         dir.join("postgres").exists().then_some((major, dir))
     });
-    installed
-        .max_by_key(|(major, _)| *major)
-        .map(|(_, dir)| dir)
+    installed.max_by_key(|(major, _)| *major).map(|(_, dir)| dir)
 }
 
 fn missing_in(dir: &Path) -> Vec<&'static str> {

@@ -226,9 +226,7 @@ impl Meter {
         self.at = at;
         progress.send_replace(at);
         let since = now.duration_since(self.logged);
-        if since >= LOG_EVERY
-            || (at.done_bytes >= at.total_bytes && self.logged_bytes != at.done_bytes)
-        {
+        if since >= LOG_EVERY || (at.done_bytes >= at.total_bytes && self.logged_bytes != at.done_bytes) {
             let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1);
             let bytes_per_second = at
                 .done_bytes
@@ -333,9 +331,7 @@ mod tests {
                 .any(|arg| arg.contains("compress") || arg.contains("fast"))
         );
         assert_eq!(
-            arguments(Major(15), &source, &json!({"compress": "9"}))
-                .1
-                .len(),
+            arguments(Major(15), &source, &json!({"compress": "9"})).1.len(),
             1
         );
     }
@@ -368,17 +364,11 @@ mod tests {
     #[tokio::test]
     async fn progress_is_published() {
         let (sender, receiver) = watch::channel(Progress::default());
-        let script = sh(
-            "echo '  10/20 kB (50%), 0/1 tablespace' >&2; echo '  20/20 kB (100%), 1/1 tablespace' >&2",
-        );
-        one_attempt(
-            script,
-            Duration::from_secs(9),
-            &sender,
-            &CancellationToken::new(),
-        )
-        .await
-        .expect("success");
+        let script =
+            sh("echo '  10/20 kB (50%), 0/1 tablespace' >&2; echo '  20/20 kB (100%), 1/1 tablespace' >&2");
+        one_attempt(script, Duration::from_secs(9), &sender, &CancellationToken::new())
+            .await
+            .expect("success");
         assert_eq!(
             *receiver.borrow(),
             Progress {
@@ -429,11 +419,8 @@ mod tests {
         std::fs::write(data.join("precious"), "").expect("file");
         let program = dir.path().join("pg_basebackup");
         std::fs::write(&program, "#!/bin/sh\nfor a; do last=$a; done; touch $last/half; echo 'No space left on device' >&2; exit 1\n").expect("file");
-        std::fs::set_permissions(
-            &program,
-            std::os::unix::fs::PermissionsExt::from_mode(0o755),
-        )
-        .expect("chmod");
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("chmod");
         let version = super::super::version::Version::parse("x (PostgreSQL) 15.1").expect("valid");
         let binaries = Binaries {
             dir: dir.path().into(),
@@ -449,20 +436,11 @@ mod tests {
             stall: Duration::from_secs(9),
             identity: None,
         };
-        let error = run(
-            &binaries,
-            &staging,
-            &input,
-            &sender,
-            &CancellationToken::new(),
-        )
-        .await
-        .expect_err("disk full");
+        let error = run(&binaries, &staging, &input, &sender, &CancellationToken::new())
+            .await
+            .expect_err("disk full");
         assert!(error.is_disk_full(), "{error:?}");
-        assert_eq!(
-            std::fs::read_dir(staging.dir()).expect("listable").count(),
-            0
-        );
+        assert_eq!(std::fs::read_dir(staging.dir()).expect("listable").count(), 0);
         assert!(data.join("precious").exists());
     }
 }

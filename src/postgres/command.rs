@@ -239,10 +239,7 @@ impl Command {
     #[must_use]
     pub fn argv(&self) -> Vec<String> {
         let program = self.program.to_string_lossy().into_owned();
-        let args = self
-            .args
-            .iter()
-            .map(|arg| arg.to_string_lossy().into_owned());
+        let args = self.args.iter().map(|arg| arg.to_string_lossy().into_owned());
         std::iter::once(program).chain(args).collect()
     }
 
@@ -271,9 +268,7 @@ impl Command {
         let name = self.name();
         let mut child = self.spawn()?;
         // With process_group(0) the group has the child's pid. No pid means it has been reaped: impossible here.
-        let group = child
-            .id()
-            .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let group = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         let mut guard = GroupGuard(group);
         let feed = feed(
             child.stdin.take(),
@@ -336,9 +331,7 @@ impl Command {
         }
         command.spawn().map_err(|source| {
             let program = self.program.clone();
-            if source.kind() == io::ErrorKind::NotFound
-                && self.cwd.as_ref().is_none_or(|dir| dir.is_dir())
-            {
+            if source.kind() == io::ErrorKind::NotFound && self.cwd.as_ref().is_none_or(|dir| dir.is_dir()) {
                 Error::NotFound { program }
             } else {
                 Error::Spawn { program, source }
@@ -403,15 +396,9 @@ enum End {
 /// (archive commands, extensions, init scripts) has no business with them.
 fn is_private(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    [
-        "HOWDAH_",
-        "PATRONI_",
-        "SPILO_",
-        "POSTGRES_PASSWORD",
-        "PGPASSWORD",
-    ]
-    .iter()
-    .any(|prefix| name.starts_with(prefix))
+    ["HOWDAH_", "PATRONI_", "SPILO_", "POSTGRES_PASSWORD", "PGPASSWORD"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
 }
 
 async fn stop(child: &mut Child, group: Option<Pid>) {
@@ -493,13 +480,8 @@ mod tests {
         let cancel = CancellationToken::new();
         let command = sh("cat; echo oops >&2").stdin("a\nb").capture();
         let output = command.run(&cancel).await.expect("success");
-        assert_eq!(
-            (output.stdout.as_str(), output.tail.as_str()),
-            ("a\nb\n", "oops")
-        );
-        let command = sh("wc -c")
-            .stdin_from(io::repeat(b'x').take(1_000_000))
-            .capture();
+        assert_eq!((output.stdout.as_str(), output.tail.as_str()), ("a\nb\n", "oops"));
+        let command = sh("wc -c").stdin_from(io::repeat(b'x').take(1_000_000)).capture();
         assert_eq!(
             command.run(&cancel).await.expect("success").stdout.trim(),
             "1000000"
@@ -532,9 +514,7 @@ mod tests {
     async fn lines_end_at_carriage_returns_too() {
         let mut lines = Vec::new();
         sh("printf '1%%\\r2%%\\nend'")
-            .run_with(&CancellationToken::new(), |_, line| {
-                lines.push(line.to_owned())
-            })
+            .run_with(&CancellationToken::new(), |_, line| lines.push(line.to_owned()))
             .await
             .expect("success");
         assert_eq!(lines, ["1%", "2%", "end"]);

@@ -17,8 +17,7 @@ use super::{
     confdir::HEADER,
     guc::{self, Known, is_name, quote, text_of},
     protected::{
-        NOT_ON_COMMAND_LINE, PROTECTED, Rule, accepted, cluster_name, is_protected,
-        wal_keep_from_segments,
+        NOT_ON_COMMAND_LINE, PROTECTED, Rule, accepted, cluster_name, is_protected, wal_keep_from_segments,
     },
     recovery::{RECOVERY_PARAMETERS, Recovery},
     version::Major,
@@ -73,11 +72,7 @@ pub struct Warning {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "parameter {} = '{}': {}",
-            self.name, self.value, self.reason
-        )
+        write!(f, "parameter {} = '{}': {}", self.name, self.value, self.reason)
     }
 }
 
@@ -108,9 +103,7 @@ const DEFAULTS: &[(&str, &str)] = &[
 pub fn effective(input: &Input<'_>) -> Effective {
     let mut result = Effective::default();
     for (name, value) in DEFAULTS {
-        result
-            .parameters
-            .insert((*name).to_owned(), (*value).to_owned());
+        result.parameters.insert((*name).to_owned(), (*value).to_owned());
     }
     if let Some(dir) = input.socket_dir {
         result
@@ -166,11 +159,7 @@ impl Effective {
                 self.parameters.remove(&name);
                 return;
             }
-            return self.warn(
-                &name,
-                shown(),
-                "dropped, a text, number or boolean is expected",
-            );
+            return self.warn(&name, shown(), "dropped, a text, number or boolean is expected");
         };
         if !input.major.has_parameter(&name) {
             return self.warn(
@@ -210,11 +199,7 @@ impl Effective {
                 if matches!(rule, Rule::Fixed) {
                     self.warn(name, shown, "ignored, it cannot be set dynamically");
                 } else if accepted(rule, raw).is_none() {
-                    self.warn(
-                        name,
-                        shown,
-                        format!("not acceptable, {default} is used instead"),
-                    );
+                    self.warn(name, shown, format!("not acceptable, {default} is used instead"));
                 }
             }
             self.parameters.insert((*name).to_owned(), value);
@@ -227,8 +212,7 @@ impl Effective {
             let Some(configured) = self.parameters.get(name) else {
                 continue;
             };
-            let (Ok(wanted), Ok(needed)) = (configured.parse::<i64>(), primary.parse::<i64>())
-            else {
+            let (Ok(wanted), Ok(needed)) = (configured.parse::<i64>(), primary.parse::<i64>()) else {
                 continue;
             };
             if needed > wanted {
@@ -268,10 +252,7 @@ pub fn render_postgresql_conf(frame: &Frame<'_>, effective: &Effective) -> Strin
     for (name, value) in &effective.parameters {
         put(format_args!("{name} = {}\n", quote(value)));
     }
-    for (name, value) in [
-        ("hba_file", frame.hba_file),
-        ("ident_file", frame.ident_file),
-    ] {
+    for (name, value) in [("hba_file", frame.hba_file), ("ident_file", frame.ident_file)] {
         if !effective.parameters.contains_key(name) && !value.is_empty() {
             put(format_args!("{name} = {}\n", quote(value)));
         }
@@ -445,17 +426,11 @@ mod tests {
     #[test]
     fn hot_standby_is_the_old_name_of_replica() {
         assert_eq!(
-            value(
-                &with(json!({"wal_level": "hot_standby"}), json!({})),
-                "wal_level"
-            ),
+            value(&with(json!({"wal_level": "hot_standby"}), json!({})), "wal_level"),
             "replica"
         );
         assert_eq!(
-            value(
-                &with(json!({"wal_level": "logical"}), json!({})),
-                "wal_level"
-            ),
+            value(&with(json!({"wal_level": "logical"}), json!({})), "wal_level"),
             "logical"
         );
     }
@@ -494,16 +469,8 @@ mod tests {
             "max_connections setting:              100",
             "max_connections setting:              300",
         );
-        let control = crate::postgres::control::parse(&text)
-            .expect("valid")
-            .control;
-        let effective = run(
-            15,
-            &Map::new(),
-            &Map::new(),
-            &Known::default(),
-            Some(&control),
-        );
+        let control = crate::postgres::control::parse(&text).expect("valid").control;
+        let effective = run(15, &Map::new(), &Map::new(), &Known::default(), Some(&control));
         assert_eq!(value(&effective, "max_connections"), "300");
         let expected = PendingRestart {
             name: "max_connections".into(),

@@ -57,8 +57,7 @@ impl ConfDir {
     /// `postgresql.base.conf`, the file initdb made.
     #[must_use]
     pub fn base(&self) -> PathBuf {
-        self.config_dir
-            .join(format!("{}.base.conf", self.base_name))
+        self.config_dir.join(format!("{}.base.conf", self.base_name))
     }
 
     /// `pg_hba.conf`.
@@ -266,11 +265,7 @@ mod tests {
     #[test]
     fn our_own_file_never_becomes_the_base() {
         let (_dir, conf) = conf_dir();
-        fs::write(
-            conf.main(),
-            format!("{HEADER}include 'postgresql.base.conf'\n"),
-        )
-        .expect("file");
+        fs::write(conf.main(), format!("{HEADER}include 'postgresql.base.conf'\n")).expect("file");
         conf.adopt_base().expect("made");
         assert_eq!(text(&conf.base()), "");
     }

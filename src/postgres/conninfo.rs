@@ -143,8 +143,7 @@ impl Conninfo {
             .filter(|(_, since)| major.0 >= *since)
             .map(|(name, _)| *name);
         let words = known.chain(OTHERS.iter().copied());
-        let pairs =
-            words.filter_map(|name| Some(format!("{name}={}", value_text(self.get(name)?))));
+        let pairs = words.filter_map(|name| Some(format!("{name}={}", value_text(self.get(name)?))));
         pairs.collect::<Vec<_>>().join(" ")
     }
 
@@ -254,16 +253,10 @@ mod tests {
             .with("user", "a'b\\c d\te")
             .with("host", "/run/a b")
             .with("port", "1");
-        assert_eq!(
-            Conninfo::parse(&odd.primary_conninfo(Major(15))),
-            Ok(odd.clone())
-        );
+        assert_eq!(Conninfo::parse(&odd.primary_conninfo(Major(15))), Ok(odd.clone()));
         assert_eq!(Conninfo::parse(&odd.dsn(Major(15))), Ok(odd));
         let spaced = Conninfo::parse(" host = 'x y'  port=5 ").expect("valid");
-        assert_eq!(
-            (spaced.get("host"), spaced.get("port")),
-            (Some("x y"), Some("5"))
-        );
+        assert_eq!((spaced.get("host"), spaced.get("port")), (Some("x y"), Some("5")));
     }
 
     #[test]

@@ -166,8 +166,7 @@ fn settings(fields: &HashMap<&str, &str>) -> Vec<(String, String)> {
         ("max_prepared_transactions", "max_prepared_xacts setting"),
         ("max_locks_per_transaction", "max_locks_per_xact setting"),
     ];
-    let known =
-        |(name, field): &(&str, &str)| Some(((*name).to_owned(), (*fields.get(field)?).to_owned()));
+    let known = |(name, field): &(&str, &str)| Some(((*name).to_owned(), (*fields.get(field)?).to_owned()));
     NAMES.iter().filter_map(known).collect()
 }
 
@@ -231,9 +230,7 @@ mod tests {
         for text in [
             String::new(),
             "nonsense".to_owned(),
-            format!(
-                "WARNING: Calculated CRC checksum does not match value stored in file.\n{COMMON}"
-            ),
+            format!("WARNING: Calculated CRC checksum does not match value stored in file.\n{COMMON}"),
             variant("7711513161556410640", "0"),
             variant(
                 "Database cluster state:               shut down",

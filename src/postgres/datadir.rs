@@ -213,19 +213,12 @@ mod tests {
 
     #[track_caller]
     fn check(files: &[(&str, &str)], expected: DataDir) {
-        assert_eq!(
-            classify(dir_with(files).path(), None),
-            expected,
-            "{files:?}"
-        );
+        assert_eq!(classify(dir_with(files).path(), None), expected, "{files:?}");
     }
 
     #[test]
     fn absent_hidden_and_lost_and_found_are_empty() {
-        assert_eq!(
-            classify(Path::new("/nonexistent/data"), None),
-            DataDir::Empty
-        );
+        assert_eq!(classify(Path::new("/nonexistent/data"), None), DataDir::Empty);
         check(&[], DataDir::Empty);
         check(&[(".snapshot/x", ""), ("lost+found/x", "")], DataDir::Empty);
     }

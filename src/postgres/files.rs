@@ -87,11 +87,7 @@ fn write_new(path: &Path, dir: &Path, content: &[u8], mode: u32) -> Result<(), E
         at("change the owner of", path, owned)?;
     }
     let permissions = fs::Permissions::from_mode(mode);
-    at(
-        "change the mode of",
-        path,
-        file.set_permissions(permissions),
-    )?;
+    at("change the mode of", path, file.set_permissions(permissions))?;
     at("sync", path, file.sync_all())
 }
 
@@ -174,8 +170,7 @@ mod tests {
 
     #[test]
     fn an_error_names_the_file() {
-        let error =
-            write_atomic(Path::new("/nonexistent/f"), b"", 0o600).expect_err("no directory");
+        let error = write_atomic(Path::new("/nonexistent/f"), b"", 0o600).expect_err("no directory");
         assert!(error.to_string().contains("/nonexistent/f"), "{error}");
     }
 

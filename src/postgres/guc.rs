@@ -64,9 +64,7 @@ pub fn parse_bool(text: &str) -> Option<bool> {
     let prefix = |word: &str, least: usize| text.len() >= least && word.starts_with(&text);
     match () {
         () if text == "1" || prefix("true", 1) || prefix("yes", 1) || text == "on" => Some(true),
-        () if text == "0" || prefix("false", 1) || prefix("no", 1) || prefix("off", 2) => {
-            Some(false)
-        }
+        () if text == "0" || prefix("false", 1) || prefix("no", 1) || prefix("off", 2) => Some(false),
         () => None,
     }
 }
@@ -92,10 +90,7 @@ pub fn parse_bytes(text: &str, bare_bytes: u64) -> Option<u64> {
     if let Ok(whole) = number.parse::<u64>() {
         return whole.checked_mul(factor);
     }
-    let number: f64 = number
-        .parse()
-        .ok()
-        .filter(|n: &f64| n.is_finite() && *n < 1e15)?;
+    let number: f64 = number.parse().ok().filter(|n: &f64| n.is_finite() && *n < 1e15)?;
     #[allow(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -190,10 +185,7 @@ impl Known {
     pub fn parse(text: &str) -> Self {
         let line = |line: &str| {
             let mut fields = line.split('\t');
-            let name = fields
-                .next()
-                .filter(|name| is_name(name))?
-                .to_ascii_lowercase();
+            let name = fields.next().filter(|name| is_name(name))?.to_ascii_lowercase();
             let kind = match fields.nth(2)? {
                 "BOOLEAN" => Kind::Bool,
                 "INTEGER" => Kind::Integer,
@@ -210,10 +202,7 @@ impl Known {
     /// a server that described nothing is taken to know all.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
-        self.0.is_empty()
-            || name.contains('.')
-            || self.0.contains_key(name)
-            || UNDESCRIBED.contains(&name)
+        self.0.is_empty() || name.contains('.') || self.0.contains_key(name) || UNDESCRIBED.contains(&name)
     }
 
     /// Why the server would refuse the value, as far as that can be told without it. A refused value in the
@@ -303,14 +292,8 @@ mod tests {
                 && known.has("zero_damaged_pages")
         );
         assert!(!known.has("wrok_mem"));
-        assert_eq!(
-            known.objection("fsync", "maybe"),
-            Some("a boolean is expected")
-        );
-        assert_eq!(
-            known.objection("work_mem", "lots"),
-            Some("a number is expected")
-        );
+        assert_eq!(known.objection("fsync", "maybe"), Some("a boolean is expected"));
+        assert_eq!(known.objection("work_mem", "lots"), Some("a number is expected"));
         assert_eq!(known.objection("work_mem", "64MB"), None);
         assert_eq!(known.objection("datestyle", "x"), None);
         assert!(Known::default().has("anything"));

@@ -63,13 +63,8 @@ pub fn weak_lines(lines: &[String]) -> Vec<&str> {
     const WEAK: &[&str] = &["trust", "password", "md5"];
     let weak = |line: &&str| {
         let text = line.split('#').next().unwrap_or_default();
-        let is_rule =
-            text.trim_start().starts_with("local") || text.trim_start().starts_with("host");
-        is_rule
-            && text
-                .split_whitespace()
-                .skip(3)
-                .any(|word| WEAK.contains(&word))
+        let is_rule = text.trim_start().starts_with("local") || text.trim_start().starts_with("host");
+        is_rule && text.split_whitespace().skip(3).any(|word| WEAK.contains(&word))
     };
     lines.iter().map(String::as_str).filter(weak).collect()
 }

@@ -110,10 +110,7 @@ pub fn arguments(major: Major, input: &Input<'_>) -> Result<Vec<String>, Error> 
         ],
         "--locale=C.UTF-8",
     );
-    unless(
-        &["data-checksums", "no-data-checksums", "k"],
-        "--data-checksums",
-    );
+    unless(&["data-checksums", "no-data-checksums", "k"], "--data-checksums");
     if input.superuser.password.is_some() {
         unless(&["auth", "auth-local", "A"], "--auth-local=scram-sha-256");
         unless(&["auth", "auth-host", "A"], "--auth-host=scram-sha-256");
@@ -152,18 +149,12 @@ fn checked_args(words: &[String]) -> Result<Vec<String>, Error> {
     let mut args = Vec::new();
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        let name = word
-            .trim_start_matches('-')
-            .split('=')
-            .next()
-            .unwrap_or_default();
+        let name = word.trim_start_matches('-').split('=').next().unwrap_or_default();
         let short = SHORT
             .iter()
             .find(|(short, _)| word.starts_with(short) && !word.starts_with("--"));
         if let Some((_, name)) = short {
-            return Err(Error::Options(options::Error::Forbidden(
-                (*name).to_owned(),
-            )));
+            return Err(Error::Options(options::Error::Forbidden((*name).to_owned())));
         }
         if FORBIDDEN.contains(&name) || !word.starts_with('-') {
             return Err(Error::Options(options::Error::Forbidden(word.clone())));
@@ -219,17 +210,9 @@ fn takes_value(name: &str) -> bool {
 ///
 /// # Errors
 /// See [`Error`]. The directory may then hold a part of a cluster; discarding it is the caller's decision.
-pub async fn run(
-    binaries: &Binaries,
-    input: &Input<'_>,
-    cancel: &CancellationToken,
-) -> Result<(), Error> {
+pub async fn run(binaries: &Binaries, input: &Input<'_>, cancel: &CancellationToken) -> Result<(), Error> {
     let args = arguments(binaries.major(), input)?;
-    let mut command = binaries
-        .command("initdb")
-        .args(&args)
-        .arg("-D")
-        .arg(input.dir);
+    let mut command = binaries.command("initdb").args(&args).arg("-D").arg(input.dir);
     // Beside, not inside: initdb wants an empty directory. Hidden, because "beside" may be the data directory.
     let beside = input.dir.parent().unwrap_or(Path::new("."));
     let mut temporary = Temporary::default();

@@ -82,10 +82,7 @@ pub struct Context<'a> {
 /// The folder is there but cannot be listed.
 pub fn list(dir: &Path) -> Result<Vec<(PathBuf, Kind)>, files::Error> {
     let mut scripts = Vec::new();
-    for entry in optional("list", dir, fs::read_dir(dir))?
-        .into_iter()
-        .flatten()
-    {
+    for entry in optional("list", dir, fs::read_dir(dir))?.into_iter().flatten() {
         let path = at("list", dir, entry)?.path();
         if !path.is_dir() {
             let kind = kind_of(&path);
@@ -180,13 +177,9 @@ fn command_for(
 }
 
 fn psql(binaries: &Binaries) -> Command {
-    binaries.command("psql").args([
-        "-v",
-        "ON_ERROR_STOP=1",
-        "--no-psqlrc",
-        "--no-password",
-        "--quiet",
-    ])
+    binaries
+        .command("psql")
+        .args(["-v", "ON_ERROR_STOP=1", "--no-psqlrc", "--no-password", "--quiet"])
 }
 
 /// Program and arguments that run a shell script.
@@ -256,10 +249,7 @@ mod tests {
             .iter()
             .map(|(path, kind)| {
                 (
-                    path.file_name()
-                        .expect("named")
-                        .to_string_lossy()
-                        .into_owned(),
+                    path.file_name().expect("named").to_string_lossy().into_owned(),
                     *kind,
                 )
             })
@@ -283,10 +273,7 @@ mod tests {
     fn a_script_that_is_not_executable_gets_its_interpreter() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let executable = script(dir.path(), "a.sh", "#!/bin/sh\n", 0o755);
-        assert_eq!(
-            shell_call(&executable).expect("readable"),
-            (executable, vec![])
-        );
+        assert_eq!(shell_call(&executable).expect("readable"), (executable, vec![]));
         let named = script(dir.path(), "b.sh", "#!/usr/bin/env bash\n", 0o644);
         assert_eq!(
             shell_call(&named).expect("readable"),

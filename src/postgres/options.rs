@@ -43,9 +43,7 @@ impl Options {
                     }
                 }
             }
-            Value::Array(items) => items
-                .iter()
-                .for_each(|item| options.add_item(item, forbidden)),
+            Value::Array(items) => items.iter().for_each(|item| options.add_item(item, forbidden)),
             other => options.errors.push(Error::Shape(other.to_string())),
         }
         options
@@ -170,20 +168,13 @@ mod tests {
         );
         assert_eq!(
             map.args,
-            [
-                "--encoding=UTF8",
-                "--locale=de_DE.UTF-8",
-                "--wal-segsize=64"
-            ]
+            ["--encoding=UTF8", "--locale=de_DE.UTF-8", "--wal-segsize=64"]
         );
         let list = Options::read(
             &json!(["data-checksums", {"encoding": "\"UTF8\""}, "--locale=C"]),
             &[],
         );
-        assert_eq!(
-            list.args,
-            ["--data-checksums", "--encoding=UTF8", "--locale=C"]
-        );
+        assert_eq!(list.args, ["--data-checksums", "--encoding=UTF8", "--locale=C"]);
         assert!(map.errors.is_empty() && list.errors.is_empty());
         assert!(list.has(&["no-locale", "locale"]) && !list.has(&["enc"]));
     }

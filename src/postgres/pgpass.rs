@@ -21,11 +21,7 @@ pub struct Entry<'a> {
 /// The content of a password file; entries without a password are left out.
 #[must_use]
 pub fn render(entries: &[Entry<'_>]) -> String {
-    entries
-        .iter()
-        .flat_map(lines)
-        .map(|line| line + "\n")
-        .collect()
+    entries.iter().flat_map(lines).map(|line| line + "\n").collect()
 }
 
 fn lines(entry: &Entry<'_>) -> Vec<String> {
@@ -125,10 +121,7 @@ mod tests {
                 login: &login,
             },
         ]);
-        assert_eq!(
-            text,
-            "a:1:*:u:p\nb:2:*:u:p\n/run/x:3:*:u:p\nlocalhost:3:*:u:p\n"
-        );
+        assert_eq!(text, "a:1:*:u:p\nb:2:*:u:p\n/run/x:3:*:u:p\nlocalhost:3:*:u:p\n");
     }
 
     #[test]
@@ -160,9 +153,6 @@ mod tests {
         }];
         assert!(write(&path, &entries).expect("written"));
         assert!(!write(&path, &entries).expect("unchanged"));
-        assert_eq!(
-            std::fs::metadata(&path).expect("there").mode() & 0o777,
-            0o600
-        );
+        assert_eq!(std::fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
     }
 }

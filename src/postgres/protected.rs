@@ -73,9 +73,7 @@ pub(super) fn accepted(rule: &Rule, value: &Value) -> Option<String> {
         Rule::AtLeast(least) => {
             let number = read_int(value)?;
             // The upper bound of all of them in PostgreSQL, give or take: beyond it the server would not start.
-            (*least..=262_143)
-                .contains(&number)
-                .then(|| number.to_string())
+            (*least..=262_143).contains(&number).then(|| number.to_string())
         }
         Rule::AtLeastBytes(least) => {
             let text = text_of(value)?;

@@ -67,9 +67,8 @@ pub fn recovery_settings(major: Major, follow: &Follow<'_>) -> Recovery {
     let mut settings = BTreeMap::new();
     for (name, value) in follow.user.into_iter().flatten() {
         let name = name.to_ascii_lowercase();
-        let ours = name.starts_with("recovery_target")
-            || name.starts_with("primary_")
-            || name == "standby_mode";
+        let ours =
+            name.starts_with("recovery_target") || name.starts_with("primary_") || name == "standby_mode";
         let exists = RECOVERY_PARAMETERS.contains(&name.as_str())
             && name != "trigger_file"
             && major.has_parameter(&name);
@@ -85,10 +84,7 @@ pub fn recovery_settings(major: Major, follow: &Follow<'_>) -> Recovery {
         settings.insert((*name).to_owned(), String::new());
     }
     if let Some(primary) = follow.primary {
-        settings.insert(
-            "primary_conninfo".to_owned(),
-            primary.primary_conninfo(major),
-        );
+        settings.insert("primary_conninfo".to_owned(), primary.primary_conninfo(major));
         if let Some(slot) = follow.slot {
             settings.insert("primary_slot_name".to_owned(), slot.to_owned());
         }
@@ -136,8 +132,7 @@ fn one_differs(name: &str, wanted: &Recovery, current: &BTreeMap<String, String>
         // Anything else may come from a file of the user's own and is left alone.
         let ours = matches!(name, "primary_conninfo" | "primary_slot_name") && !current.is_empty();
         // Without a connection the slot name does nothing.
-        let idle_slot =
-            name == "primary_slot_name" && !wanted.settings.contains_key("primary_conninfo");
+        let idle_slot = name == "primary_slot_name" && !wanted.settings.contains_key("primary_conninfo");
         return if ours && !idle_slot {
             Difference::Reload
         } else {
@@ -194,12 +189,8 @@ pub fn strip_recovery_settings(auto_conf: &str) -> Option<String> {
             .unwrap_or_default();
         RECOVERY_PARAMETERS.contains(&name.to_ascii_lowercase().as_str())
     };
-    let kept: Vec<&str> = auto_conf
-        .lines()
-        .filter(|line| !is_recovery(line))
-        .collect();
-    (kept.len() != auto_conf.lines().count())
-        .then(|| kept.iter().map(|line| format!("{line}\n")).collect())
+    let kept: Vec<&str> = auto_conf.lines().filter(|line| !is_recovery(line)).collect();
+    (kept.len() != auto_conf.lines().count()).then(|| kept.iter().map(|line| format!("{line}\n")).collect())
 }
 
 #[cfg(test)]
@@ -239,12 +230,7 @@ mod tests {
             },
         );
         assert!(recovery.standby);
-        assert!(
-            !recovery
-                .settings
-                .keys()
-                .any(|name| name.starts_with("primary"))
-        );
+        assert!(!recovery.settings.keys().any(|name| name.starts_with("primary")));
     }
 
     #[test]
@@ -266,16 +252,10 @@ mod tests {
             current.insert(name.to_owned(), value.to_owned());
             recovery_differs(&wanted, &current, true)
         };
-        assert_eq!(
-            with("primary_conninfo", "host=b user=r"),
-            Difference::Reload
-        );
+        assert_eq!(with("primary_conninfo", "host=b user=r"), Difference::Reload);
         assert_eq!(with("primary_slot_name", ""), Difference::Reload);
         assert_eq!(with("restore_command", "false"), Difference::Reload);
-        assert_eq!(
-            with("recovery_target_time", "2020-01-01"),
-            Difference::Restart
-        );
+        assert_eq!(with("recovery_target_time", "2020-01-01"), Difference::Restart);
         assert_eq!(
             recovery_differs(&wanted, &current(&wanted), false),
             Difference::Restart
@@ -289,10 +269,7 @@ mod tests {
         current.insert("primary_slot_name".into(), "x".into());
         assert_eq!(recovery_differs(&wanted, &current, true), Difference::No);
         current.insert("primary_conninfo".into(), "host=a".into());
-        assert_eq!(
-            recovery_differs(&wanted, &current, true),
-            Difference::Reload
-        );
+        assert_eq!(recovery_differs(&wanted, &current, true), Difference::Reload);
     }
 
     #[test]

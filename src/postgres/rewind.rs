@@ -278,12 +278,10 @@ mod tests {
     #[test]
     fn only_a_clean_stop_needs_no_recovery() {
         assert!(
-            !needs_crash_recovery(DbState::ShutDown)
-                && !needs_crash_recovery(DbState::ShutDownInRecovery)
+            !needs_crash_recovery(DbState::ShutDown) && !needs_crash_recovery(DbState::ShutDownInRecovery)
         );
         assert!(
-            needs_crash_recovery(DbState::InProduction)
-                && needs_crash_recovery(DbState::InArchiveRecovery)
+            needs_crash_recovery(DbState::InProduction) && needs_crash_recovery(DbState::InArchiveRecovery)
         );
     }
 
@@ -325,13 +323,9 @@ mod tests {
     #[test]
     fn the_output_tells_what_happened() {
         let mut reading = Reading::default();
-        assert!(
-            !reading.line("pg_rewind: servers diverged at WAL location 0/3000148 on timeline 1")
-        );
+        assert!(!reading.line("pg_rewind: servers diverged at WAL location 0/3000148 on timeline 1"));
         assert!(!reading.copying);
-        assert!(
-            reading.line("pg_rewind: need to copy 53 MB (total source directory size is 76 MB)")
-        );
+        assert!(reading.line("pg_rewind: need to copy 53 MB (total source directory size is 76 MB)"));
         assert!(!reading.line("pg_rewind: need to copy 53 MB"));
         assert!(reading.copying && !reading.not_needed);
         let mut reading = Reading::default();
@@ -342,10 +336,7 @@ mod tests {
     #[test]
     fn a_missing_segment_is_named() {
         let text = "pg_rewind: servers diverged\npg_rewind: error: could not open file \"/data/pg_wal/00000001000000000000000A\": No such file or directory\npg_rewind: fatal: could not find previous WAL record at 0/A000028";
-        assert_eq!(
-            missing_wal(text).as_deref(),
-            Some("00000001000000000000000A")
-        );
+        assert_eq!(missing_wal(text).as_deref(), Some("00000001000000000000000A"));
         assert_eq!(
             missing_wal("could not open file \"/data/global/pg_control\": No such file"),
             None

@@ -68,16 +68,11 @@ impl Staging {
     }
 
     fn at(data_dir: &Path) -> Result<Self, Error> {
-        let parent = data_dir
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
+        let parent = data_dir.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
         let there = optional("look at", data_dir, fs::symlink_metadata(data_dir))?;
         if there.is_none() {
-            let made = fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(parent);
+            let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(parent);
             at("create", parent, made)?;
         }
         let writable = rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok();
@@ -125,11 +120,7 @@ impl Staging {
     /// The step that failed. [`finish_interrupted`] can go on from there once the cause is gone.
     pub fn install(&self, old: OldData, stamp: &str) -> Result<Option<PathBuf>, Error> {
         let kept = neighbour(&self.data_dir, &format!(".replaced-{stamp}"));
-        let plan = if old == OldData::KeepRenamed {
-            stamp
-        } else {
-            ""
-        };
+        let plan = if old == OldData::KeepRenamed { stamp } else { "" };
         files::write_atomic(&self.side.join(INSTALLING), plan.as_bytes(), 0o600)?;
         let kept = if self.inside {
             self.move_in(old, stamp)?
@@ -144,33 +135,20 @@ impl Staging {
 
     fn exchange(&self, old: OldData, kept: PathBuf) -> Result<Option<PathBuf>, Error> {
         let replaced = neighbour(&self.data_dir, ".howdah-old");
-        let there = optional(
-            "look at",
-            &self.data_dir,
-            fs::symlink_metadata(&self.data_dir),
-        )?;
+        let there = optional("look at", &self.data_dir, fs::symlink_metadata(&self.data_dir))?;
         let had_data = there.is_some() && !is_free(&self.data_dir);
         if there.is_none() {
             at("rename", &self.side, fs::rename(&self.side, &self.data_dir))?;
         } else {
             remove_all(&replaced)?;
-            let exchanged = rustix::fs::renameat_with(
-                CWD,
-                &self.side,
-                CWD,
-                &self.data_dir,
-                RenameFlags::EXCHANGE,
-            );
+            let exchanged =
+                rustix::fs::renameat_with(CWD, &self.side, CWD, &self.data_dir, RenameFlags::EXCHANGE);
             match exchanged {
                 Ok(()) => at("rename", &self.side, fs::rename(&self.side, &replaced))?,
                 // Not every file system can exchange. A crash between these two leaves no data directory but a
                 // marked side directory, which finish_interrupted puts in place.
                 Err(_) => {
-                    at(
-                        "rename",
-                        &self.data_dir,
-                        fs::rename(&self.data_dir, &replaced),
-                    )?;
+                    at("rename", &self.data_dir, fs::rename(&self.data_dir, &replaced))?;
                     at("rename", &self.side, fs::rename(&self.side, &self.data_dir))?;
                 }
             }
@@ -212,10 +190,7 @@ impl Staging {
                 }
             }
             files::sync_dir(&self.data_dir)?;
-            let (from, to) = (
-                self.side.join("PG_VERSION"),
-                self.data_dir.join("PG_VERSION"),
-            );
+            let (from, to) = (self.side.join("PG_VERSION"), self.data_dir.join("PG_VERSION"));
             at("move", &from, fs::rename(&from, to))?;
             files::sync_dir(&self.data_dir)?;
         }
@@ -254,10 +229,7 @@ pub fn finish_interrupted(data_dir: &Path) -> Result<bool, Error> {
     // The exchange was done, only the tidying was not: the old data waits under the side name (or the next one).
     let arrived = data_dir.join(INSTALLING);
     if let Some(plan) = optional("read", &arrived, fs::read_to_string(&arrived))? {
-        for left in [
-            neighbour(data_dir, BESIDE),
-            neighbour(data_dir, ".howdah-old"),
-        ] {
+        for left in [neighbour(data_dir, BESIDE), neighbour(data_dir, ".howdah-old")] {
             if !plan.is_empty() && !is_free(&left) {
                 let kept = neighbour(data_dir, &format!(".replaced-{plan}"));
                 at("rename", &left, fs::rename(&left, kept))?;
@@ -369,12 +341,7 @@ fn mount_points(mountinfo: &str) -> impl Iterator<Item = String> {
         .filter_map(|line| line.split(' ').nth(4))
         .map(|field| {
             let mut point = field.to_owned();
-            for (code, text) in [
-                ("\\040", " "),
-                ("\\011", "\t"),
-                ("\\012", "\n"),
-                ("\\134", "\\"),
-            ] {
+            for (code, text) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
                 point = point.replace(code, text);
             }
             point
@@ -413,12 +380,7 @@ mod tests {
         let mut names: Vec<String> = entries(dir)
             .expect("listable")
             .iter()
-            .map(|path| {
-                path.file_name()
-                    .expect("named")
-                    .to_string_lossy()
-                    .into_owned()
-            })
+            .map(|path| path.file_name().expect("named").to_string_lossy().into_owned())
             .collect();
         names.sort();
         names
@@ -446,9 +408,7 @@ mod tests {
         let staging = Staging::prepare(&place.data).expect("prepared");
         fill(staging.dir());
         assert_eq!(
-            staging
-                .install(OldData::KeepRenamed, "T")
-                .expect("installed"),
+            staging.install(OldData::KeepRenamed, "T").expect("installed"),
             None
         );
         assert!(is_new(&place));
@@ -543,9 +503,7 @@ mod tests {
             assert!(finish_interrupted(&place.data).expect("finished"));
             assert!(is_new(&place) && !side.exists());
             assert_eq!(
-                neighbour(&place.data, ".replaced-T")
-                    .join("precious")
-                    .exists(),
+                neighbour(&place.data, ".replaced-T").join("precious").exists(),
                 plan == "T"
             );
         }
@@ -560,11 +518,7 @@ mod tests {
         fs::write(place.data.join(INCOMPLETE), "").expect("marker");
         // The old data is out and PG_VERSION has arrived; then the crash.
         fs::remove_file(place.data.join("precious")).expect("removed");
-        fs::rename(
-            staging.dir().join("PG_VERSION"),
-            place.data.join("PG_VERSION"),
-        )
-        .expect("moved");
+        fs::rename(staging.dir().join("PG_VERSION"), place.data.join("PG_VERSION")).expect("moved");
         assert_eq!(classify(&place.data, None), DataDir::Incomplete);
         assert!(finish_interrupted(&place.data).expect("finished"));
         assert!(is_new(&place));

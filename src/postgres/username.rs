@@ -84,11 +84,7 @@ impl Temporary {
         self.0.push(path.to_owned());
         at("write", path, file.write_all(content.as_bytes()))?;
         if let Some((uid, gid)) = identity {
-            at(
-                "change the owner of",
-                path,
-                chown(path, Some(uid), Some(gid)),
-            )?;
+            at("change the owner of", path, chown(path, Some(uid), Some(gid)))?;
         }
         Ok(path.to_owned())
     }
@@ -115,10 +111,7 @@ mod tests {
         let folder = dir.path().join("x86_64-linux-gnu");
         fs::create_dir(&folder).expect("folder");
         fs::write(folder.join("libnss_wrapper.so"), "").expect("file");
-        assert_eq!(
-            nss_wrapper(dir.path()),
-            Some(folder.join("libnss_wrapper.so"))
-        );
+        assert_eq!(nss_wrapper(dir.path()), Some(folder.join("libnss_wrapper.so")));
         assert_eq!(nss_wrapper(Path::new("/nonexistent")), None);
     }
 
@@ -128,9 +121,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("pw");
         let mut temporary = Temporary::default();
-        temporary
-            .write(&path, "secret", 0o600, None)
-            .expect("written");
+        temporary.write(&path, "secret", 0o600, None).expect("written");
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
         drop(temporary);
         assert!(!path.exists());

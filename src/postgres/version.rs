@@ -20,9 +20,7 @@ pub struct Version {
 
 /// The text says nothing about a PostgreSQL version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "'{0}' is not a PostgreSQL version (expected a text such as 'postgres (PostgreSQL) 17.2' or '17')"
-)]
+#[error("'{0}' is not a PostgreSQL version (expected a text such as 'postgres (PostgreSQL) 17.2' or '17')")]
 pub struct ParseVersionError(pub String);
 
 impl Version {
@@ -32,11 +30,7 @@ impl Version {
     /// The text has another shape.
     pub fn parse(text: &str) -> Result<Self, ParseVersionError> {
         let parse = || {
-            let number = text
-                .split_once("(PostgreSQL)")?
-                .1
-                .split_whitespace()
-                .next()?;
+            let number = text.split_once("(PostgreSQL)")?.1.split_whitespace().next()?;
             let digits = number.bytes().take_while(u8::is_ascii_digit).count();
             let (major, rest) = number.split_at(digits);
             let minor = rest.strip_prefix('.').and_then(|minor| minor.parse().ok());
@@ -129,8 +123,7 @@ impl Major {
                 .iter()
                 .find_map(|(version, names)| names.contains(&name).then_some(*version))
         };
-        known(ADDED).is_none_or(|since| self.0 >= since)
-            && known(REMOVED).is_none_or(|gone| self.0 < gone)
+        known(ADDED).is_none_or(|since| self.0 >= since) && known(REMOVED).is_none_or(|gone| self.0 < gone)
     }
 }
 
@@ -222,10 +215,7 @@ const REMOVED: &[(u16, &[&str])] = &[
     (13, &["wal_keep_segments"]),
     (
         14,
-        &[
-            "operator_precedence_warning",
-            "vacuum_cleanup_index_scale_factor",
-        ],
+        &["operator_precedence_warning", "vacuum_cleanup_index_scale_factor"],
     ),
     (15, &["exclusive_backup", "stats_temp_directory"]),
     (

@@ -62,14 +62,7 @@ pub async fn record_at(
         .command("pg_waldump")
         .arg("-p")
         .arg(data_dir.join("pg_wal"));
-    let command = command.args([
-        "-t",
-        &timeline.to_string(),
-        "-s",
-        &lsn.to_string(),
-        "-n",
-        "1",
-    ]);
+    let command = command.args(["-t", &timeline.to_string(), "-s", &lsn.to_string(), "-n", "1"]);
     let command = command
         .identity(identity)
         .capture()
