@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd::Etcd;
+use etcd::Server as Etcd;
 use node::{Node, code, descendants, own, wait_for};
 use serde_json::json;
 use tempfile::TempDir;
