@@ -12,7 +12,8 @@ pub(super) fn decide(view: &View, now: Boottime) -> Plan {
     if !view.local.may_write() {
         return Plan::wait(format!(
             "the DCS has not answered for {down_for:.1} s; not primary, waiting for it"
-        ));
+        ))
+        .keeping(view.valid_hold(now).is_some());
     }
     match view.valid_hold(now) {
         Some(hold) => {

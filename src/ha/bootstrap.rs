@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Action, Job, Memory, Plan, View, view::upstream};
 use crate::{
     clock::Boottime,
-    model::{Cluster, MemberName, PgState},
+    model::{Cluster, Member, MemberName, PgState},
 };
 
 pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
@@ -43,7 +43,9 @@ fn clone(view: &View, cluster: &Cluster, memory: &Memory, leader: &MemberName, n
     if let Some(left) = Memory::backoff(memory.clone_failures, now) {
         return Plan::wait("the last clone failed, waiting before the next attempt").again_in(left);
     }
-    match source(view, cluster, leader) {
+    // A preferred source that does not work must not keep us from the one that does.
+    let use_tagged = memory.clone_failures.0 == 0;
+    match source(view, cluster, leader, use_tagged) {
         Some(source) => Plan::begin(format!("cloning from '{}'", source.member), Job::Clone(source)),
         None => {
             Plan::wait(format!("waiting for leader '{leader}' to run")).again_in(Duration::from_millis(500))
@@ -53,15 +55,15 @@ fn clone(view: &View, cluster: &Cluster, memory: &Memory, leader: &MemberName, n
 
 /// A running member tagged `clonefrom`, else the leader once its postgres runs. Taking the first by name spreads
 /// nothing, so members start at their own place in the order.
-fn source(view: &View, cluster: &Cluster, leader: &MemberName) -> Option<super::Upstream> {
-    let running = |m: &&crate::model::Member| m.data.state == PgState::Running && m.address().is_some();
+fn source(view: &View, cluster: &Cluster, leader: &MemberName, use_tagged: bool) -> Option<super::Upstream> {
+    let running = |m: &&Member| m.data.state == PgState::Running && m.address().is_some();
     let others = || {
         cluster
             .members
             .iter()
             .filter(|m| m.name != view.me && m.name != *leader)
     };
-    let tagged = |m: &&crate::model::Member| m.tags().clonefrom();
+    let tagged = |m: &&Member| use_tagged && m.tags().clonefrom();
     let preferred = others().filter(running).filter(tagged);
     let after_me = preferred.clone().find(|m| m.name > view.me);
     let chosen = after_me.or_else(|| preferred.min_by(|a, b| a.name.cmp(&b.name)));
@@ -70,44 +72,56 @@ fn source(view: &View, cluster: &Cluster, leader: &MemberName) -> Option<super::
 }
 
 fn without_leader(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
-    let ttl = view.dynamic.timing.ttl;
-    match (cluster.initialize.as_deref(), cluster.initialize_version) {
-        (None, _) if view.tags.nofailover() => {
+    if let Some(plan) = abandoned(view, cluster, memory, now) {
+        return plan;
+    }
+    match cluster.initialize.as_deref() {
+        None if view.tags.nofailover() => {
             Plan::wait("tagged nofailover, waiting for a leader to bootstrap")
         }
-        (None, _) => Plan::act(
+        None => Plan::act(
             "no cluster is initialized, trying to bootstrap a new one",
             [Action::ClaimInitialize, Action::Begin(Job::Bootstrap)],
-        ),
-        (Some(""), Some(version)) => {
-            let working = |m: &crate::model::Member| {
-                m.name != view.me
-                    && matches!(
-                        m.data.state,
-                        PgState::Initializing
-                            | PgState::CustomBootstrap
-                            | PgState::Starting
-                            | PgState::Running
-                    )
-            };
-            let waited = memory
-                .unlocked_since
-                .map_or(Duration::ZERO, |since| now.since(since));
-            if waited > ttl && !cluster.members.iter().any(working) {
-                return Plan::act(
-                    format!(
-                        "a bootstrap was begun, nobody has worked on it for {} s: starting over",
-                        waited.as_secs()
-                    ),
-                    [Action::AbandonInitialize(version)],
-                );
-            }
-            Plan::wait("waiting for another member to finish the bootstrap").again_in(Duration::from_secs(1))
-        }
-        _ => Plan::wait(format!(
-            "the cluster exists (system identifier {}) and has no leader: waiting for a member with its data",
-            cluster.initialize.as_deref().unwrap_or_default()
+        )
+        .again_in(Duration::from_secs(1)),
+        Some("") => Plan::wait("waiting for another member to finish the bootstrap")
+            .again_in(Duration::from_secs(1)),
+        Some(id) => Plan::wait(format!(
+            "the cluster exists (system identifier {id}) and has no leader: waiting for a member with its data"
         ))
         .again_in(Duration::from_secs(1)),
     }
+}
+
+/// A bootstrap that was begun and that nobody has worked on for longer than ttl is called off.
+pub(super) fn abandoned(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Option<Plan> {
+    let version = cluster.initialize_version?;
+    if cluster.initialize.as_deref() != Some("") {
+        return None;
+    }
+    let working = |m: &Member| {
+        let at_work = matches!(
+            m.data.state,
+            PgState::Initializing
+                | PgState::CustomBootstrap
+                | PgState::StartingAfterCustomBootstrap
+                | PgState::Starting
+                | PgState::Running
+        );
+        m.name != view.me && at_work
+    };
+    let waited = now.since(memory.unlocked_since?);
+    if waited <= view.dynamic.timing.ttl || cluster.members.iter().any(working) {
+        return None;
+    }
+    Some(
+        Plan::act(
+            format!(
+                "a bootstrap was begun, nobody has worked on it for {} s: starting over",
+                waited.as_secs()
+            ),
+            [Action::AbandonInitialize(version)],
+        )
+        .again_in(Duration::from_millis(200)),
+    )
 }

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::{
     Action, DemoteMode, Down, Job, Memory, Plan, StartAs, Upstream, View, election,
+    follow::PROBE_FRESH,
+    leader,
     rewind::{self, Reach, Verdict},
-    view::upstream,
+    view::{give_up, others_may_lead, upstream},
 };
 use crate::{
     clock::Boottime,
@@ -30,25 +32,16 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, down: &Dow
 /// The lock carries our name.
 fn ours(view: &View, cluster: &Cluster, memory: &Memory, down: &Down, now: Boottime) -> Plan {
     if view.valid_hold(now).is_none() {
-        return Plan::act(
-            "the lock carries our name, making sure of it",
-            [Action::RenewLock],
-        );
+        return leader::without_hold(view, now);
     }
-    let others = cluster
-        .members
-        .iter()
-        .any(|m| m.name != view.me && !m.tags().nofailover());
+    let others = others_may_lead(view, cluster);
     let timeout = view.dynamic.primary_start_timeout;
     let down_for = memory
         .primary_down_since
         .map_or(Duration::ZERO, |since| now.since(since));
     if !down.was_primary() {
         if memory.start_failures.0 >= START_ATTEMPTS && others {
-            return Plan::act(
-                "postgres does not start, leaving the lock to others",
-                [Action::ReleaseLock(None)],
-            );
+            return give_up(memory, now, "postgres does not start, leaving the lock to others");
         }
         return start(
             memory,
@@ -58,24 +51,26 @@ fn ours(view: &View, cluster: &Cluster, memory: &Memory, down: &Down, now: Boott
         )
         .keeping(true);
     }
-    if down.control.timeline < cluster.timeline() {
-        return Plan::act(
+    if down.timeline() < cluster.timeline() {
+        return give_up(
+            memory,
+            now,
             format!(
                 "our data is on timeline {}, the cluster has reached {}: not leading with older data",
-                down.control.timeline,
+                down.timeline(),
                 cluster.timeline()
             ),
-            [Action::ReleaseLock(None)],
         );
     }
     let given_up = memory.start_failures.0 >= START_ATTEMPTS || down_for >= timeout;
     if others && given_up {
-        return Plan::act(
+        return give_up(
+            memory,
+            now,
             format!(
                 "postgres has not come back within {} s, leaving the lock to others",
                 down_for.as_secs()
             ),
-            [Action::ReleaseLock(None)],
         );
     }
     start(
@@ -107,7 +102,7 @@ fn theirs(
         return Plan::wait(format!("leader '{leader}' has not published its address yet"))
             .again_in(Duration::from_millis(500));
     };
-    let follow = election::upstream_for(view, cluster).unwrap_or_else(|| leader_at.clone());
+    let follow = election::upstream_for(view, cluster);
     if memory.start_failures.0 >= START_ATTEMPTS {
         return repair(
             view,
@@ -122,7 +117,7 @@ fn theirs(
         // A replica is compared with the leader once it runs: what it replays on start only then counts.
         return start(
             memory,
-            StartAs::Replica(Some(follow)),
+            StartAs::Replica(follow),
             &format!("following leader '{leader}'"),
             now,
         );
@@ -130,7 +125,10 @@ fn theirs(
     let waited = memory
         .waiting_for_leader_since
         .map_or(Duration::ZERO, |since| now.since(since));
-    let probe = view.leader_probe.as_ref().filter(|probe| probe.leader == *leader);
+    let probe = view
+        .leader_probe
+        .as_ref()
+        .filter(|probe| probe.leader == *leader && now.since(probe.at) <= PROBE_FRESH);
     let wait = |why: String| {
         let mut memory = memory.clone();
         memory.waiting_for_leader_since.get_or_insert(now);
@@ -148,14 +146,14 @@ fn theirs(
         }
         Some(Err(_)) => start(
             memory,
-            StartAs::Replica(Some(follow)),
+            StartAs::Replica(follow),
             "the leader cannot be asked, starting",
             now,
         ),
         Some(Ok(facts)) => match rewind::verdict(Reach::of_down(down), facts) {
             Verdict::Follow => start(
                 memory,
-                StartAs::Replica(Some(follow)),
+                StartAs::Replica(follow),
                 &format!("following leader '{leader}'"),
                 now,
             ),
@@ -175,7 +173,7 @@ pub(super) fn repair(
     now: Boottime,
 ) -> Plan {
     let rewindable = view.dynamic.use_pg_rewind && (down.control.checksums || down.control.wal_log_hints);
-    if rewindable && memory.rewind_failures == 0 {
+    if rewindable && memory.may_rewind() {
         return Plan::begin(
             format!("{why}: rewinding to leader '{}'", from.member),
             Job::Rewind(from),
@@ -185,7 +183,7 @@ pub(super) fn repair(
         return Plan::wait("the last clone failed, waiting before the next attempt").again_in(left);
     }
     let reason = if rewindable {
-        "pg_rewind failed"
+        "pg_rewind did not help"
     } else {
         "pg_rewind cannot be used"
     };
@@ -226,6 +224,7 @@ pub(super) fn giving_way(memory: &Memory, now: Boottime) -> Option<Duration> {
 pub(super) fn starting(
     view: &View,
     cluster: &Cluster,
+    memory: &Memory,
     since: Boottime,
     primary: bool,
     now: Boottime,
@@ -238,13 +237,13 @@ pub(super) fn starting(
             "starting as primary without the lock",
         );
     }
-    if primary && view.valid_hold(now).is_none() {
-        return Plan::act(
-            "starting as primary, making sure of the lock",
-            [Action::RenewLock],
-        );
+    if ours && view.valid_hold(now).is_none() {
+        return leader::without_hold(view, now);
     }
-    if primary && now.since(since) >= view.dynamic.primary_start_timeout {
+    // Alone, a long crash recovery is better than one that is begun again and again.
+    let down_since = memory.primary_down_since.unwrap_or(since).min(since);
+    let late = now.since(down_since) >= view.dynamic.primary_start_timeout;
+    if primary && late && others_may_lead(view, cluster) {
         let deadline = now + view.stop_timeout();
         return Plan::begin(
             "postgres takes too long to start",
@@ -252,9 +251,10 @@ pub(super) fn starting(
                 mode: DemoteMode::Immediate,
                 deadline,
             },
-        );
+        )
+        .keeping(true);
     }
     Plan::wait("postgres is starting")
-        .keeping(view.hold.is_some())
+        .keeping(ours)
         .again_in(Duration::from_millis(200))
 }

@@ -8,12 +8,12 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View,
+    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, bootstrap,
     down::giving_way, view::upstream,
 };
 use crate::{
     clock::Boottime,
-    model::{Cluster, Lsn, MemberName, PeerStatus, Timeline, slot_name},
+    model::{Cluster, FailoverKey, Lsn, MemberName, PeerStatus, Timeline, slot_name},
 };
 
 /// Answers of peers older than this are asked for again.
@@ -56,7 +56,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
             if cluster.failover.is_some() {
                 actions.push(Action::ClearFailover);
             }
-            Plan::act(because, actions).keeping(true)
+            Plan::act(because, actions).keeping(true).again_in(AGAIN)
         }
         Ruling::Ask(action) => Plan::act("nobody leads, asking the other members", [action]),
         Ruling::No(because) => Plan::wait(because).again_in(AGAIN),
@@ -89,6 +89,7 @@ fn running_primary(view: &View, cluster: &Cluster, running: &Running, now: Boott
         [Action::AcquireLock],
     )
     .keeping(true)
+    .again_in(AGAIN)
 }
 
 /// A stopped primary and nobody leads.
@@ -99,21 +100,27 @@ pub(super) fn former_primary(
     down: &Down,
     now: Boottime,
 ) -> Plan {
-    let (timeline, checkpoint) = down.control.end();
     let candidate = Candidate {
-        timeline,
-        position: down.checkpoint_end.unwrap_or(checkpoint),
-        last_primary: !down.control.state.is_clean() || down.checkpoint_end.is_some(),
+        timeline: down.timeline(),
+        position: down.checkpoint_end.unwrap_or(down.control.checkpoint),
+        last_primary: true,
     };
     if let Some(left) = Memory::backoff(memory.start_failures, now) {
         return Plan::wait("the last start failed, waiting before the next attempt").again_in(left);
     }
+    // An `/initialize` nobody finishes must not keep existing data from being served.
+    if let Some(plan) = bootstrap::abandoned(view, cluster, memory, now) {
+        return plan;
+    }
     match rule(view, cluster, memory, candidate, now) {
-        Ruling::Yes(because) => Plan::act(
-            because,
-            [Action::AcquireLock, Action::Begin(Job::Start(StartAs::Primary))],
-        )
-        .keeping(true),
+        Ruling::Yes(because) => {
+            let mut actions = vec![Action::AcquireLock, Action::Begin(Job::Start(StartAs::Primary))];
+            // Else the request that made us stop would make us stop again, for ever if its candidate cannot lead.
+            if cluster.failover.as_ref().is_some_and(|key| due(view, key)) {
+                actions.push(Action::ClearFailover);
+            }
+            Plan::act(because, actions).keeping(true).again_in(AGAIN)
+        }
         Ruling::Ask(action) => Plan::act("nobody leads, asking the other members", [action]),
         Ruling::No(because) => Plan::wait(because).again_in(AGAIN),
     }
@@ -136,11 +143,26 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     if giving_way(memory, now).is_some() && !named(view, cluster) {
         return no("handed the lock over, leaving it to others");
     }
-    match manual(view, cluster, now) {
+    match manual(view, cluster, memory, candidate, now) {
         Some(ruling) => ruling,
         None => own(view, cluster, memory, candidate, now)
             .unwrap_or_else(|| against_peers(view, cluster, memory, candidate, now)),
     }
+}
+
+/// Not scheduled for later.
+fn due(view: &View, request: &FailoverKey) -> bool {
+    request.scheduled_at.is_none_or(|at| at <= view.wall)
+}
+
+/// Scheduled for a time so long gone that its leader never came to it (it had a hand-over and a lease's time for it).
+fn missed(view: &View, request: &FailoverKey) -> bool {
+    let timing = view.dynamic.timing;
+    let allowed = timing.loop_wait * 3 / 2 + view.stop_timeout() + timing.ttl * 2;
+    request.scheduled_at.is_some_and(|at| {
+        let late = view.wall.duration_since(at);
+        !late.is_negative() && late.unsigned_abs() > allowed
+    })
 }
 
 /// A request names us as the candidate.
@@ -152,13 +174,21 @@ fn named(view: &View, cluster: &Cluster) -> bool {
 }
 
 /// A switchover or failover request is open (contract: HA rules §6.3). `None`: decide as without one.
-fn manual(view: &View, cluster: &Cluster, now: Boottime) -> Option<Ruling> {
+fn manual(view: &View, cluster: &Cluster, memory: &Memory, me: Candidate, now: Boottime) -> Option<Ruling> {
     let request = cluster.failover.as_ref()?;
-    if request.scheduled_at.is_some_and(|at| at > view.wall) {
+    if !due(view, request) || missed(view, request) {
         return None;
     }
     let candidate = request.candidate.as_ref();
     if candidate == Some(&view.me) {
+        // A switchover that was asked of a leader which then died, found by a member that has just come up: nobody
+        // wanted older data to lead. A failover (no leader named) is a person's will.
+        if request.is_switchover()
+            && memory.last_leader.is_none()
+            && let Some(refused) = own(view, cluster, memory, me, now)
+        {
+            return Some(refused);
+        }
         return Some(Ruling::Yes(
             "named as the candidate of a manual request".to_owned(),
         ));
@@ -167,7 +197,14 @@ fn manual(view: &View, cluster: &Cluster, now: Boottime) -> Option<Ruling> {
     if candidate.is_none() && !was_leader {
         return None;
     }
-    // Another is to take over: wait for it while it can.
+    // Another is to take over: wait for it while it can, but not for ever. It may answer us and still not reach the
+    // DCS, or have reasons of its own.
+    let waited = memory
+        .unlocked_since
+        .map_or(Duration::ZERO, |since| now.since(since));
+    if waited >= view.dynamic.timing.ttl {
+        return None;
+    }
     let usable = |answer: Option<&PeerStatus>| answer.is_some_and(|peer| peer.can_lead() && peer.in_recovery);
     let peers = match fresh_peers(view, cluster, now) {
         Ok(peers) => peers,
@@ -308,16 +345,20 @@ fn objection(
 /// The answers, or the wish to have them. Members whose key vanished with the lock are asked too: one of them may
 /// be alive and cut off from the DCS only.
 fn fresh_peers<'a>(view: &'a View, cluster: &Cluster, now: Boottime) -> Result<&'a Peers, Ruling> {
+    let api = |m: &&crate::model::Member| m.name != view.me && !m.data.api_url.is_empty();
+    let present: Vec<_> = cluster
+        .members
+        .iter()
+        .filter(api)
+        .map(|m| (m.name.clone(), m.data.api_url.clone()))
+        .collect();
     match &view.peers {
-        Some(peers) if now.since(peers.at) <= PEERS_FRESH => Ok(peers),
+        Some(peers)
+            if now.since(peers.at) <= PEERS_FRESH && peers.cover(present.iter().map(|(name, _)| name)) =>
+        {
+            Ok(peers)
+        }
         _ => {
-            let api = |m: &&crate::model::Member| m.name != view.me && !m.data.api_url.is_empty();
-            let present: Vec<_> = cluster
-                .members
-                .iter()
-                .filter(api)
-                .map(|m| (m.name.clone(), m.data.api_url.clone()))
-                .collect();
             let gone = |(name, _): &&(MemberName, String)| {
                 *name != view.me && present.iter().all(|(other, _)| other != name)
             };
@@ -328,8 +369,11 @@ fn fresh_peers<'a>(view: &'a View, cluster: &Cluster, now: Boottime) -> Result<&
 }
 
 /// Whom to stream from while another member leads: the member of the tag `replicatefrom` if it is there, else the
-/// leader.
+/// leader. Nobody for a member tagged `nostream`.
 pub(super) fn upstream_for(view: &View, cluster: &Cluster) -> Option<Upstream> {
+    if view.tags.nostream() {
+        return None;
+    }
     let leader = &cluster.leader.as_ref()?.name;
     let wish = view
         .tags

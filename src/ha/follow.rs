@@ -14,6 +14,8 @@ use crate::{
 
 /// A replica that has not streamed for this long is compared with its leader (again).
 const NOT_STREAMING: Duration = Duration::from_secs(3);
+/// Answers of the leader's postgres older than this are asked for again.
+pub(super) const PROBE_FRESH: Duration = Duration::from_secs(1);
 
 pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
     let Some(leader) = cluster.leader.as_ref().map(|leader| &leader.name) else {
@@ -29,19 +31,25 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     let Local::Running(running) = &view.local else {
         return Plan::wait("the local postgres does not answer").again_in(Duration::from_secs(1));
     };
-    let Some(wanted) = election::upstream_for(view, cluster) else {
+    let wanted = election::upstream_for(view, cluster);
+    let nostream = view.tags.nostream();
+    if wanted.is_none() && !nostream {
         return Plan::wait(format!("leader '{leader}' has not published its address yet"))
             .again_in(Duration::from_millis(500));
-    };
+    }
     let Standing::Replica {
         streaming, upstream, ..
     } = &running.standing
     else {
         return Plan::wait("not a replica");
     };
-    if upstream.as_ref() != Some(&(wanted.host.clone(), wanted.port)) {
-        let because = format!("following '{}'", wanted.member);
-        return Plan::act(because, [Action::Follow(Some(wanted))]).again_in(Duration::from_millis(500));
+    let at = |upstream: &Upstream| (upstream.host.clone(), upstream.port);
+    if *upstream != wanted.as_ref().map(at) {
+        let because = match &wanted {
+            Some(wanted) => format!("following '{}'", wanted.member),
+            None => "tagged nostream, living from the archive".to_owned(),
+        };
+        return Plan::act(because, [Action::Follow(wanted)]).again_in(Duration::from_millis(500));
     }
     compare(view, cluster, memory, running, leader, *streaming, now)
 }
@@ -61,9 +69,11 @@ fn compare(
         .and_then(|m| m.data.timeline)
         .unwrap_or(Timeline::UNKNOWN);
     let compared = memory.compared_with.as_ref() == Some(&(leader.clone(), published));
-    let stuck = memory
-        .not_streaming_since
-        .is_some_and(|since| now.since(since) >= NOT_STREAMING);
+    // Who never streams is compared once with each timeline of each leader.
+    let stuck = !view.tags.nostream()
+        && memory
+            .not_streaming_since
+            .is_some_and(|since| now.since(since) >= NOT_STREAMING);
     if streaming || (compared && !stuck) {
         let plan = Plan::wait(format!("a replica of '{leader}'"));
         return if streaming {
@@ -78,7 +88,7 @@ fn compare(
     let probe = view
         .leader_probe
         .as_ref()
-        .filter(|probe| probe.leader == *leader && now.since(probe.at) <= Duration::from_secs(1));
+        .filter(|probe| probe.leader == *leader && now.since(probe.at) <= PROBE_FRESH);
     let Some(probe) = probe else {
         return Plan::act(
             format!("comparing our data with leader '{leader}'"),
@@ -105,13 +115,14 @@ fn compare(
         }
         Verdict::LeaderNotReady => Plan::wait(format!("leader '{leader}' is still being promoted"))
             .again_in(Duration::from_millis(250)),
-        Verdict::Diverged => stop_to_repair(view, leader_at, now),
+        Verdict::Diverged => repair(view, memory, leader_at, now),
     }
 }
 
-/// The directory must be stopped before it can be rewound; the next turn sees it down and decides how to repair it.
-fn stop_to_repair(view: &View, leader: Upstream, now: Boottime) -> Plan {
-    if view.dynamic.use_pg_rewind && view.memory.rewind_failures == 0 {
+/// Both jobs stop postgres first. Whether the directory has what pg_rewind needs is only known once it is down, so it
+/// is tried; a failure leads to a clone.
+fn repair(view: &View, memory: &Memory, leader: Upstream, now: Boottime) -> Plan {
+    if view.dynamic.use_pg_rewind && memory.may_rewind() {
         return Plan::begin(
             format!(
                 "our timeline has diverged: rewinding to leader '{}'",
@@ -120,7 +131,7 @@ fn stop_to_repair(view: &View, leader: Upstream, now: Boottime) -> Plan {
             Job::Rewind(leader),
         );
     }
-    if let Some(left) = Memory::backoff(view.memory.clone_failures, now) {
+    if let Some(left) = Memory::backoff(memory.clone_failures, now) {
         return Plan::wait("the last clone failed, waiting before the next attempt").again_in(left);
     }
     Plan::begin(

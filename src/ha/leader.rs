@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Action, DemoteMode, Job, Local, Memory, Peers, Plan, Running, View, lease};
+use super::{
+    Action, DemoteMode, Job, Local, Memory, Peers, Plan, Running, View, lease,
+    view::{give_up, others_may_lead},
+};
 use crate::{
     clock::Boottime,
     model::{Cluster, FailoverKey, Member, MemberName, PeerStatus},
@@ -10,6 +13,8 @@ use crate::{
 
 /// Answers of candidates older than this are asked for again.
 const PEERS_FRESH: Duration = Duration::from_secs(2);
+/// Next look after the lock was asked for.
+const AGAIN: Duration = Duration::from_millis(200);
 
 pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
     let Some(hold) = view.valid_hold(now) else {
@@ -18,17 +23,20 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     let until_demotion = lease::deadlines(hold).demote_at.since(now);
     let plan = match &view.local {
         Local::Running(running) if running.is_primary() => primary(view, cluster, running, now),
-        Local::Running(running) => replica(cluster, memory, running),
+        Local::Running(running) => replica(view, cluster, memory, running, now),
         _ => Plan::wait("the local postgres does not answer; the lock is ours until that is certain"),
     };
     let soon = plan
         .again_in
         .map_or(until_demotion, |wait| wait.min(until_demotion));
-    plan.keeping(true)
+    let gives_up = matches!(plan.actions.as_slice(), [Action::ReleaseLock(_)]);
+    plan.keeping(!gives_up)
         .again_in(soon.min(view.dynamic.timing.loop_wait))
 }
 
-fn without_hold(view: &View, now: Boottime) -> Plan {
+/// The lock carries our name, but we cannot prove that it still does: the agent was restarted, or its renewals failed
+/// for too long.
+pub(super) fn without_hold(view: &View, now: Boottime) -> Plan {
     let expired = view.hold.is_some();
     if expired && view.local.may_write() {
         return view.demote(
@@ -41,15 +49,19 @@ fn without_hold(view: &View, now: Boottime) -> Plan {
         "the lock carries our name, making sure of it",
         [Action::RenewLock],
     )
+    .again_in(AGAIN)
 }
 
-fn replica(cluster: &Cluster, memory: &Memory, running: &Running) -> Plan {
+fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
     let behind = running.timeline < cluster.timeline();
     if behind && memory.last_leader.is_none() {
-        return Plan::act(
-            "our timeline is older than the cluster's",
-            [Action::ReleaseLock(None)],
-        );
+        return give_up(memory, now, "our timeline is older than the cluster's");
+    }
+    if memory.promote_failures.0 > 0 && others_may_lead(view, cluster) {
+        return give_up(memory, now, "the promotion failed, leaving the lock to others");
+    }
+    if let Some(left) = Memory::backoff(memory.promote_failures, now) {
+        return Plan::wait("the promotion failed, waiting before the next attempt").again_in(left);
     }
     let mut actions = vec![Action::Begin(Job::Promote)];
     if cluster.failover.is_some() {
@@ -108,6 +120,7 @@ fn requested(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -
         .peers
         .as_ref()
         .filter(|peers| now.since(peers.at) <= PEERS_FRESH)
+        .filter(|peers| peers.cover(candidates.iter().map(|member| &member.name)))
     {
         None => {
             let present = candidates

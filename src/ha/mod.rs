@@ -64,8 +64,8 @@ fn with_view(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> 
         Local::Empty => bootstrap::decide(view, cluster, memory, now),
         Local::Broken { reason } => bootstrap::broken(view, cluster, memory, reason, now),
         Local::Down(state) => down::decide(view, cluster, memory, state, now),
-        Local::Starting { since, primary } => down::starting(view, cluster, *since, *primary, now),
-        Local::Stopping => Plan::wait("postgres is stopping").keeping(view.hold.is_some()),
+        Local::Starting { since, primary } => down::starting(view, cluster, memory, *since, *primary, now),
+        Local::Stopping => Plan::wait("postgres is stopping").keeping(view.valid_hold(now).is_some()),
         Local::Running(_) | Local::Silent { .. } => {
             match cluster.leader.as_ref().map(|leader| &leader.name) {
                 None => election::decide(view, cluster, memory, now),

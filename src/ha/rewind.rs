@@ -25,11 +25,11 @@ impl Reach {
     /// Of a stopped directory. A cleanly stopped primary ends where its shutdown checkpoint record ends: if the
     /// next timeline begins exactly there, nothing was lost.
     #[must_use]
-    pub const fn of_down(down: &Down) -> Self {
+    pub fn of_down(down: &Down) -> Self {
         let control = &down.control;
         match (control.state, down.checkpoint_end) {
             (DbState::ShutDown, Some(end)) => Self::Exactly(control.timeline, end),
-            (state, _) if state.was_primary() => Self::Beyond(control.timeline),
+            (state, _) if state.was_primary() => Self::Beyond(down.timeline()),
             _ => {
                 let (timeline, lsn) = control.end();
                 Self::Exactly(timeline, lsn)

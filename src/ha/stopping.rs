@@ -2,40 +2,65 @@
 
 use std::time::Duration;
 
-use super::{Action, DemoteMode, Job, Local, Plan, Shutdown, View};
+use super::{Action, DcsView, DemoteMode, Job, Local, Plan, RunningJob, Shutdown, View, busy, lease};
 use crate::{clock::Boottime, exit::Exit};
 
+/// Upper bound of an immediate stop.
+const IMMEDIATE: Duration = Duration::from_secs(2);
+
 pub(super) fn decide(view: &View, shutdown: Shutdown, now: Boottime) -> Plan {
+    let held = view.valid_hold(now).is_some();
     let (mode, allowed) = match shutdown {
+        // Without the lock there is nothing to hand over, and no time: another may lead any moment.
+        Shutdown::HandOver | Shutdown::Fast if !held && view.local.may_write() => {
+            (DemoteMode::Offline, view.stop_timeout())
+        }
         Shutdown::HandOver => (DemoteMode::Graceful, view.stop_timeout()),
         Shutdown::Fast => (DemoteMode::Fast, view.stop_timeout()),
-        Shutdown::Immediate => (DemoteMode::Immediate, Duration::from_secs(2)),
+        Shutdown::Immediate => (DemoteMode::Immediate, IMMEDIATE),
     };
     if let Some(running) = &view.job {
-        let keep = view.hold.is_some();
-        return match &running.job {
-            Job::Demote { .. } => Plan::wait("stopping postgres").keeping(keep),
-            // Promotion takes a moment; a half-promoted postgres cannot be handed over in order.
-            Job::Promote if shutdown == Shutdown::HandOver && view.valid_hold(now).is_some() => {
-                Plan::wait("a promotion is finishing before the stop").keeping(keep)
-            }
-            other => Plan::act(
-                format!("asked to stop, ending {}", other.name()),
-                [Action::CancelJob],
-            )
-            .keeping(keep),
-        };
+        return with_job(view, running, shutdown, mode, now).keeping(held);
     }
-    let deadline = match view.valid_hold(now) {
-        Some(_) => now + allowed,
-        None if view.local.may_write() => view.stop_by(now),
-        None => now + allowed,
+    let deadline = if !held && view.local.may_write() {
+        view.stop_by(now)
+    } else {
+        now + allowed
     };
     match &view.local {
         Local::Empty | Local::Broken { .. } | Local::Down(_) => ended(view),
         Local::Starting { .. } | Local::Stopping | Local::Running(_) | Local::Silent { .. } => {
-            Plan::begin("asked to stop", Job::Demote { mode, deadline }).keeping(view.hold.is_some())
+            Plan::begin("asked to stop", Job::Demote { mode, deadline }).keeping(held)
         }
+    }
+}
+
+fn with_job(view: &View, running: &RunningJob, shutdown: Shutdown, asked: DemoteMode, now: Boottime) -> Plan {
+    let end = |why: String| Plan::act(why, [Action::CancelJob]);
+    let hold = view.valid_hold(now);
+    match (&running.job, hold) {
+        (Job::Demote { mode, .. }, _) if force(*mode) < force(asked) => {
+            end("asked to stop harder".to_owned())
+        }
+        (job @ Job::Demote { .. }, _) if busy::too_gentle(view, job, now) => {
+            end("the lease has run out before postgres was down".to_owned())
+        }
+        (Job::Demote { .. }, _) => Plan::wait("stopping postgres"),
+        // Promotion takes a moment; a half-promoted postgres cannot be handed over in order.
+        (Job::Promote, Some(hold)) if shutdown == Shutdown::HandOver => {
+            Plan::wait("a promotion is finishing before the stop")
+                .again_in(lease::deadlines(hold).demote_at.since(now))
+        }
+        (other, _) => end(format!("asked to stop, ending {}", other.name())),
+    }
+}
+
+/// How hard a mode stops postgres.
+const fn force(mode: DemoteMode) -> u8 {
+    match mode {
+        DemoteMode::Graceful => 0,
+        DemoteMode::Fast | DemoteMode::Offline => 1,
+        DemoteMode::Immediate | DemoteMode::ImmediateNoLock => 2,
     }
 }
 
@@ -45,15 +70,20 @@ fn ended(view: &View) -> Plan {
         _ => true,
     };
     let exit = if clean { Exit::Ok } else { Exit::Dirty };
-    let mut actions = Vec::new();
-    if view.hold.is_some() {
-        // Postgres is down, so nobody can be hurt by giving the lock away.
-        let end = match &view.local {
-            Local::Down(down) if clean => down.checkpoint_end,
-            _ => None,
-        };
-        actions.push(Action::ReleaseLock(end));
+    match (&view.hold, &view.dcs) {
+        (None, _) => Plan::act("postgres is down", [Action::Exit(exit)]),
+        // A release that cannot succeed would keep the process from ending.
+        (Some(_), DcsView::Down { .. }) => Plan::exit(
+            Exit::Dirty,
+            "postgres is down; the DCS does not answer, the lock is left to expire",
+        ),
+        (Some(_), DcsView::Known { .. }) => {
+            // Postgres is down, so nobody can be hurt by giving the lock away.
+            let end = match &view.local {
+                Local::Down(down) if clean => down.checkpoint_end,
+                _ => None,
+            };
+            Plan::act("postgres is down", [Action::ReleaseLock(end), Action::Exit(exit)])
+        }
     }
-    actions.push(Action::Exit(exit));
-    Plan::act("postgres is down", actions)
 }

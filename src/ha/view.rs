@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{DemoteMode, Job, Plan, StartAs, Upstream, lease};
+use super::{Action, DemoteMode, Job, Plan, StartAs, Upstream, lease};
 use crate::{
     clock::Boottime,
     dcs::Hold,
@@ -96,6 +96,14 @@ impl Down {
     pub const fn was_primary(&self) -> bool {
         self.control.state.was_primary() && !self.standby_signal
     }
+
+    /// The timeline its WAL has reached. A primary that dies between its promotion and its first checkpoint leaves the
+    /// old timeline in the checkpoint and the new one only in the minimum recovery point (PostgreSQL:
+    /// `CreateEndOfRecoveryRecord` in `xlog.c`; a checkpoint resets it to zero).
+    #[must_use]
+    pub fn timeline(&self) -> Timeline {
+        self.control.timeline.max(self.control.min_recovery_timeline)
+    }
 }
 
 /// The local postgres.
@@ -159,6 +167,13 @@ pub struct Peers {
     pub at: Boottime,
     /// By member; `None`: did not answer.
     pub answers: BTreeMap<MemberName, Option<PeerStatus>>,
+}
+
+impl Peers {
+    /// All of them were asked: a member that was not must not pass for one that does not answer.
+    pub(super) fn cover<'a>(&self, mut names: impl Iterator<Item = &'a MemberName>) -> bool {
+        names.all(|name| self.answers.contains_key(name))
+    }
 }
 
 /// What the leader's postgres says of itself.
@@ -287,6 +302,9 @@ impl View {
 /// Default bound of an orderly stop: leaves Docker's ten seconds of grace unused.
 pub(super) const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// Rewinds in a row, none of which led to streaming, before the directory is cloned anew.
+const REWINDS: u32 = 2;
+
 /// What one turn tells the next.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Memory {
@@ -294,7 +312,8 @@ pub struct Memory {
     pub started_at: Boottime,
     /// First turn that saw the lock free.
     pub unlocked_since: Option<Boottime>,
-    /// Last leader seen by this agent. `None`: a cold start, nothing was seen yet.
+    /// Last leader seen by this agent. `None`: a cold start, nothing was seen yet. Our own name in the lock proves
+    /// nothing about our data until we have been seen running as primary.
     pub last_leader: Option<MemberName>,
     /// Members (name, api_url) of the last view with a leader.
     pub last_members: Vec<(MemberName, String)>,
@@ -306,6 +325,10 @@ pub struct Memory {
     pub start_failures: (u32, Boottime),
     /// Rewinds that failed in a row.
     pub rewind_failures: u32,
+    /// Rewinds that succeeded since this member last streamed. If it still does not stream, rewinding is not the cure.
+    pub rewinds: u32,
+    /// Promotions that failed in a row, and when the last did.
+    pub promote_failures: (u32, Boottime),
     /// Clones that failed in a row, and when the last did.
     pub clone_failures: (u32, Boottime),
     /// First turn that saw a postgres that should be primary not running.
@@ -335,10 +358,18 @@ impl Memory {
         match &cluster.leader {
             Some(leader) => {
                 self.unlocked_since = None;
-                if leader.name != view.me {
+                let another = leader.name != view.me;
+                if another {
                     self.handed_over_at = None;
+                    self.promote_failures = (0, Boottime(0));
                 }
-                self.last_leader = Some(leader.name.clone());
+                if another && self.last_leader.as_ref() != Some(&leader.name) {
+                    self.waiting_for_leader_since = None;
+                }
+                let primary = matches!(&view.local, Local::Running(running) if running.is_primary());
+                if another || primary {
+                    self.last_leader = Some(leader.name.clone());
+                }
                 let others = cluster
                     .members
                     .iter()
@@ -356,6 +387,10 @@ impl Memory {
             Local::Running(running) => {
                 self.start_failures = (0, Boottime(0));
                 self.primary_down_since = None;
+                self.waiting_for_leader_since = None;
+                if running.is_primary() {
+                    self.promote_failures = (0, Boottime(0));
+                }
                 match running.standing {
                     Standing::Replica { streaming: false, .. } => {
                         self.not_streaming_since.get_or_insert(now);
@@ -363,7 +398,8 @@ impl Memory {
                     _ => self.not_streaming_since = None,
                 }
                 if matches!(running.standing, Standing::Replica { streaming: true, .. }) {
-                    (self.rewind_failures, self.clone_failures) = (0, (0, Boottime(0)));
+                    (self.rewind_failures, self.rewinds) = (0, 0);
+                    self.clone_failures = (0, Boottime(0));
                 }
             }
             Local::Down(down) if down.was_primary() => {
@@ -385,25 +421,46 @@ impl Memory {
                 self.handed_over_at = Some(now);
                 self.compared_with = None;
             }
-            (Job::Demote { .. } | Job::Promote, _) => self.compared_with = None,
+            (Job::Promote, ok) => {
+                self.compared_with = None;
+                self.promote_failures = if ok {
+                    (0, Boottime(0))
+                } else {
+                    (self.promote_failures.0 + 1, now)
+                };
+            }
+            (Job::Demote { .. }, _) => self.compared_with = None,
             (Job::Start(_) | Job::Restart, false) => self.start_failures = (self.start_failures.0 + 1, now),
             (Job::Start(StartAs::Replica(_)), true) => self.start_failures = (0, Boottime(0)),
             (Job::Rewind(_), ok) => {
-                self.rewind_failures = if ok { 0 } else { self.rewind_failures + 1 };
+                if ok {
+                    self.rewind_failures = 0;
+                    self.rewinds += 1;
+                } else {
+                    self.rewind_failures += 1;
+                }
                 self.compared_with = None;
                 self.start_failures = (0, Boottime(0));
             }
             (Job::Clone(_), ok) => {
-                self.clone_failures = if ok {
-                    (0, Boottime(0))
+                if ok {
+                    // New data: what was tried on the old says nothing about it.
+                    self.clone_failures = (0, Boottime(0));
+                    (self.rewind_failures, self.rewinds) = (0, 0);
                 } else {
-                    (self.clone_failures.0 + 1, now)
-                };
+                    self.clone_failures = (self.clone_failures.0 + 1, now);
+                }
                 self.compared_with = None;
                 self.start_failures = (0, Boottime(0));
             }
             _ => {}
         }
+    }
+
+    /// A rewind is still worth trying.
+    #[must_use]
+    pub(super) const fn may_rewind(&self) -> bool {
+        self.rewind_failures == 0 && self.rewinds < REWINDS
     }
 
     /// How long to wait after `failures` in a row: 1, 2, 4, 8, then 10 s.
@@ -416,6 +473,25 @@ impl Memory {
         let left = wait.saturating_sub(now.since(last));
         (!left.is_zero()).then_some(left)
     }
+}
+
+/// Another member is there that could take over. Whether it really can is asked of it only before a planned
+/// hand-over; a postgres that does not come up has nothing to lose by letting others try.
+pub(super) fn others_may_lead(view: &View, cluster: &Cluster) -> bool {
+    cluster
+        .members
+        .iter()
+        .any(|m| m.name != view.me && !m.tags().nofailover())
+}
+
+/// Gives the lock up on purpose, and leaves it to others for a while: whoever releases is the first to see it free.
+pub(super) fn give_up(memory: &Memory, now: Boottime, because: impl Into<String>) -> Plan {
+    let mut plan = Plan::act(because, [Action::ReleaseLock(None)]);
+    plan.memory = Some(Memory {
+        handed_over_at: Some(now),
+        ..memory.clone()
+    });
+    plan
 }
 
 /// The upstream a member stands for, if its address is known.

@@ -79,7 +79,7 @@ impl Node {
         set("HOWDAH_TTL", "5".to_owned());
         set("HOWDAH_LOOP_WAIT", "1".to_owned());
         set("HOWDAH_RETRY_TIMEOUT", "2".to_owned());
-        set("HOWDAH_LOG_LEVEL", "howdah=debug,info".to_owned());
+        set("HOWDAH_LOG_LEVEL", "DEBUG".to_owned());
         set(
             "HOWDAH_INITDB_SCRIPTS_DIR",
             dir.join("initdb.d").display().to_string(),

@@ -1,0 +1,137 @@
+//! No data directory.
+
+use super::builder::*;
+use crate::{
+    ha::{Action, Job, Local},
+    model::{PgState, Version},
+};
+
+fn empty() -> Build {
+    view().local(Local::Empty)
+}
+
+fn unfinished(waited: u64) -> Build {
+    let since = NOW.minus(secs(waited));
+    empty()
+        .initialize(Some(""))
+        .memory(|memory| memory.unlocked_since = Some(since))
+}
+
+#[test]
+fn claims_a_cluster_that_nobody_initialized() {
+    check(
+        empty().initialize(None),
+        &[Action::ClaimInitialize, Action::Begin(Job::Bootstrap)],
+        DROP,
+        "trying to bootstrap",
+    );
+}
+
+#[test]
+fn a_nofailover_member_never_bootstraps() {
+    waits(empty().initialize(None).tag("nofailover", true), "nofailover");
+}
+
+#[test]
+fn waits_for_a_bootstrap_in_progress_and_for_the_data_of_an_existing_cluster() {
+    waits(unfinished(5), "another member to finish");
+    waits(empty(), SYSTEM);
+    assert!(empty().plan().again_in.is_some());
+}
+
+#[test]
+fn calls_an_abandoned_bootstrap_off_after_ttl_but_not_one_somebody_works_on() {
+    waits(unfinished(30), "another member to finish");
+    check(
+        unfinished(31),
+        &[Action::AbandonInitialize(Version(1))],
+        DROP,
+        "starting over",
+    );
+    for state in [PgState::Initializing, PgState::Starting, PgState::Running] {
+        let mut other = member("a");
+        other.data.state = state;
+        waits(unfinished(31).with(other), "another member to finish");
+    }
+    let mut failed = member("a");
+    failed.data.state = PgState::InitdbFailed;
+    check(
+        unfinished(31).with(failed),
+        &[Action::AbandonInitialize(Version(1))],
+        DROP,
+        "starting over",
+    );
+}
+
+#[test]
+fn a_leader_without_data_gives_the_lock_away() {
+    check(
+        empty().leader("b").hold_for(secs(20)),
+        &[Action::ReleaseLock(None)],
+        DROP,
+        "without data",
+    );
+}
+
+#[test]
+fn clones_from_a_tagged_member_else_from_the_leader() {
+    let source = |name: &str| {
+        let mut source = member(name);
+        source.data.tags = tags(&[("clonefrom", true.into())]);
+        source
+    };
+    let cases = [
+        (empty().leader("a"), "a"),
+        (empty().leader("a").replica("c"), "a"),
+        (empty().leader("a").with(source("c")), "c"),
+        // Members begin the search behind their own name, so that not all load the same source.
+        (empty().leader("z").with(source("a")).with(source("c")), "c"),
+        (
+            empty().me("d").leader("z").with(source("a")).with(source("c")),
+            "a",
+        ),
+        // A source that did not work is not tried for ever.
+        (
+            empty()
+                .leader("a")
+                .with(source("c"))
+                .memory(|m| m.clone_failures = (1, NOW.minus(secs(60)))),
+            "a",
+        ),
+    ];
+    for (build, from) in cases {
+        check(
+            build,
+            &[Action::Begin(Job::Clone(at(from)))],
+            DROP,
+            "cloning from",
+        );
+    }
+    let mut stopped = source("c");
+    stopped.data.state = PgState::Stopped;
+    check(
+        empty().leader("a").with(stopped),
+        &[Action::Begin(Job::Clone(at("a")))],
+        DROP,
+        "cloning from 'a'",
+    );
+}
+
+#[test]
+fn waits_for_a_leader_that_does_not_run_yet_and_after_a_failed_clone() {
+    let mut starting = member("a");
+    starting.data.state = PgState::Starting;
+    let build = empty().leader("a").with(starting);
+    assert!(build.plan().again_in.is_some());
+    waits(build, "to run");
+
+    let failed = empty().leader("a").finished(Job::Clone(at("a")), false);
+    assert_eq!(failed.plan().again_in, Some(secs(1)));
+    waits(failed.clone(), "clone failed");
+    check(
+        failed.next().later(secs(1)),
+        &[Action::Begin(Job::Clone(at("a")))],
+        DROP,
+        "cloning",
+    );
+}

@@ -1,0 +1,16 @@
+//! Tests of the decision: one file per situation as in `ha`, plus `grid` (invariants over every combination) and
+//! `life` (members whose plans are carried out against a model of the DCS and postgres, turn by turn).
+
+mod blind;
+mod bootstrap;
+mod builder;
+mod busy;
+mod down;
+mod election;
+mod follow;
+mod grid;
+mod leader;
+mod life;
+mod manual;
+mod stopping;
+mod world;
