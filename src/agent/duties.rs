@@ -7,7 +7,7 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::Agent;
+use super::{Agent, jobs::store_history};
 use crate::{
     clock::Boottime,
     dcs::{Key, When},
@@ -66,9 +66,7 @@ impl Agent {
         ) else {
             return;
         };
-        let text = serde_json::Value::Array(rows.iter().map(crate::model::HistoryRow::to_json).collect())
-            .to_string();
-        if let Err(error) = self.dcs.write(Key::History, &text, When::Always).await {
+        if let Err(error) = store_history(&*self.dcs, &rows).await {
             warn!(%error, "could not write /history");
         }
     }

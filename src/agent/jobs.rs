@@ -14,9 +14,9 @@ use super::{
 };
 use crate::{
     clock::Boottime,
-    dcs::{Dcs, Key, When, Written},
+    dcs::{Dcs, DcsError, Key, When, Written},
     ha::{self, DemoteMode, Job, StartAs},
-    model::{Dynamic, Lsn, MemberName, StatusKey},
+    model::{Dynamic, HistoryRow, Lsn, MemberName, StatusKey},
     postgres::postmaster::{StopLadder, StopMode},
 };
 
@@ -33,6 +33,8 @@ pub(super) struct Context {
     pub(super) dynamic: Dynamic,
     /// `/status` as last read.
     pub(super) status: StatusKey,
+    /// `/history` as last read.
+    pub(super) history: Option<Vec<HistoryRow>>,
     /// Our name.
     pub(super) me: MemberName,
     /// For people who watch.
@@ -43,6 +45,9 @@ pub(super) struct Context {
 const REPLICA_START_LIMIT: Duration = Duration::from_secs(3600);
 /// A promotion that takes longer than this has failed.
 const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Reading the new timeline after a promotion.
+const HISTORY_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs one job to its end.
 pub(super) async fn run(job: Job, context: Context, cancel: CancellationToken) -> Outcome {
@@ -143,7 +148,10 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
     if Boottime::now() >= ha::lease::deadlines(&hold).demote_at {
         return Err("the lease is about to run out".to_owned());
     }
+    context.instance.reserve_timelines(&context.history)?;
     let phases = context.instance.promote(PROMOTE_LIMIT, cancel).await?;
+    // At once and before anybody is told: a leader that dies now must not be forgotten by a cold start later.
+    write_history(context).await;
     info!(
         from = "replica",
         to = "primary",
@@ -152,6 +160,31 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
         "role changed"
     );
     Ok(())
+}
+
+async fn write_history(context: &Context) {
+    let timeline = match context.instance.monitor().observe(HISTORY_LIMIT).await {
+        Ok(view) => view.timeline(),
+        Err(error) => {
+            warn!(%error, "could not read the new timeline, /history follows with the next turn");
+            return;
+        }
+    };
+    let (local, started) = context.instance.history(timeline);
+    let max_rows = context.dynamic.max_timelines_history;
+    let stored = context.history.as_deref();
+    let Some(rows) = ha::history::update(stored, &local, timeline, &context.me, &started, max_rows) else {
+        return;
+    };
+    if let Err(error) = store_history(&*context.dcs, &rows).await {
+        warn!(%error, "could not write /history, it follows with the next turn");
+    }
+}
+
+/// Writes the rows of `/history`.
+pub(super) async fn store_history(dcs: &dyn Dcs, rows: &[HistoryRow]) -> Result<(), DcsError> {
+    let text = serde_json::Value::Array(rows.iter().map(HistoryRow::to_json).collect()).to_string();
+    dcs.write(Key::History, &text, When::Always).await.map(drop)
 }
 
 async fn demote(context: &Context, mode: DemoteMode, deadline: Boottime) -> Outcome {

@@ -93,7 +93,10 @@ impl Agent {
         let state = self.instance.postmaster().state();
         let (local, answer) = match &state {
             State::Running { .. } => match self.instance.monitor().observe(QUERY_LIMIT).await {
-                Ok(view) => (Local::Running(running(&view)), Some(view)),
+                Ok(mut view) => {
+                    view.replayed_timeline = self.instance.replay_timeline(&view).await;
+                    (Local::Running(running(&view)), Some(view))
+                }
                 Err(error) => (self.without_answer(&error, at), None),
             },
             State::Starting { since, .. } => (

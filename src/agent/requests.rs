@@ -152,6 +152,10 @@ impl Agent {
             dcs: Arc::clone(&self.dcs),
             dynamic: self.dynamic.clone(),
             status,
+            history: self
+                .last_cluster
+                .as_ref()
+                .and_then(|seen| seen.cluster.history.clone()),
             me: self.identity.member.clone(),
             progress: self.progress.clone(),
         }

@@ -74,6 +74,14 @@ fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> 
     if let Some(plan) = requested(view, cluster, running, now) {
         return plan;
     }
+    if running.timeline < cluster.timeline() {
+        // The lock came back after others had led: what this primary has written since is another history.
+        return view.demote(
+            DemoteMode::ImmediateNoLock,
+            now,
+            "the cluster has moved on to a later timeline",
+        );
+    }
     let mut actions = Vec::new();
     if let (None, Some(mine)) = (cluster.system_id(), &running.system_id) {
         actions.push(Action::WriteInitialize(mine.clone(), cluster.initialize_version));

@@ -1,10 +1,11 @@
 //! The one local postgres as jobs and the loop use it: the adapters of `postgres/` put together for this member.
 //!
-//! Here: starting, stopping, following, small questions. [`files`] writes the configuration files, [`work`] does what
+//! Here: starting, stopping, following, small questions. [`config_files`] writes the configuration files, [`timelines`] knows where the data ends, [`work`] does what
 //! takes long (bootstrap, clone, rewind, promote). What should be done is decided in `ha`.
 
-mod files;
+mod config_files;
 mod settings;
+mod timelines;
 mod work;
 
 use std::{
@@ -20,7 +21,7 @@ use tracing::{info, warn};
 use crate::{
     agent::jobs,
     ha::{Shutdown, StartAs, Upstream},
-    model::{ControlData, Dynamic, HistoryRow, Lsn, Timeline, parse_history_file},
+    model::{ControlData, Dynamic, Lsn, Timeline},
     postgres::{
         binaries::Binaries,
         confdir::ConfDir,
@@ -30,7 +31,6 @@ use crate::{
         guc::Known,
         postmaster::{NotReady, Postmaster, StartSpec, StopLadder, StopMode},
         query::{Address, LeaderProbe, Monitor, Target, leader_probe},
-        waldump,
     },
 };
 pub use settings::Settings;
@@ -56,6 +56,8 @@ pub struct Instance {
     written: Mutex<BTreeMap<String, String>>,
     /// Position and end of the last checkpoint record looked up.
     checkpoint_end: Mutex<Option<(Lsn, Option<Lsn>)>>,
+    /// Start of the postmaster and the timeline it replayed while it received nothing.
+    identified: Mutex<Option<(String, Timeline)>>,
 }
 
 impl Instance {
@@ -91,6 +93,7 @@ impl Instance {
             role: Mutex::new(None),
             written: Mutex::new(BTreeMap::new()),
             checkpoint_end: Mutex::new(None),
+            identified: Mutex::new(None),
         }
     }
 
@@ -130,43 +133,6 @@ impl Instance {
     pub async fn control(&self) -> Result<ControlData, String> {
         let read = control::read(&self.binaries, self.data_dir(), None, &CancellationToken::new()).await;
         read.map(|file| file.control).map_err(|error| chain(&error))
-    }
-
-    /// End of the shutdown checkpoint record of a cleanly stopped primary.
-    pub async fn checkpoint_end(&self, control: &ControlData) -> Option<Lsn> {
-        let cached = *lock(&self.checkpoint_end);
-        if let Some((at, end)) = cached
-            && at == control.checkpoint
-        {
-            return end;
-        }
-        let cancel = CancellationToken::new();
-        let file = control::read(&self.binaries, self.data_dir(), None, &cancel)
-            .await
-            .ok()?;
-        let (timeline, lsn) = (control.timeline, control.checkpoint);
-        let record = waldump::record_at(&self.binaries, self.data_dir(), timeline, lsn, None, &cancel).await;
-        let end = match record {
-            Ok(record) => waldump::record_end(record.lsn, record.total_bytes, file.wal_segment_bytes),
-            Err(error) => {
-                warn!(
-                    error = chain(&error),
-                    "cannot tell where the shutdown checkpoint ends"
-                );
-                None
-            }
-        };
-        *lock(&self.checkpoint_end) = Some((control.checkpoint, end));
-        end
-    }
-
-    /// Where the data certainly ends, if it was stopped cleanly.
-    pub async fn clean_end(&self) -> Option<Lsn> {
-        let control = self.control().await.ok()?;
-        if !control.state.is_clean() {
-            return None;
-        }
-        Some(self.checkpoint_end(&control).await.unwrap_or(control.end().1))
     }
 
     /// Starts postgres and waits until it accepts connections.
@@ -336,20 +302,6 @@ impl Instance {
             application_name: format!("Howdah {}", settings.member),
         };
         leader_probe(&target, limit).await.map_err(|error| chain(&error))
-    }
-
-    /// Local timeline history and the time the timeline began.
-    #[must_use]
-    pub fn history(&self, timeline: Timeline) -> (Vec<HistoryRow>, String) {
-        let path = self.data_dir().join("pg_wal").join(timeline.history_file());
-        let rows = std::fs::read_to_string(&path)
-            .map(|text| parse_history_file(&text))
-            .unwrap_or_default();
-        let written = std::fs::metadata(&path).and_then(|meta| meta.modified()).ok();
-        let at = written
-            .and_then(|time| jiff::Timestamp::try_from(time).ok())
-            .unwrap_or_else(jiff::Timestamp::now);
-        (rows, at.display_with_offset(jiff::tz::Offset::UTC).to_string())
     }
 
     /// A physical slot that keeps WAL from now on.

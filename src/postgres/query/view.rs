@@ -67,6 +67,8 @@ pub struct LocalView {
     pub started_epoch: f64,
     /// Timeline of the last checkpoint: lags behind after a promotion until that checkpoint is complete.
     pub checkpoint_timeline: Timeline,
+    /// Timeline a standby replays, where it was asked for by other means than this query.
+    pub replayed_timeline: Option<Timeline>,
     /// Primary or standby, with its positions.
     pub place: Where,
     /// Who receives WAL from here.
@@ -168,6 +170,7 @@ impl LocalView {
                 let received = standby.receiver.as_ref().and_then(|r| r.received_tli);
                 received
                     .unwrap_or_default()
+                    .max(self.replayed_timeline.unwrap_or_default())
                     .max(standby.min_recovery_timeline)
                     .max(self.checkpoint_timeline)
             }
@@ -203,6 +206,7 @@ impl LocalView {
             started: get(row, "started")?,
             started_epoch: get(row, "started_epoch")?,
             checkpoint_timeline: get_timeline(row, "checkpoint_timeline")?,
+            replayed_timeline: None,
             place,
             senders: get_json(row, "senders")?.unwrap_or_default(),
             slots: get_json(row, "slots")?.unwrap_or_default(),
