@@ -766,6 +766,8 @@ async fn bad_input_is_named_and_nothing_is_deleted() {
         fs::write(node.data_dir().join("notes.txt"), "mine").expect("write");
         if prepare == "mode" {
             fs::write(node.data_dir().join("PG_VERSION"), "15\n").expect("write");
+            fs::create_dir(node.data_dir().join("global")).expect("create");
+            fs::write(node.data_dir().join("global/pg_control"), "x").expect("write");
             fs::set_permissions(
                 node.data_dir(),
                 std::os::unix::fs::PermissionsExt::from_mode(0o777),

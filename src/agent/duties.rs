@@ -110,6 +110,17 @@ impl Agent {
         }
     }
 
+    /// Slots the others will want when we lead.
+    pub(super) fn slots_to_serve(&self) -> Vec<String> {
+        let seen = self.last_cluster.as_ref().filter(|_| self.dynamic.use_slots);
+        seen.map(|seen| {
+            wanted_slots(&seen.cluster, &self.identity.member)
+                .into_iter()
+                .collect()
+        })
+        .unwrap_or_default()
+    }
+
     /// A replica keeps no member slots of its own: they would hold WAL back for nobody.
     pub(super) async fn drop_stale_slots(&mut self, cluster: &Cluster) {
         let Some(answer) = &self.sight.answer else { return };

@@ -35,6 +35,8 @@ pub(super) struct Context {
     pub(super) status: StatusKey,
     /// `/history` as last read.
     pub(super) history: Option<Vec<HistoryRow>>,
+    /// Slots the other members will stream from once we lead.
+    pub(super) slots: Vec<String>,
     /// Our name.
     pub(super) me: MemberName,
     /// For people who watch.
@@ -149,6 +151,15 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
         return Err("the lease is about to run out".to_owned());
     }
     context.instance.reserve_timelines(&context.history)?;
+    // The others follow as soon as they see the lock taken; a slot that is not there yet would cost them a retry.
+    for slot in &context.slots {
+        if let Err(error) = context.instance.create_slot(slot).await {
+            warn!(
+                slot,
+                error, "could not create the replication slot of a member yet"
+            );
+        }
+    }
     let phases = context.instance.promote(PROMOTE_LIMIT, cancel).await?;
     // At once and before anybody is told: a leader that dies now must not be forgotten by a cold start later.
     write_history(context).await;

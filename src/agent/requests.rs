@@ -156,6 +156,7 @@ impl Agent {
                 .last_cluster
                 .as_ref()
                 .and_then(|seen| seen.cluster.history.clone()),
+            slots: self.slots_to_serve(),
             me: self.identity.member.clone(),
             progress: self.progress.clone(),
         }

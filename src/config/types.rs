@@ -47,7 +47,14 @@ impl Log {
     /// The levels in the syntax of tracing's `EnvFilter`.
     #[must_use]
     pub fn directives(&self) -> String {
-        let mut directives = self.level.as_str().to_owned();
+        // Details of the libraries are for those who name them in `loggers`.
+        let mut directives = match self.level {
+            LogLevel::Debug | LogLevel::Trace => {
+                let level = self.level.as_str();
+                format!("info,howdah={level},program={level},etcd={level}")
+            }
+            level => level.as_str().to_owned(),
+        };
         for (module, level) in &self.loggers {
             directives.push_str(&format!(",{module}={}", level.as_str()));
         }

@@ -96,6 +96,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("logging_collector", "off"),
     ("log_destination", "stderr"),
     ("password_encryption", "scram-sha-256"),
+    // A replica whose new upstream was not ready at the first attempt must not wait PostgreSQL's five seconds.
+    ("wal_retrieve_retry_interval", "500ms"),
 ];
 
 /// Decides the value of every parameter.

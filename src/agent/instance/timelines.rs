@@ -111,7 +111,6 @@ impl Instance {
             .with("port", settings.port.to_string())
             .with("user", settings.superuser.login.username.as_str())
             .with("dbname", settings.database.as_str())
-            .with("replication", "database")
             .with("connect_timeout", "2");
         let port = settings.port.to_string();
         let entry = pgpass::Entry {
@@ -129,7 +128,8 @@ impl Instance {
             .binaries
             .command("psql")
             .args(["-X", "-A", "-t", "-w", "-c", "IDENTIFY_SYSTEM", "-d"])
-            .arg(conninfo.dsn(self.binaries.major()))
+            // The mode of the connection is no keyword of a replica's conninfo, so it is added by hand.
+            .arg(format!("{} replication=database", conninfo.dsn(self.binaries.major())))
             .env("PGPASSFILE", &passfile)
             .deadline(SMALL)
             .capture()
