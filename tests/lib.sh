@@ -44,7 +44,7 @@ installed_postgres() {
 }
 
 # In a process of its own, because it ends the process when there is no way to an engine.
-need_image() { docker/build howdah; }
+need_image() { docker/build all; }
 
 # -------------------------------------------------------------------------------------------------- results
 
