@@ -1,6 +1,16 @@
 //! The cluster ring: three real members, real postgres, real etcd, no container.
 //!
 //! Every member is a `howdah` process that is its own init, exactly as README's example without containers starts it.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    clippy::type_complexity,
+    reason = "tests: a panic is a failure, and waits poll a condition with a deadline"
+)]
 
 #[path = "common/etcd.rs"]
 #[allow(
@@ -511,7 +521,7 @@ async fn a_data_directory_of_another_cluster_is_refused_and_left_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_outage_of_etcd_changes_nothing_and_a_long_one_demotes_in_time() {
-    let mut cluster = Cluster::start(&["pg1", "pg2"]).await;
+    let cluster = Cluster::start(&["pg1", "pg2"]).await;
     let leader = cluster.healthy().await;
     let witness = Witness::start(cluster.nodes[leader].pg_port, 1);
     wait_for("the witness to write", SOON, async || {

@@ -1,5 +1,9 @@
 //! What every store must do for the HA loop, checked on the one in memory and on a real etcd; and what etcd's
 //! client must survive: frozen, restarted, wiped and silent servers, TLS, passwords and expiring tokens.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests: waits poll a condition with a deadline, and temporary data is removed"
+)]
 #![cfg(feature = "etcd")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 

@@ -1,4 +1,8 @@
 //! Embedded mode with real etcd children: quick start, crash, adoption by the next agent, three peers, a lost disk.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests: waits poll a condition with a deadline, and temporary data is removed"
+)]
 #![cfg(feature = "etcd")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 

@@ -8,6 +8,16 @@
 //! | `compose`  | `compose/up` and `compose/down` themselves                                     |
 //!
 //! `members` holds the cluster they share. Needs a Docker engine and the images of `docker/build`.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    clippy::type_complexity,
+    reason = "tests: a panic is a failure, and waits poll a condition with a deadline"
+)]
 
 #[path = "image/alone.rs"]
 mod alone;

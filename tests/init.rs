@@ -1,5 +1,9 @@
 //! Init among real processes: as a child subreaper, and as PID 1 of a namespace where that is
 //! permitted. The agent is a stand-in, this test binary itself.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests: waits poll a condition with a deadline, and temporary data is removed"
+)]
 #![allow(missing_docs, unreachable_pub, clippy::panic, clippy::print_stderr)]
 
 #[path = "init/processes.rs"]

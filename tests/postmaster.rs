@@ -1,5 +1,11 @@
 //! The owner of the postmaster, promotion and queries against a real PostgreSQL. Skipped where there is none.
-#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
 
 use std::{
     fs,

@@ -76,7 +76,7 @@ impl Fence for Guard {
 pub async fn run(config: Config, guard: Guard, level: LevelHandle) -> Exit {
     info!(version = VERSION, member = %config.name, scope = config.scope, "howdah starts");
     match assemble(config, guard, level).await {
-        Ok(running) => running.run().await,
+        Ok(running) => Box::pin(running.run()).await,
         Err(refusal) => {
             error!(status = refusal.exit.code(), "cannot start: {refusal}");
             refusal.exit

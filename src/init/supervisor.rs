@@ -327,6 +327,10 @@ pub(super) fn kill_everything() -> bool {
         }
         // What was killed needs a moment to die; what was forked meanwhile is found by the next scan.
         let pause = if matches!(killed, Ok(0)) { 5 } else { 1 };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "init is synchronous and has nothing else to do"
+        )]
         std::thread::sleep(Duration::from_millis(pause));
     }
 }

@@ -1,7 +1,7 @@
 //! Real etcd servers for tests: free loopback ports, a directory of their own, killed when dropped.
 //!
 //! The server also dies with the thread that started it (`setpriv --pdeathsig`), so a killed test run leaks nothing.
-#![allow(dead_code, clippy::unwrap_used, clippy::panic, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::{
     net::{TcpListener, TcpStream},
