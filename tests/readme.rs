@@ -13,5 +13,8 @@ fn the_table_of_settings_is_what_the_code_reads() {
         std::fs::write(path, &current).expect("write README.md");
     }
     let shown = std::fs::read_to_string(path).expect("README.md");
-    assert!(shown == current, "README's table is out of date: run this test with HOWDAH_WRITE_README=1");
+    assert!(
+        shown == current,
+        "README's table is out of date: run this test with HOWDAH_WRITE_README=1"
+    );
 }

@@ -218,6 +218,9 @@ async fn look_at_data(config: &Config, cancel: &CancellationToken) -> Result<Bin
     match staging::finish_interrupted(data_dir) {
         Ok(true) => info!(%shown, "finished putting a copied data directory in place"),
         Ok(false) => {}
+        Err(error) if error.source.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Err(refuse(Exit::Permission, no_access(data_dir, &chain(&error))));
+        }
         Err(error) => {
             return Err(refuse(
                 Exit::Io,
@@ -253,6 +256,17 @@ async fn look_at_data(config: &Config, cancel: &CancellationToken) -> Result<Bin
         )),
         _ => Ok(binaries),
     }
+}
+
+fn no_access(data_dir: &Path, error: &str) -> String {
+    format!(
+        "user {}, group {} cannot use the data directory {}: {error}. Nothing was changed; run as the owner of the \
+         volume, or as any user with group 0 where the image made it (docker run --user {}:0)",
+        nix::unistd::geteuid(),
+        nix::unistd::getegid(),
+        data_dir.display(),
+        nix::unistd::geteuid()
+    )
 }
 
 fn bin_folder(config: &Config, data_major: Option<u32>) -> Option<std::path::PathBuf> {

@@ -98,7 +98,10 @@ pub enum PrivilegeError {
         uid: u32,
     },
     /// One step was refused.
-    #[error("{path}: cannot {what}")]
+    #[error(
+        "{path}: cannot {what}: {source}; this needs the capability CHOWN and DAC_OVERRIDE, \
+         without them start as that user (docker run --user)"
+    )]
     Step {
         /// The path.
         path: PathBuf,
