@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use crate::{
     clock::Boottime,
     dcs::{Dcs, DcsError, Hold, Lock},
-    ha::lease::{Deadlines, deadlines, interval},
+    ha::lease::{Deadlines, attempt_limit, deadlines, interval},
 };
 
 /// Where the fence deadline goes: init's guard, or nowhere in a test.
@@ -105,6 +105,27 @@ impl Lease {
         self.fence.disarm();
     }
 
+    /// Runs `work`, but not past the moment until which the present hold counts; `None`: cut short. Without a hold, or
+    /// with one that has run out, it is not limited: then this is the work that stops postgres.
+    pub async fn while_it_lasts<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let demote_at = || self.hold().map(|hold| deadlines(&hold).demote_at);
+        let limited = demote_at().is_some_and(|at| Boottime::now() < at);
+        let mut work = std::pin::pin!(work);
+        loop {
+            // A hold that was given up meanwhile limits nothing any more.
+            let left = demote_at().map(|at| at.since(Boottime::now()));
+            let Some(left) = left.filter(|_| limited) else {
+                return Some(work.await);
+            };
+            match timeout(left, &mut work).await {
+                Ok(done) => return Some(done),
+                // Renewed meanwhile: it goes on.
+                Err(_) if demote_at().is_none_or(|at| Boottime::now() < at) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
     fn note(&self, answer: Lock) -> bool {
         match answer {
             Lock::Held(hold) => {
@@ -169,7 +190,7 @@ impl Lease {
             return;
         }
         // One request must not use up the lease: several attempts fit in.
-        let allowed = (current.ttl / 3).max(Duration::from_millis(500));
+        let allowed = attempt_limit(current.ttl);
         let answer = timeout(allowed, self.dcs.renew()).await;
         let left = deadlines(current).demote_at.since(Boottime::now());
         match answer {
@@ -216,6 +237,54 @@ fn report(failed_since: &mut Option<Boottime>, left: Duration, error: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A keeper whose hold stops counting in `left`.
+    fn holding_for(left: Duration) -> Arc<Lease> {
+        #[derive(Debug)]
+        struct NoFence;
+        impl Fence for NoFence {
+            fn arm(&self, _until: Boottime, _lease: i64) {}
+            fn disarm(&self) {}
+        }
+        let store = crate::dcs::memory::Store::system();
+        let member = store.member("a", TTL);
+        Lease::new(Arc::new(member), Arc::new(NoFence), Some(hold_for(left)))
+    }
+
+    const TTL: Duration = Duration::from_secs(30);
+
+    fn hold_for(left: Duration) -> Hold {
+        let fresh = Hold {
+            sent_at: Boottime::now(),
+            ttl: TTL,
+            lease: 1,
+        };
+        let counts = deadlines(&fresh).demote_at.since(fresh.sent_at);
+        Hold {
+            sent_at: (fresh.sent_at + left).minus(counts),
+            ..fresh
+        }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_end_is_cut_short_when_the_hold_stops_counting() {
+        let lease = holding_for(Duration::from_millis(50));
+        assert_eq!(lease.while_it_lasts(std::future::pending::<()>()).await, None);
+        assert!(deadlines(&hold_for(Duration::ZERO)).demote_at <= Boottime::now());
+        // The turn after it is the one that stops postgres: it has the time it needs.
+        assert_eq!(lease.while_it_lasts(async { 7 }).await, Some(7));
+    }
+
+    #[tokio::test]
+    async fn what_runs_while_the_hold_is_renewed_goes_on() {
+        let lease = holding_for(Duration::from_millis(50));
+        let work = async {
+            lease.hold.send_replace(Some(hold_for(TTL)));
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            7
+        };
+        assert_eq!(lease.while_it_lasts(work).await, Some(7));
+    }
 
     #[test]
     fn renews_every_interval_and_hurries_after_a_failure() {

@@ -244,15 +244,22 @@ impl Agent {
         }
     }
 
-    /// Turns until a plan says exit.
+    /// Turns until a plan says exit. Nothing that is awaited here outlasts the right to be primary
+    /// ([`Lease::while_it_lasts`]): what is cut short is done again by a later turn, a primary that is stopped too late
+    /// is killed by init with everything else.
     pub async fn run(mut self, mut signals: signals::Signals) -> Exit {
-        let mut losses = self.lease.losses();
+        let lease = Arc::clone(&self.lease);
+        let mut losses = lease.losses();
         let mut postmaster = self.instance.postmaster().watch();
         let mut changes = self.dcs.changes();
         loop {
-            let wait = match self.turn().await {
-                Ok(wait) => wait,
-                Err(exit) => return exit,
+            let wait = match lease.while_it_lasts(self.turn()).await {
+                Some(Ok(wait)) => wait,
+                Some(Err(exit)) => return exit,
+                None => {
+                    info!("a turn was cut short: the lease has run out");
+                    continue;
+                }
             };
             let mut timer = std::pin::pin!(tokio::time::sleep(wait));
             // Requests that need no turn are answered without one.
@@ -260,12 +267,12 @@ impl Agent {
                 // Every arm is cancel-safe: it only waits for a change, or its owner keeps what it waited for.
                 tokio::select! {
                     biased;
-                    signal = signals.next() => self.signal(signal).await,
+                    signal = signals.next() => { lease.while_it_lasts(self.signal(signal)).await; }
                     finished = self.jobs.finished() => self.job_ended(finished).await,
                     changed = losses.changed() => if changed.is_err() { return Exit::Internal },
                     changed = postmaster.changed() => if changed.is_err() { return Exit::Internal },
                     Some(request) = self.requests.recv() => {
-                        if !self.request(request).await { continue; }
+                        if lease.while_it_lasts(self.request(request)).await == Some(false) { continue; }
                     }
                     changed = changes.changed() => if changed.is_err() { return Exit::Internal },
                     () = &mut timer => {}
@@ -308,6 +315,7 @@ impl Agent {
         }
         // An end is told once.
         view.finished = None;
+        self.finished = None;
         if self.lease.hold().is_some() {
             self.lease.set_keep(plan.keep_lock);
         }

@@ -21,6 +21,8 @@ use crate::{
 
 /// A local query that takes longer than this counts as no answer in this turn.
 const QUERY_LIMIT: Duration = Duration::from_millis(1500);
+/// The same where the time to be primary is (nearly) over.
+const HURRIED_QUERY_LIMIT: Duration = Duration::from_millis(100);
 
 impl Agent {
     /// Everything the decision may rest on, as of now.
@@ -51,7 +53,7 @@ impl Agent {
             hold: self.lease.hold(),
             local: self.sight.local.clone(),
             job: self.jobs.view(),
-            finished: self.finished.take(),
+            finished: self.finished.clone(),
             peers: None,
             leader_probe: None,
             shutdown: self.shutdown,
@@ -92,7 +94,7 @@ impl Agent {
         let at = Boottime::now();
         let state = self.instance.postmaster().state();
         let (local, answer) = match &state {
-            State::Running { .. } => match self.instance.monitor().observe(QUERY_LIMIT).await {
+            State::Running { .. } => match self.instance.monitor().observe(self.query_limit(at)).await {
                 Ok(mut view) => {
                     view.replayed_timeline = self.instance.replay_timeline(&view).await;
                     (Local::Running(running(&view)), Some(view))
@@ -117,6 +119,14 @@ impl Agent {
             answer,
             postmaster: state,
         }
+    }
+
+    /// A postgres that has to be stopped now is not waited for: if it does not answer, it counts as what it last was.
+    fn query_limit(&self, now: Boottime) -> Duration {
+        let left = |hold: Hold| lease::deadlines(&hold).demote_at.since(now);
+        self.lease
+            .hold()
+            .map_or(QUERY_LIMIT, |hold| left(hold).clamp(HURRIED_QUERY_LIMIT, QUERY_LIMIT))
     }
 
     fn directory_is_in_work(&self) -> bool {
