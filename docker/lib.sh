@@ -57,7 +57,7 @@ apt_lists_are_fresh=no
 apt_update_once() {
     [ "$apt_lists_are_fresh" = no ] || return 0
     # One dead third-party source is no reason to stop: the install that follows tells whether it matters.
-    quietly apt-get update || true
+    one_at_a_time quietly apt-get update || true
     apt_lists_are_fresh=yes
 }
 
@@ -71,7 +71,18 @@ apt_install() {
     say "installing by apt: ${missing% }"
     apt_update_once
     # shellcheck disable=SC2086 # a list of names on purpose
-    DEBIAN_FRONTEND=noninteractive quietly apt-get install -y --no-install-recommends $missing
+    DEBIAN_FRONTEND=noninteractive one_at_a_time quietly \
+        apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends $missing
+}
+
+# one_at_a_time COMMAND...: apt refuses to work beside another apt, and two of our scripts may run at once.
+one_at_a_time() {
+    local status=0
+    exec 8>/run/howdah-apt.lock
+    flock 8
+    "$@" 8>&- || status=$?
+    exec 8>&-
+    return "$status"
 }
 
 # apt_offers PACKAGE: do this machine's own sources have it?
