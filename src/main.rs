@@ -33,6 +33,16 @@ enum Command {
     /// The agent; started by init.
     #[command(hide = true)]
     Agent,
+    /// Init alone, once the configuration was found good and root was dropped; what `run` becomes.
+    #[command(hide = true)]
+    Supervise {
+        /// Directives of the log.
+        #[arg(long)]
+        level: String,
+        /// Log in JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Check the environment and print every setting with where it comes from; secrets are hidden.
     Check,
     /// Run any program under Howdah's init: reaped, signalled, restarted when it crashes.
@@ -56,6 +66,7 @@ fn main() -> ExitCode {
     match arguments.command.unwrap_or(Command::Run) {
         Command::Run => run_member(),
         Command::Agent => run_agent(),
+        Command::Supervise { level, json } => supervise(&level, json),
         Command::Check => run_check(),
         Command::Init { exec: true, command } => become_program(&command),
         Command::Init { exec: false, command } => {
@@ -100,7 +111,9 @@ fn format(config: &Config) -> telemetry::Format {
     }
 }
 
-/// Init: directories, privileges, then the loop.
+/// Init: directories, privileges, then the loop. The loop runs for the life of the container and needs a fraction of
+/// the code that a configuration does; so the process becomes itself anew, and what only the beginning needed does
+/// not stay in memory.
 fn run_member() -> Exit {
     let loaded = match load() {
         Ok(loaded) => loaded,
@@ -108,12 +121,25 @@ fn run_member() -> Exit {
     };
     let config = loaded.config;
     let prepared = drop_root(&config);
-    run_init_with(
-        vec!["agent".into()],
-        &config.log.directives(),
-        format(&config),
-        prepared,
-    )
+    let level = config.log.directives();
+    if prepared.is_ok() {
+        let mut arguments = vec!["supervise".into(), "--level".into(), OsString::from(&level)];
+        if format(&config) == telemetry::Format::Json {
+            arguments.push("--json".into());
+        }
+        // Returns only when that is not possible; then this process does it as it is.
+        let _not_possible = init::become_this_binary(&arguments);
+    }
+    run_init_with(vec!["agent".into()], &level, format(&config), prepared)
+}
+
+fn supervise(level: &str, json: bool) -> Exit {
+    let format = if json {
+        telemetry::Format::Json
+    } else {
+        telemetry::Format::Plain
+    };
+    run_init_with(vec!["agent".into()], level, format, Ok(()))
 }
 
 fn drop_root(config: &Config) -> Result<(), privileges::PrivilegeError> {

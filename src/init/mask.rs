@@ -48,3 +48,14 @@ pub fn exec(program: &OsStr, arguments: &[OsString]) -> io::Error {
         Err(error) => error,
     }
 }
+
+/// Becomes this same binary with other arguments, keeping pid, signal mask and the name it was called by. Returns only
+/// if that fails.
+#[must_use]
+pub fn become_this_binary(arguments: &[OsString]) -> io::Error {
+    let name = std::env::args_os().next().unwrap_or_else(|| "howdah".into());
+    Command::new(super::THIS_BINARY)
+        .arg0(name)
+        .args(arguments)
+        .exec()
+}

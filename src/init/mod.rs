@@ -30,7 +30,7 @@ mod supervisor;
 use std::ffi::OsString;
 use std::io;
 
-pub use mask::{exec, reset_signal_mask};
+pub use mask::{become_this_binary, exec, reset_signal_mask};
 pub use state::Limits;
 
 use crate::exit::Exit;
@@ -40,6 +40,9 @@ pub const INIT: &str = "HOWDAH_INIT";
 /// Set for an agent that replaces a crashed one while the fence is armed:
 /// `<boottime nanoseconds>:<token>`, see [`message::Deadline`].
 pub const ADOPT: &str = "HOWDAH_ADOPT";
+
+/// Names the binary that runs, even when its file was replaced.
+const THIS_BINARY: &str = "/proc/self/exe";
 
 /// What init is to run.
 pub struct Options {
@@ -59,7 +62,7 @@ impl Options {
     #[must_use]
     pub fn this_binary(arguments: Vec<OsString>) -> Self {
         Self {
-            program: "/proc/self/exe".into(),
+            program: THIS_BINARY.into(),
             arguments,
             limits: Limits::default(),
             toggle_debug: None,
