@@ -40,8 +40,8 @@ impl World {
                 if let Some(data) = &self.nodes[name].data {
                     self.cluster.status.optime = Lsn(data.position);
                     self.cluster.history = Some(data.history.clone());
-                    let slots = self.cluster.members.iter().map(|m| (m.name.slot(), Lsn(1)));
-                    self.cluster.status.slots = Some(slots.collect());
+                    let members = self.cluster.members.iter().map(|m| m.name.slot());
+                    self.cluster.status.retain_slots = Some(members.collect());
                 }
             }
             Action::Follow(up) => {
@@ -139,7 +139,7 @@ impl World {
                     &Action::WriteInitialize(SystemId(SYSTEM.into()), version),
                 );
             }
-            Job::Clone(up) | Job::Rewind(up) => {
+            Job::Clone { from: up, .. } | Job::Rewind(up) => {
                 self.node(name).pg = Pg::Down;
                 let data = source(self, &up.member)?;
                 self.node(name).data = Some(Data {

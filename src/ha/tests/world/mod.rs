@@ -10,8 +10,8 @@ use crate::{
     clock::Boottime,
     dcs::Hold,
     ha::{
-        Action, DcsView, DemoteMode, Down, Finished, Job, LeaderFacts, LeaderProbe, Local, Memory, Peers,
-        Running, RunningJob, Shutdown, Standing, StartAs, View, decide, lease,
+        Action, DcsView, DemoteMode, Down, Finished, Job, LeaderFacts, LeaderProbe, Local, Memory, Parent,
+        Peers, Running, RunningJob, Shutdown, Standing, StartAs, View, decide, lease,
     },
     model::{
         Cluster, DbState, HistoryRow, Leader, Lsn, MemberName, PeerStatus, PgState, Role, SystemId, Tags,
@@ -40,9 +40,13 @@ pub(super) struct Data {
 }
 
 impl Data {
+    fn parent(&self) -> Option<Parent> {
+        self.history.last().map(|row| (row.timeline, row.lsn))
+    }
+
     fn fits_into(&self, source: &Self) -> bool {
         match self.timeline.cmp(&source.timeline) {
-            std::cmp::Ordering::Equal => self.position <= source.position,
+            std::cmp::Ordering::Equal => self.parent() == source.parent() && self.position <= source.position,
             std::cmp::Ordering::Less => switch_point(&source.history, Timeline(self.timeline))
                 .is_some_and(|end| self.position <= end.0),
             std::cmp::Ordering::Greater => false,
@@ -312,6 +316,7 @@ impl World {
                     checkpoint_end: (data.state == DbState::ShutDown).then_some(Lsn(data.position)),
                     control,
                     standby_signal: data.standby_signal,
+                    parent: data.parent(),
                 });
             }
             Pg::Primary => Standing::Primary {
@@ -322,11 +327,13 @@ impl World {
                 replayed: Lsn(data.position),
                 streaming: node.streaming,
                 upstream: node.upstream.as_ref().map(|up| (up.0.clone(), 5432)),
+                paused_for_parameters: false,
             },
         };
         Local::Running(Running {
             standing,
             timeline: Timeline(data.timeline),
+            parent: data.parent(),
             system_id: Some(SystemId(SYSTEM.into())),
         })
     }
@@ -412,6 +419,7 @@ impl World {
             in_recovery: node.pg == Pg::Replica,
             timeline: Timeline(data.timeline),
             history: data.history.clone(),
+            flushed: Lsn(data.position),
         })
     }
 }
@@ -432,10 +440,7 @@ impl Node {
             keep: false,
             job: None,
             finished: None,
-            memory: Memory {
-                started_at: now,
-                ..Memory::default()
-            },
+            memory: Memory::default(),
             dcs_down_since: None,
             touched: None,
             next: now,
