@@ -43,7 +43,7 @@ impl Agent {
         if let Some(id) = self.sight.local.system_id() {
             self.system_id = Some(id.clone());
         }
-        let dcs = self.note_store(store).await;
+        let dcs = Box::pin(self.note_store(store)).await;
         View {
             me: self.identity.member.clone(),
             tags: self.identity.tags.clone(),
@@ -89,8 +89,12 @@ impl Agent {
         }
     }
 
-    /// One look at the local postgres.
-    pub(super) async fn look(&self) -> Sight {
+    /// One look at the local postgres. On the heap: it asks many things, and the loop's own future would hold it all.
+    pub(super) fn look(&self) -> impl Future<Output = Sight> + Send {
+        Box::pin(self.look_around())
+    }
+
+    async fn look_around(&self) -> Sight {
         let at = Boottime::now();
         let state = self.instance.postmaster().state();
         let (local, answer) = match &state {

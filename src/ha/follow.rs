@@ -203,6 +203,10 @@ pub(super) fn stopped_replaying(running: &Running, memory: &Memory, now: Boottim
 }
 
 /// What is to be done about a replica that has not come up yet, and so cannot be asked where it stands.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one is made per decision and none is stored"
+)]
 pub(super) enum Astray {
     /// This.
     Act(Plan),

@@ -87,6 +87,13 @@ impl World {
     }
 
     fn release(&mut self, name: &str, end: Option<Lsn>) {
+        let node = self.node(name);
+        let may_write = node.pg == Pg::Primary || (node.pg == Pg::Replica && node.promote_requested);
+        assert!(
+            !may_write,
+            "{name} releases the lock and may write\n{}",
+            self.report()
+        );
         self.node(name).hold = None;
         if self.cluster.is_leader(&name.into()) {
             self.cluster.leader = None;
@@ -140,8 +147,9 @@ impl World {
                 );
             }
             Job::Clone { from: up, .. } | Job::Rewind(up) => {
-                self.node(name).pg = Pg::Down;
+                self.node(name).stopped();
                 let data = source(self, &up.member)?;
+                self.node(name).wal_is_gone = false;
                 self.node(name).data = Some(Data {
                     state: DbState::InArchiveRecovery,
                     standby_signal: true,
@@ -153,13 +161,17 @@ impl World {
                 self.node(name).upstream = up.as_ref().map(|up| up.member.clone());
                 self.started(name, Pg::Replica);
             }
-            Job::Restart => {}
+            Job::Restart => self.node(name).hung = false,
             Job::Promote => {
                 let used = self.cluster.timeline().0;
                 let node = self.node(name);
                 let data = node.data.as_mut().ok_or("no data")?;
                 if node.pg != Pg::Replica {
                     return Err("no replica".to_owned());
+                }
+                node.promote_requested = true;
+                if node.promotion_stalls {
+                    return Err("not promoted in time".to_owned());
                 }
                 data.history.push(HistoryRow {
                     timeline: Timeline(data.timeline),
@@ -174,7 +186,7 @@ impl World {
             Job::Demote { mode, .. } => {
                 let node = self.node(name);
                 let primary = node.pg == Pg::Primary;
-                node.pg = Pg::Down;
+                node.stopped();
                 let hard = matches!(mode, DemoteMode::Immediate | DemoteMode::ImmediateNoLock);
                 if let Some(data) = node.data.as_mut().filter(|_| !hard) {
                     data.state = if primary {
