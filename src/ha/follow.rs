@@ -129,8 +129,13 @@ fn compare(
     };
     let repaired = fault.and_then(|fault| repair::repair(view, memory, leader_at, fault, now));
     repaired.unwrap_or_else(|| {
-        let mut plan = Plan::wait(format!("a replica of '{leader}', not streaming yet"))
-            .again_in(Duration::from_secs(1));
+        let because = match fault {
+            None => format!("a replica of '{leader}', not streaming yet"),
+            Some(_) => {
+                format!("a replica of '{leader}', not streaming, and nothing that was tried has helped")
+            }
+        };
+        let mut plan = Plan::wait(because).again_in(Duration::from_secs(1));
         let mut memory = memory.clone();
         memory.compared_with = Some((leader.clone(), published));
         plan.memory = Some(memory);

@@ -187,7 +187,10 @@ fn a_replica_whose_wal_is_gone_is_copied_anew() {
         gone.clone().tag("nostream", true).running_replica(100),
         "not streaming yet",
     );
-    waits(gone.clone().memory(|m| m.clones = (1, NOW)), "not streaming yet");
+    waits(
+        gone.clone().memory(|m| m.clones = (1, NOW)),
+        "nothing that was tried has helped",
+    );
     waits(
         gone.clone()
             .memory(|m| m.clone_failures = (1, NOW.minus(secs(599)))),

@@ -149,7 +149,15 @@ impl World {
             Job::Clone { from: up, .. } | Job::Rewind(up) => {
                 self.node(name).stopped();
                 let data = source(self, &up.member)?;
-                self.node(name).wal_is_gone = false;
+                let node = self.node(name);
+                let same_number = node
+                    .data
+                    .as_ref()
+                    .is_some_and(|own| own.timeline == data.timeline);
+                if matches!(job, Job::Rewind(_)) && same_number {
+                    return Ok(()); // pg_rewind sees nothing to do
+                }
+                node.wal_is_gone = false;
                 self.node(name).data = Some(Data {
                     state: DbState::InArchiveRecovery,
                     standby_signal: true,
