@@ -162,6 +162,7 @@ impl Agent {
                 in_recovery: probe.in_recovery,
                 timeline: probe.timeline,
                 history: probe.history(),
+                flushed: probe.flushed,
             }),
             Err(error) => Err(error),
         };

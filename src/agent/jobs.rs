@@ -55,11 +55,11 @@ const HISTORY_LIMIT: Duration = Duration::from_secs(2);
 pub(super) async fn run(job: Job, context: Context, cancel: CancellationToken) -> Outcome {
     match job {
         Job::Bootstrap => bootstrap(&context, &cancel).await,
-        Job::Clone(from) => {
+        Job::Clone { from, keep } => {
             stop_for_repair(&context).await?;
             context
                 .instance
-                .copy_from(&from, &context.dynamic, &context.progress, &cancel)
+                .copy_from(&from, keep, &context.dynamic, &context.progress, &cancel)
                 .await
         }
         Job::Rewind(to) => {

@@ -219,13 +219,13 @@ impl Agent {
             jobs: JobSlot::default(),
             dynamic: initial,
             config_version: None,
-            memory: Memory {
-                started_at: Boottime::now(),
-                ..Memory::default()
-            },
+            memory: Memory::default(),
             sight: Sight {
                 at: Boottime(0),
-                local: Local::Stopping,
+                local: Local::Stopping {
+                    since: Boottime(0),
+                    crashed: false,
+                },
                 answer: None,
                 postmaster,
             },

@@ -5,15 +5,15 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::{Agent, Sight};
+use super::{Agent, Sight, instance::chain};
 use crate::{
     clock::Boottime,
     dcs::{Dcs, Hold},
-    ha::{DcsView, Down, Job, Local, Running, Standing, View, lease},
-    model::{Cluster, Lsn, Timing},
+    ha::{DcsView, Down, Job, Local, Parent, Running, Silence, Standing, View, lease},
+    model::{Cluster, ControlData, DbState, Lsn, Timeline, Timing},
     postgres::{
         conninfo::Conninfo,
-        datadir::DataDir,
+        datadir::{DataDir, Reason},
         postmaster::State,
         query::{LocalView, QueryError, Where},
     },
@@ -43,7 +43,7 @@ impl Agent {
         if let Some(id) = self.sight.local.system_id() {
             self.system_id = Some(id.clone());
         }
-        let dcs = self.note_store(store).await;
+        let dcs = Box::pin(self.note_store(store)).await;
         View {
             me: self.identity.member.clone(),
             tags: self.identity.tags.clone(),
@@ -89,15 +89,22 @@ impl Agent {
         }
     }
 
-    /// One look at the local postgres.
-    pub(super) async fn look(&self) -> Sight {
+    /// One look at the local postgres. On the heap: it asks many things, and the loop's own future would hold it all.
+    pub(super) fn look(&self) -> impl Future<Output = Sight> + Send {
+        Box::pin(self.look_around())
+    }
+
+    async fn look_around(&self) -> Sight {
         let at = Boottime::now();
         let state = self.instance.postmaster().state();
         let (local, answer) = match &state {
             State::Running { .. } => match self.instance.monitor().observe(self.query_limit(at)).await {
                 Ok(mut view) => {
                     view.replayed_timeline = self.instance.replay_timeline(&view).await;
-                    (Local::Running(running(&view)), Some(view))
+                    let mut running = running(&view);
+                    running.parent = self.parent(running.timeline);
+                    self.note_paused(&view, &mut running).await;
+                    (Local::Running(running), Some(view))
                 }
                 Err(error) => (self.without_answer(&error, at), None),
             },
@@ -108,10 +115,29 @@ impl Agent {
                 },
                 None,
             ),
-            State::Stopping { .. } | State::Cleaning { .. } => (Local::Stopping, None),
+            State::Stopping { since, .. } => (
+                Local::Stopping {
+                    since: *since,
+                    crashed: false,
+                },
+                None,
+            ),
+            State::Cleaning { last, since } => (
+                Local::Stopping {
+                    since: *since,
+                    crashed: !last.requested,
+                },
+                None,
+            ),
             // A job owns the directory: what it looks like now means nothing yet.
-            State::Stopped { .. } if self.directory_is_in_work() => (Local::Stopping, None),
-            State::Stopped { .. } => (self.look_at_directory().await, None),
+            State::Stopped { .. } if self.directory_is_in_work() => (
+                Local::Stopping {
+                    since: at,
+                    crashed: false,
+                },
+                None,
+            ),
+            State::Stopped { .. } => (self.look_at_directory(at).await, None),
         };
         Sight {
             at,
@@ -124,66 +150,147 @@ impl Agent {
     /// A postgres that has to be stopped now is not waited for: if it does not answer, it counts as what it last was.
     fn query_limit(&self, now: Boottime) -> Duration {
         let left = |hold: Hold| lease::deadlines(&hold).demote_at.since(now);
-        self.lease
-            .hold()
-            .map_or(QUERY_LIMIT, |hold| left(hold).clamp(HURRIED_QUERY_LIMIT, QUERY_LIMIT))
+        self.lease.hold().map_or(QUERY_LIMIT, |hold| {
+            left(hold).clamp(HURRIED_QUERY_LIMIT, QUERY_LIMIT)
+        })
     }
 
     fn directory_is_in_work(&self) -> bool {
         let job = self.jobs.view().map(|running| running.job);
-        matches!(job, Some(Job::Bootstrap | Job::Clone(_) | Job::Rewind(_)))
+        matches!(job, Some(Job::Bootstrap | Job::Clone { .. } | Job::Rewind(_)))
     }
 
     fn without_answer(&self, error: &QueryError, now: Boottime) -> Local {
-        // What it last was counts; if that is not known, the directory says what it was started as.
-        let primary = match &self.sight.local {
-            Local::Running(running) => running.is_primary(),
-            Local::Silent { primary, .. } | Local::Starting { primary, .. } => *primary,
-            _ => !self.instance.standby_signal(),
-        };
-        if matches!(error, QueryError::NotAccepting { .. }) {
+        let primary = may_be_primary(&self.sight.local, self.instance.standby_signal());
+        let Some(why) = silence(error) else {
             let since = match self.sight.local {
                 Local::Starting { since, .. } => since,
                 _ => now,
             };
             return Local::Starting { since, primary };
-        }
+        };
         let since = match self.sight.local {
-            Local::Silent { since, .. } => since,
+            Local::Silent {
+                since, why: before, ..
+            } if before == why => since,
             _ => {
                 warn!(from = "answering", to = "silent", because = %error, "postgres did not answer");
                 now
             }
         };
-        Local::Silent { since, primary }
+        Local::Silent { since, primary, why }
     }
 
-    async fn look_at_directory(&self) -> Local {
+    async fn look_at_directory(&self, now: Boottime) -> Local {
         match self.instance.classify() {
             DataDir::Empty | DataDir::Incomplete => return Local::Empty,
             DataDir::Valid(_) => {}
-            DataDir::Unusable(reason) => {
+            DataDir::Unusable(reason) if is_damage(&reason) => {
                 return Local::Broken {
                     reason: reason.to_string(),
                 };
             }
+            DataDir::Unusable(reason) => return self.unknown(reason.to_string(), now),
         }
-        match self.instance.control().await {
-            Ok(control) => {
-                let standby_signal = self.instance.standby_signal();
-                let checkpoint_end = match control.state {
-                    crate::model::DbState::ShutDown => self.instance.checkpoint_end(&control).await,
-                    _ => None,
+        let control = match self.instance.read_control().await {
+            Ok(control) => control,
+            Err(error) => {
+                let reason = chain(&error);
+                return if error.is_damage() {
+                    Local::Broken { reason }
+                } else {
+                    self.unknown(reason, now)
                 };
-                Local::Down(Down {
-                    control,
-                    standby_signal,
-                    checkpoint_end,
-                })
             }
-            Err(error) => Local::Broken { reason: error },
+        };
+        let checkpoint_end = match control.state {
+            DbState::ShutDown => self.instance.checkpoint_end(&control).await,
+            _ => None,
+        };
+        let mut down = Down {
+            control,
+            standby_signal: self.instance.standby_signal(),
+            checkpoint_end,
+            parent: None,
+        };
+        down.parent = self.parent(down.timeline());
+        Local::Down(down)
+    }
+
+    /// A full disk, a limit on processes, a file server that is away: nothing that says anything about the data.
+    fn unknown(&self, reason: String, now: Boottime) -> Local {
+        let since = match self.sight.local {
+            Local::Unknown { since, .. } => since,
+            _ => {
+                warn!(because = reason, "cannot look at the data directory");
+                now
+            }
+        };
+        Local::Unknown { reason, since }
+    }
+
+    /// Where our timeline begins, by our own history file.
+    fn parent(&self, timeline: Timeline) -> Option<Parent> {
+        let (rows, _) = self.instance.history(timeline);
+        rows.last().map(|row| (row.timeline, row.lsn))
+    }
+
+    /// Why replay is paused is only told by pg_control, which has the primary's settings by then (PostgreSQL:
+    /// `xlog_redo` stores them before it checks them).
+    async fn note_paused(&self, view: &LocalView, running: &mut Running) {
+        let (
+            Where::Standby(standby),
+            Standing::Replica {
+                paused_for_parameters,
+                ..
+            },
+        ) = (&view.place, &mut running.standing)
+        else {
+            return;
+        };
+        if standby.paused
+            && let Ok(control) = self.instance.read_control().await
+        {
+            *paused_for_parameters = undercuts(view, &control);
         }
     }
+}
+
+/// What it last was counts, or else what it would be started as. After a promotion the signal file is gone before
+/// anybody has looked, after a crash it is there no more: in doubt a primary.
+const fn may_be_primary(last: &Local, standby_signal: bool) -> bool {
+    let was_primary = match last {
+        Local::Running(running) => running.is_primary(),
+        Local::Silent { primary, .. } | Local::Starting { primary, .. } => *primary,
+        _ => false,
+    };
+    was_primary || !standby_signal
+}
+
+/// What a failed look says; `None`: it is on its way up (or down).
+const fn silence(error: &QueryError) -> Option<Silence> {
+    match error {
+        QueryError::NotAccepting { .. } => None,
+        QueryError::ConnectFailed { .. } | QueryError::Timeout { .. } => Some(Silence::NoAnswer),
+        QueryError::Auth { .. } | QueryError::Sql { .. } | QueryError::Decode { .. } => {
+            Some(Silence::Refused)
+        }
+    }
+}
+
+/// The data itself is at fault, not the way to it.
+const fn is_damage(reason: &Reason) -> bool {
+    matches!(reason, Reason::Version(_) | Reason::Damaged(_))
+}
+
+/// The server runs with less than pg_control says its primary has.
+fn undercuts(view: &LocalView, control: &ControlData) -> bool {
+    let number = |text: &str| text.parse::<i64>().ok();
+    control.settings.iter().any(|(name, theirs)| {
+        let ours = view.limits.get(name).and_then(|text| number(text));
+        ours.zip(number(theirs))
+            .is_some_and(|(ours, theirs)| ours < theirs)
+    })
 }
 
 /// The decision's picture of a server that answered.
@@ -197,11 +304,13 @@ pub(super) fn running(view: &LocalView) -> Running {
             replayed: standby.replay_lsn.unwrap_or(Lsn::INVALID),
             streaming: standby.is_streaming(),
             upstream: upstream(&view.primary_conninfo),
+            paused_for_parameters: false,
         },
     };
     Running {
         standing,
         timeline: view.timeline(),
+        parent: None,
         system_id: Some(view.system_id.clone()),
     }
 }
@@ -255,6 +364,46 @@ mod tests {
             read_limit(&timing, Some(&hold), at(60)),
             Duration::from_millis(50)
         );
+    }
+
+    #[test]
+    fn an_error_is_an_answer_and_silence_is_not() {
+        let refused = QueryError::Sql {
+            code: "53300".into(),
+            message: "too many clients already".into(),
+        };
+        let auth = QueryError::Auth {
+            message: "password".into(),
+        };
+        let limit = QUERY_LIMIT;
+        assert_eq!(silence(&refused), Some(Silence::Refused));
+        assert_eq!(silence(&auth), Some(Silence::Refused));
+        assert_eq!(silence(&QueryError::Timeout { limit }), Some(Silence::NoAnswer));
+        let starting = QueryError::NotAccepting {
+            message: "starting up".into(),
+        };
+        assert_eq!(silence(&starting), None);
+    }
+
+    #[test]
+    fn what_has_been_promoted_is_no_replica_even_if_it_was_never_seen_as_a_primary() {
+        let since = Boottime(0);
+        let replica = Local::Starting {
+            since,
+            primary: false,
+        };
+        assert!(may_be_primary(&replica, false));
+        assert!(!may_be_primary(&replica, true));
+        assert!(may_be_primary(&Local::Starting { since, primary: true }, true));
+        assert!(may_be_primary(&Local::Empty, false));
+    }
+
+    #[test]
+    fn only_damage_is_damage() {
+        assert!(is_damage(&Reason::Damaged("global/pg_control")));
+        assert!(is_damage(&Reason::Version("x".into())));
+        assert!(!is_damage(&Reason::Unreadable("Too many open files".into())));
+        assert!(!is_damage(&Reason::Mode { mode: 0o777 }));
     }
 
     #[test]

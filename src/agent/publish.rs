@@ -192,23 +192,25 @@ fn role_and_state(
     };
     let state = match (job, local) {
         (Some(Job::Bootstrap), _) => return (Role::Uninitialized, PgState::Initializing),
-        (Some(Job::Clone(_)), _) => return (Role::Uninitialized, PgState::CreatingReplica),
+        (Some(Job::Clone { .. }), _) => return (Role::Uninitialized, PgState::CreatingReplica),
         (Some(Job::Rewind(_)), _) => PgState::Stopped,
         (Some(Job::Restart), _) => PgState::Restarting,
-        (Some(Job::Demote { .. }), Local::Running(_) | Local::Stopping | Local::Silent { .. }) => {
+        (Some(Job::Demote { .. }), Local::Running(_) | Local::Stopping { .. } | Local::Silent { .. }) => {
             PgState::Stopping
         }
-        (Some(Job::Start(_)), Local::Down(_) | Local::Starting { .. } | Local::Stopping) => PgState::Starting,
+        (Some(Job::Start(_)), Local::Down(_) | Local::Starting { .. } | Local::Stopping { .. }) => {
+            PgState::Starting
+        }
         (_, Local::Running(_)) => PgState::Running,
         // Running as far as is known; the snapshot shows it as unknown because there is no answer.
         (_, Local::Silent { .. }) => PgState::Running,
         (_, Local::Starting { .. }) => PgState::Starting,
-        (_, Local::Stopping) => PgState::Stopping,
+        (_, Local::Stopping { .. }) => PgState::Stopping,
         (_, Local::Down(_)) if start_failed => PgState::StartFailed,
         (_, Local::Down(_)) if matches!(postmaster, State::Stopped { last: Some(exit) } if !exit.requested) => {
             PgState::Crashed
         }
-        (_, Local::Empty | Local::Broken { .. } | Local::Down(_)) => PgState::Stopped,
+        (_, Local::Empty | Local::Broken { .. } | Local::Unknown { .. } | Local::Down(_)) => PgState::Stopped,
     };
     (role, state)
 }
@@ -283,6 +285,7 @@ mod tests {
         let primary = Local::Running(Running {
             standing: Standing::Primary { flushed: Lsn(1) },
             timeline: Timeline(1),
+            parent: None,
             system_id: None,
         });
         let check = |job: Option<Job>, local: &Local, expected| {
@@ -302,7 +305,10 @@ mod tests {
         check(Some(Job::Promote), &primary, (Role::Primary, PgState::Running));
         check(
             Some(Job::Start(StartAs::Primary)),
-            &Local::Stopping,
+            &Local::Stopping {
+                since: Boottime(0),
+                crashed: false,
+            },
             (Role::Replica, PgState::Starting),
         );
     }

@@ -126,7 +126,8 @@ impl Agent {
             host,
             port,
         };
-        self.begin_request(Job::Clone(from), "a new copy was asked for");
+        // Whoever asks for a new copy does not want the old one.
+        self.begin_request(Job::Clone { from, keep: false }, "a new copy was asked for");
         Ok(())
     }
 

@@ -1,24 +1,18 @@
 //! The DCS cannot be asked. An error is never proof of anything: a primary goes on until its own deadline, and
 //! everybody else stays as they are (contract: HA rules §9; failsafe mode is decided elsewhere).
 
-use super::{DcsView, DemoteMode, Job, Local, Memory, Plan, StartAs, View, lease};
+use super::{DcsView, DemoteMode, Down, Job, Local, Memory, Plan, StartAs, View, lease};
 use crate::clock::Boottime;
 
-pub(super) fn decide(view: &View, now: Boottime) -> Plan {
+pub(super) fn decide(view: &View, memory: &Memory, now: Boottime) -> Plan {
     let DcsView::Down { since } = view.dcs else {
         return Plan::wait("the DCS answers");
     };
     let down_for = now.since(since).as_secs_f32();
-    if let Local::Down(_) = &view.local
-        && view.memory.last_leader.is_some()
-        && Memory::backoff(view.memory.start_failures, now).is_none()
+    if let Local::Down(down) = &view.local
+        && let Some(plan) = start(view, memory, down, now)
     {
-        // Demoted for want of the DCS: reads can go on meanwhile (contract: HA rules §10, mode offline). An agent that
-        // has never seen the cluster does not even know whether this data belongs to it.
-        return Plan::begin(
-            "the DCS does not answer, starting read-only with nobody to follow",
-            Job::Start(StartAs::Replica(None)),
-        );
+        return plan;
     }
     if !view.local.may_write() {
         return Plan::wait(format!(
@@ -42,4 +36,31 @@ pub(super) fn decide(view: &View, now: Boottime) -> Plan {
             "the DCS does not answer and the lease has run out, another may lead",
         ),
     }
+}
+
+/// Postgres is down. An agent that has never seen the cluster does not even know whether this data belongs to it.
+fn start(view: &View, memory: &Memory, down: &Down, now: Boottime) -> Option<Plan> {
+    let held = view.valid_hold(now).is_some();
+    let last_leader = memory.last_leader.as_ref()?;
+    if Memory::backoff(memory.start_failures, now).is_some() {
+        return None;
+    }
+    if held && down.was_primary() && *last_leader == view.me {
+        // It crashed while it led, and its lease still counts: nobody else can have led since.
+        return Some(
+            Plan::begin(
+                "the DCS does not answer, but the lease still counts: starting as primary again",
+                Job::Start(StartAs::Primary),
+            )
+            .keeping(true),
+        );
+    }
+    // Demoted for want of the DCS: reads can go on meanwhile (contract: HA rules §10, mode offline).
+    Some(
+        Plan::begin(
+            "the DCS does not answer, starting read-only with nobody to follow",
+            Job::Start(StartAs::Replica(None)),
+        )
+        .keeping(held),
+    )
 }

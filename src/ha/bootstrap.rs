@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Action, Job, Memory, Plan, View, view::upstream};
+use super::{Action, Finished, Job, Memory, Plan, View, view::upstream};
 use crate::{
     clock::Boottime,
+    exit::Exit,
     model::{Cluster, Member, MemberName, PgState},
 };
 
@@ -14,7 +15,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
             "the data directory is empty, a leader without data must not lead",
             [Action::ReleaseLock(None)],
         ),
-        Some(leader) => clone(view, cluster, memory, &leader.name, now),
+        Some(leader) => clone(view, cluster, memory, &leader.name, false, now),
         None => without_leader(view, cluster, memory, now),
     }
 }
@@ -28,7 +29,7 @@ pub(super) fn broken(view: &View, cluster: &Cluster, memory: &Memory, reason: &s
             [Action::ReleaseLock(None)],
         ),
         Some(leader) => {
-            let mut plan = clone(view, cluster, memory, &leader.name, now);
+            let mut plan = clone(view, cluster, memory, &leader.name, true, now);
             plan.because = format!("the data directory is broken ({reason}): {}", plan.because);
             plan
         }
@@ -39,14 +40,24 @@ pub(super) fn broken(view: &View, cluster: &Cluster, memory: &Memory, reason: &s
     }
 }
 
-fn clone(view: &View, cluster: &Cluster, memory: &Memory, leader: &MemberName, now: Boottime) -> Plan {
+fn clone(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    leader: &MemberName,
+    keep: bool,
+    now: Boottime,
+) -> Plan {
     if let Some(left) = Memory::backoff(memory.clone_failures, now) {
         return Plan::wait("the last clone failed, waiting before the next attempt").again_in(left);
     }
     // A preferred source that does not work must not keep us from the one that does.
     let use_tagged = memory.clone_failures.0 == 0;
     match source(view, cluster, leader, use_tagged) {
-        Some(source) => Plan::begin(format!("cloning from '{}'", source.member), Job::Clone(source)),
+        Some(from) => Plan::begin(
+            format!("cloning from '{}'", from.member),
+            Job::Clone { from, keep },
+        ),
         None => {
             Plan::wait(format!("waiting for leader '{leader}' to run")).again_in(Duration::from_millis(500))
         }
@@ -93,6 +104,25 @@ fn without_leader(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime
     }
 }
 
+/// Our own bootstrap failed. Trying again would fail again, and nobody would read why; the job has given the claim back,
+/// so another member may try meanwhile.
+pub(super) fn failed(view: &View) -> Option<Plan> {
+    match &view.finished {
+        Some(Finished {
+            job: Job::Bootstrap,
+            outcome: Err(error),
+        }) => Some(Plan::exit(
+            Exit::Bootstrap,
+            format!(
+                "bootstrapping the new cluster failed: {error}. No data of a finished cluster was touched, and what \
+                 is unfinished is made afresh: correct the cause named above (disk space, permissions, initdb options, \
+                 an init script) and start this member again."
+            ),
+        )),
+        _ => None,
+    }
+}
+
 /// A bootstrap that was begun and that nobody has worked on for longer than ttl is called off.
 pub(super) fn abandoned(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Option<Plan> {
     let version = cluster.initialize_version?;
@@ -102,15 +132,11 @@ pub(super) fn abandoned(view: &View, cluster: &Cluster, memory: &Memory, now: Bo
     let working = |m: &Member| {
         let at_work = matches!(
             m.data.state,
-            PgState::Initializing
-                | PgState::CustomBootstrap
-                | PgState::StartingAfterCustomBootstrap
-                | PgState::Starting
-                | PgState::Running
+            PgState::Initializing | PgState::CustomBootstrap | PgState::StartingAfterCustomBootstrap
         );
         m.name != view.me && at_work
     };
-    let waited = now.since(memory.unlocked_since?);
+    let waited = memory.unlocked_for(now);
     if waited <= view.dynamic.timing.ttl || cluster.members.iter().any(working) {
         return None;
     }

@@ -3,11 +3,16 @@
 use std::time::Duration;
 
 use super::{
-    Action, DcsView, DemoteMode, Job, Plan, RunningJob, StartAs, View, lease, view::others_may_lead,
+    Action, DcsView, DemoteMode, Job, Local, Memory, Plan, RunningJob, StartAs, View,
+    follow::{self, Astray},
+    handover, lease, successor,
 };
-use crate::clock::Boottime;
+use crate::{clock::Boottime, model::Cluster};
 
-pub(super) fn decide(view: &View, running: &RunningJob, now: Boottime) -> Plan {
+/// A promotion may take this long where a leader's postgres is given no time to start at all.
+const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
+
+pub(super) fn decide(view: &View, memory: &Memory, running: &RunningJob, now: Boottime) -> Plan {
     let name = running.job.name();
     let held = view.valid_hold(now).is_some();
     let lost = lost_to_another(view);
@@ -25,14 +30,15 @@ pub(super) fn decide(view: &View, running: &RunningJob, now: Boottime) -> Plan {
             [Action::CancelJob],
         );
     }
-    if let Some(limit) = start_limit(view, &running.job)
-        && now.since(running.since) >= limit
-    {
-        return Plan::act(
-            format!("postgres has not started within {} s", limit.as_secs()),
-            [Action::CancelJob],
-        )
-        .keeping(held);
+    if let DcsView::Known { cluster } = &view.dcs {
+        let plan = match (held, lost) {
+            (true, false) => late(view, cluster, running, now).or_else(|| asked(view, cluster, running, now)),
+            (_, true) => astray(view, cluster, memory, running, now),
+            _ => None,
+        };
+        if let Some(plan) = plan {
+            return plan.keeping(held && !lost);
+        }
     }
     let releases = !matches!(
         running.job,
@@ -73,14 +79,75 @@ pub(super) fn too_gentle(view: &View, job: &Job, now: Boottime) -> bool {
     gentle && view.local.may_write() && view.hold.is_some() && view.valid_hold(now).is_none()
 }
 
-/// How long the leader's postgres may take to start before another may lead; `None` if nobody else could, or where
-/// the lock is not kept for it.
-fn start_limit(view: &View, job: &Job) -> Option<Duration> {
-    let DcsView::Known { cluster } = &view.dcs else {
+/// We hold the lock and our postgres takes too long to become a primary, while another member could be one.
+fn late(view: &View, cluster: &Cluster, running: &RunningJob, now: Boottime) -> Option<Plan> {
+    let limit = limit(view, cluster, &running.job)?;
+    if now.since(running.since) < limit {
+        return None;
+    }
+    let seconds = limit.as_secs();
+    match successor::find(view, cluster, now) {
+        Err(ask) => Some(Plan::act(
+            format!("not a primary within {seconds} s, asking the other members"),
+            [ask],
+        )),
+        Ok(Some(name)) => Some(Plan::act(
+            format!("not a primary within {seconds} s, and '{name}' can lead"),
+            [Action::CancelJob],
+        )),
+        Ok(None) => None,
+    }
+}
+
+/// How long the leader's postgres may take for this; `None` where the lock is not kept for it.
+fn limit(view: &View, cluster: &Cluster, job: &Job) -> Option<Duration> {
+    let limit = view.dynamic.primary_start_timeout;
+    match job {
+        // Zero means that a crashed primary is not started at all; a start that was begun all the same goes on.
+        Job::Start(_) if limit.is_zero() => None,
+        Job::Start(StartAs::Primary) => Some(limit),
+        Job::Start(StartAs::Replica(_)) => cluster.is_leader(&view.me).then_some(limit),
+        Job::Promote if limit.is_zero() => Some(PROMOTE_LIMIT),
+        Job::Promote => Some(limit),
+        _ => None,
+    }
+}
+
+/// Somebody asks a leader to hand over that is still starting: it has nothing to lose by that.
+fn asked(view: &View, cluster: &Cluster, running: &RunningJob, now: Boottime) -> Option<Plan> {
+    if !cluster.is_leader(&view.me) || !matches!(running.job, Job::Start(_)) {
+        return None;
+    }
+    // The next turn sees a starting postgres and the same request.
+    handover::without_postgres(view, cluster, now, |because| {
+        Plan::act(because, [Action::CancelJob])
+    })
+}
+
+/// A replica is being started, and another leads.
+fn astray(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    running: &RunningJob,
+    now: Boottime,
+) -> Option<Plan> {
+    let Job::Start(StartAs::Replica(up)) = &running.job else {
         return None;
     };
-    let limit = view.dynamic.primary_start_timeout;
-    let primary = matches!(job, Job::Start(StartAs::Primary));
-    // Zero means that a crashed primary is not started at all; a start that was begun all the same goes on.
-    (primary && !limit.is_zero() && others_may_lead(view, cluster)).then_some(limit)
+    // Before its postmaster is there the job still writes the files itself.
+    let Local::Starting {
+        since,
+        primary: false,
+    } = view.local
+    else {
+        return None;
+    };
+    match follow::astray(view, cluster, memory, up.as_ref(), since, now)? {
+        Astray::Act(plan) => Some(plan),
+        Astray::Stuck(_) => Some(Plan::act(
+            "the replica does not become consistent although its leader answers",
+            [Action::CancelJob],
+        )),
+    }
 }

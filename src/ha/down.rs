@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Down, Job, Memory, Plan, StartAs, Upstream, View, election,
-    follow::PROBE_FRESH,
-    leader,
+    Action, DemoteMode, Down, Job, Memory, Plan, StartAs, View, election,
+    follow::{self, Astray},
+    handover, leader,
+    repair::{self, Fault},
     rewind::{self, Reach, Verdict},
-    view::{give_up, others_may_lead, upstream},
+    successor,
+    view::{give_up, upstream},
 };
 use crate::{
     clock::Boottime,
@@ -18,6 +20,8 @@ use crate::{
 const GIVE_WAY: Duration = Duration::from_secs(5);
 /// How long a former primary waits for the leader's postgres before it starts as a replica unasked.
 const WAIT_FOR_LEADER: Duration = Duration::from_secs(10);
+/// How long a leader at least looks again at a data directory that cannot be looked at.
+const LOOK_AGAIN_FOR: Duration = Duration::from_secs(10);
 /// Starts that may fail before the directory is repaired or the lock is left to others.
 const START_ATTEMPTS: u32 = 3;
 
@@ -34,24 +38,10 @@ fn ours(view: &View, cluster: &Cluster, memory: &Memory, down: &Down, now: Boott
     if view.valid_hold(now).is_none() {
         return leader::without_hold(view, now);
     }
-    let others = others_may_lead(view, cluster);
-    let timeout = view.dynamic.primary_start_timeout;
-    let down_for = memory
-        .primary_down_since
-        .map_or(Duration::ZERO, |since| now.since(since));
-    if !down.was_primary() {
-        if memory.start_failures.0 >= START_ATTEMPTS && others {
-            return give_up(memory, now, "postgres does not start, leaving the lock to others");
-        }
-        return start(
-            memory,
-            StartAs::Replica(None),
-            "the lock is ours, starting before promotion",
-            now,
-        )
-        .keeping(true);
+    if let Some(plan) = handover::without_postgres(view, cluster, now, |why| give_up(memory, now, why)) {
+        return plan;
     }
-    if down.timeline() < cluster.timeline() {
+    if down.was_primary() && down.timeline() < cluster.timeline() {
         return give_up(
             memory,
             now,
@@ -62,24 +52,45 @@ fn ours(view: &View, cluster: &Cluster, memory: &Memory, down: &Down, now: Boott
             ),
         );
     }
-    let given_up = memory.start_failures.0 >= START_ATTEMPTS || down_for >= timeout;
-    if others && given_up {
-        return give_up(
-            memory,
-            now,
-            format!(
-                "postgres has not come back within {} s, leaving the lock to others",
-                down_for.as_secs()
-            ),
-        );
+    if let Some(why) = hopeless(view, memory, now) {
+        match successor::find(view, cluster, now) {
+            Err(ask) => {
+                return Plan::act(format!("{why}, asking the other members"), [ask]).keeping(true);
+            }
+            Ok(Some(name)) => {
+                return give_up(memory, now, format!("{why}, leaving the lock to '{name}'"));
+            }
+            // Alone, a long crash recovery is better than one that is begun again and again.
+            Ok(None) => {}
+        }
     }
-    start(
-        memory,
-        StartAs::Primary,
-        "the lock is ours, starting postgres as primary again",
-        now,
-    )
-    .keeping(true)
+    let (start_as, because) = if down.was_primary() {
+        (
+            StartAs::Primary,
+            "the lock is ours, starting postgres as primary again",
+        )
+    } else {
+        (
+            StartAs::Replica(None),
+            "the lock is ours, starting before promotion",
+        )
+    };
+    start(memory, start_as, because, now).keeping(true)
+}
+
+/// Why another should lead rather than this postgres being started once more.
+fn hopeless(view: &View, memory: &Memory, now: Boottime) -> Option<String> {
+    let down_for = memory
+        .primary_down_since
+        .map_or(Duration::ZERO, |since| now.since(since));
+    if memory.start_failures.0 >= START_ATTEMPTS {
+        return Some("postgres does not start".to_owned());
+    }
+    if memory.promote_failures.0 > 0 {
+        return Some("the promotion failed".to_owned());
+    }
+    (down_for >= view.dynamic.primary_start_timeout)
+        .then(|| format!("postgres has not come back within {} s", down_for.as_secs()))
 }
 
 fn start(memory: &Memory, start_as: StartAs, because: &str, now: Boottime) -> Plan {
@@ -102,33 +113,17 @@ fn theirs(
         return Plan::wait(format!("leader '{leader}' has not published its address yet"))
             .again_in(Duration::from_millis(500));
     };
-    let follow = election::upstream_for(view, cluster);
-    if memory.start_failures.0 >= START_ATTEMPTS {
-        return repair(
-            view,
-            memory,
-            down,
-            leader_at,
-            "postgres does not start on this data directory",
-            now,
-        );
-    }
-    if !down.was_primary() {
+    let as_replica = StartAs::Replica(election::upstream_for(view, cluster));
+    let following = |why: &str| start(memory, as_replica.clone(), why, now);
+    // A mistake in the configuration is no reason to touch data.
+    let failing = memory.start_failures.0 >= START_ATTEMPTS && !memory.misconfigured;
+    if Memory::backoff(memory.start_failures, now).is_some() || !(down.was_primary() || failing) {
         // A replica is compared with the leader once it runs: what it replays on start only then counts.
-        return start(
-            memory,
-            StartAs::Replica(follow),
-            &format!("following leader '{leader}'"),
-            now,
-        );
+        return following(&format!("following leader '{leader}'"));
     }
     let waited = memory
         .waiting_for_leader_since
         .map_or(Duration::ZERO, |since| now.since(since));
-    let probe = view
-        .leader_probe
-        .as_ref()
-        .filter(|probe| probe.leader == *leader && now.since(probe.at) <= PROBE_FRESH);
     let wait = |why: String| {
         let mut memory = memory.clone();
         memory.waiting_for_leader_since.get_or_insert(now);
@@ -136,64 +131,36 @@ fn theirs(
         plan.memory = Some(memory);
         plan
     };
-    match probe.map(|probe| &probe.facts) {
-        None => Plan::act(
-            format!("comparing our data with leader '{leader}'"),
-            [Action::ProbeLeader(leader_at)],
-        ),
-        Some(Err(error)) if waited < WAIT_FOR_LEADER => {
-            wait(format!("leader '{leader}' cannot be asked: {error}"))
+    let facts = match follow::probe(view, leader, now) {
+        None => {
+            return Plan::act(
+                format!("comparing our data with leader '{leader}'"),
+                [Action::ProbeLeader(leader_at)],
+            );
         }
-        Some(Err(_)) => start(
-            memory,
-            StartAs::Replica(follow),
-            "the leader cannot be asked, starting",
-            now,
-        ),
-        Some(Ok(facts)) => match rewind::verdict(Reach::of_down(down), facts) {
-            Verdict::Follow => start(
-                memory,
-                StartAs::Replica(follow),
-                &format!("following leader '{leader}'"),
-                now,
-            ),
-            Verdict::LeaderNotReady => wait(format!("leader '{leader}' is still being promoted")),
-            Verdict::Diverged => repair(view, memory, down, leader_at, "our timeline has diverged", now),
-        },
-    }
-}
-
-/// Rewind where that can work, else copy anew.
-pub(super) fn repair(
-    view: &View,
-    memory: &Memory,
-    down: &Down,
-    from: Upstream,
-    why: &str,
-    now: Boottime,
-) -> Plan {
-    let rewindable = view.dynamic.use_pg_rewind && (down.control.checksums || down.control.wal_log_hints);
-    if rewindable && memory.may_rewind() {
-        return Plan::begin(
-            format!("{why}: rewinding to leader '{}'", from.member),
-            Job::Rewind(from),
-        );
-    }
-    if let Some(left) = Memory::backoff(memory.clone_failures, now) {
-        return Plan::wait("the last clone failed, waiting before the next attempt").again_in(left);
-    }
-    let reason = if rewindable {
-        "pg_rewind did not help"
-    } else {
-        "pg_rewind cannot be used"
+        Some(Err(error)) if waited < WAIT_FOR_LEADER => {
+            return wait(format!("leader '{leader}' cannot be asked: {error}"));
+        }
+        Some(Err(_)) => return following("the leader cannot be asked, starting"),
+        Some(Ok(facts)) => facts,
     };
-    Plan::begin(
-        format!(
-            "{why} and {reason}: cloning from '{}', the old data is kept aside",
-            from.member
-        ),
-        Job::Clone(from),
-    )
+    match rewind::verdict(Reach::of_down(down), facts) {
+        Verdict::LeaderNotReady => wait(format!("leader '{leader}' is still being promoted")),
+        Verdict::Diverged { rewindable } => {
+            let rewindable = rewindable && (down.control.checksums || down.control.wal_log_hints);
+            let fault = Fault::Diverged { rewindable };
+            repair::repair(view, memory, leader_at, fault, now).unwrap_or_else(|| {
+                wait("our timeline has diverged, and neither a rewind nor a copy helped".to_owned())
+                    .again_in(Duration::from_secs(10))
+            })
+        }
+        // What lies beyond the leader's end is judged once it runs and the leader has had time to go on.
+        Verdict::Follow | Verdict::Ahead if failing => {
+            repair::repair(view, memory, leader_at, Fault::DoesNotStart, now)
+                .unwrap_or_else(|| following("a new copy did not help either, starting again"))
+        }
+        Verdict::Follow | Verdict::Ahead => following(&format!("following leader '{leader}'")),
+    }
 }
 
 /// Nobody leads.
@@ -240,21 +207,82 @@ pub(super) fn starting(
     if ours && view.valid_hold(now).is_none() {
         return leader::without_hold(view, now);
     }
-    // Alone, a long crash recovery is better than one that is begun again and again.
-    let down_since = memory.primary_down_since.unwrap_or(since).min(since);
-    let late = now.since(down_since) >= view.dynamic.primary_start_timeout;
-    if primary && late && others_may_lead(view, cluster) {
-        let deadline = now + view.stop_timeout();
-        return Plan::begin(
-            "postgres takes too long to start",
-            Job::Demote {
-                mode: DemoteMode::Immediate,
-                deadline,
-            },
-        )
-        .keeping(true);
+    let plan = if ours {
+        leader_starting(view, cluster, memory, since, now).map(|plan| plan.keeping(true))
+    } else {
+        replica_starting(view, cluster, memory, since, now)
+    };
+    plan.unwrap_or_else(|| {
+        Plan::wait("postgres is starting")
+            .keeping(ours)
+            .again_in(Duration::from_millis(200))
+    })
+}
+
+/// What we hold the lock for takes its time, as a primary or as the replica that is to be promoted.
+fn leader_starting(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    since: Boottime,
+    now: Boottime,
+) -> Option<Plan> {
+    let let_go = |because| View::step_down(now, because);
+    if let Some(plan) = handover::without_postgres(view, cluster, now, let_go) {
+        return Some(plan);
     }
-    Plan::wait("postgres is starting")
+    let down_since = memory.primary_down_since.unwrap_or(since).min(since);
+    if now.since(down_since) < view.dynamic.primary_start_timeout {
+        return None;
+    }
+    // Alone, a long crash recovery is better than one that is begun again and again.
+    match successor::find(view, cluster, now) {
+        Err(ask) => Some(Plan::act(
+            "postgres takes too long to start, asking the other members",
+            [ask],
+        )),
+        Ok(Some(name)) => Some(let_go(format!(
+            "postgres takes too long to start, and '{name}' can lead"
+        ))),
+        Ok(None) => None,
+    }
+}
+
+fn replica_starting(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    since: Boottime,
+    now: Boottime,
+) -> Option<Plan> {
+    let pointed = memory.pointed_at.as_ref();
+    match follow::astray(view, cluster, memory, pointed, since, now)? {
+        Astray::Act(plan) => Some(plan),
+        Astray::Stuck(leader_at) => repair::repair(view, memory, leader_at, Fault::NeverConsistent, now),
+    }
+}
+
+/// No postmaster, and nobody knows what the data is: no reason to do anything with it, and none to lead for long.
+pub(super) fn unknown(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    reason: &str,
+    since: Boottime,
+    now: Boottime,
+) -> Plan {
+    let ours = cluster.is_leader(&view.me);
+    if ours && view.valid_hold(now).is_none() {
+        return leader::without_hold(view, now);
+    }
+    if ours && now.since(since) >= view.dynamic.primary_start_timeout.max(LOOK_AGAIN_FOR) {
+        return give_up(
+            memory,
+            now,
+            format!("the data directory cannot be looked at: {reason}; leaving the lock to others"),
+        );
+    }
+    Plan::wait(format!("the data directory cannot be looked at: {reason}"))
         .keeping(ours)
-        .again_in(Duration::from_millis(200))
+        .again_in(Duration::from_secs(1))
 }

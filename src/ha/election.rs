@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use super::{
     Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, bootstrap,
-    down::giving_way, view::upstream,
+    down::giving_way,
+    follow::{silent, stopped_replaying},
+    view::upstream,
 };
 use crate::{
     clock::Boottime,
@@ -27,6 +29,8 @@ struct Candidate {
     timeline: Timeline,
     /// For a crashed former primary the least it can have; nobody on its timeline can have more.
     position: Lsn,
+    /// It is what it is: not the lower bound of a crashed primary.
+    exact: bool,
     last_primary: bool,
 }
 
@@ -40,14 +44,22 @@ enum Ruling {
 pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
     let running = match &view.local {
         Local::Running(running) => running,
-        _ => return without_answer(view, now),
+        _ => return without_answer(view, memory, now),
     };
     if running.is_primary() {
-        return running_primary(view, cluster, running, now);
+        return running_primary(view, cluster, memory, running, now);
+    }
+    if let Some(plan) = stopped_replaying(running, memory, now) {
+        return plan;
+    }
+    // An `/initialize` nobody finishes must not keep existing data from being served.
+    if let Some(plan) = bootstrap::abandoned(view, cluster, memory, now) {
+        return plan;
     }
     let candidate = Candidate {
         timeline: running.timeline,
         position: running.position(),
+        exact: true,
         last_primary: false,
     };
     match rule(view, cluster, memory, candidate, now) {
@@ -63,7 +75,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     }
 }
 
-fn without_answer(view: &View, now: Boottime) -> Plan {
+fn without_answer(view: &View, memory: &Memory, now: Boottime) -> Plan {
     if view.local.may_write() && view.valid_hold(now).is_none() {
         return view.demote(
             DemoteMode::ImmediateNoLock,
@@ -71,12 +83,36 @@ fn without_answer(view: &View, now: Boottime) -> Plan {
             "primary without the lock, and it does not answer",
         );
     }
-    Plan::wait("nobody leads and the local postgres does not answer").again_in(AGAIN)
+    match view.local {
+        Local::Silent {
+            since,
+            primary: false,
+            why,
+        } => silent(view, memory, since, why, now),
+        _ => Plan::wait("nobody leads and the local postgres does not answer").again_in(AGAIN),
+    }
 }
 
 /// The lock vanished under a running primary, or its agent was restarted: its data is the newest there is as long
 /// as nobody has begun a later timeline.
-fn running_primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Plan {
+fn running_primary(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    running: &Running,
+    now: Boottime,
+) -> Plan {
+    if let Some(plan) = bootstrap::abandoned(view, cluster, memory, now) {
+        return plan;
+    }
+    if cluster.initialize.as_deref() == Some("") {
+        // Most likely what our own bootstrap left running when its agent died: half of a cluster, not to be led.
+        let because = "primary without the lock, and a bootstrap has not finished";
+        return match view.valid_hold(now) {
+            Some(_) => Plan::wait(because).again_in(AGAIN),
+            None => view.demote(DemoteMode::ImmediateNoLock, now, because),
+        };
+    }
     if running.timeline < cluster.timeline() {
         return view.demote(
             DemoteMode::ImmediateNoLock,
@@ -103,6 +139,7 @@ pub(super) fn former_primary(
     let candidate = Candidate {
         timeline: down.timeline(),
         position: down.checkpoint_end.unwrap_or(down.control.checkpoint),
+        exact: down.checkpoint_end.is_some(),
         last_primary: true,
     };
     if let Some(left) = Memory::backoff(memory.start_failures, now) {
@@ -137,8 +174,12 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     if cluster.initialize.as_deref() == Some("") {
         return no("another member is bootstrapping the cluster");
     }
-    if cluster.initialize.is_none() && !candidate.last_primary {
-        return no("the DCS knows no cluster: its last primary has to register it, a replica must not");
+    // A failover names no leader: somebody wants exactly this member.
+    let wanted = named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover());
+    if cluster.initialize.is_none() && !candidate.last_primary && !memory.followed && !wanted {
+        return no(
+            "the DCS knows no cluster: a replica that has followed nobody since it was started must not register one",
+        );
     }
     if giving_way(memory, now).is_some() && !named(view, cluster) {
         return no("handed the lock over, leaving it to others");
@@ -158,7 +199,7 @@ fn due(view: &View, request: &FailoverKey) -> bool {
 /// Scheduled for a time so long gone that its leader never came to it (it had a hand-over and a lease's time for it).
 fn missed(view: &View, request: &FailoverKey) -> bool {
     let timing = view.dynamic.timing;
-    let allowed = timing.loop_wait * 3 / 2 + view.stop_timeout() + timing.ttl * 2;
+    let allowed = timing.loop_wait * 3 / 2 + view.hand_over_timeout() + timing.ttl * 2;
     request.scheduled_at.is_some_and(|at| {
         let late = view.wall.duration_since(at);
         !late.is_negative() && late.unsigned_abs() > allowed
@@ -184,7 +225,7 @@ fn manual(view: &View, cluster: &Cluster, memory: &Memory, me: Candidate, now: B
         // A switchover that was asked of a leader which then died, found by a member that has just come up: nobody
         // wanted older data to lead. A failover (no leader named) is a person's will.
         if request.is_switchover()
-            && memory.last_leader.is_none()
+            && !memory.followed
             && let Some(refused) = own(view, cluster, memory, me, now)
         {
             return Some(refused);
@@ -199,10 +240,7 @@ fn manual(view: &View, cluster: &Cluster, memory: &Memory, me: Candidate, now: B
     }
     // Another is to take over: wait for it while it can, but not for ever. It may answer us and still not reach the
     // DCS, or have reasons of its own.
-    let waited = memory
-        .unlocked_since
-        .map_or(Duration::ZERO, |since| now.since(since));
-    if waited >= view.dynamic.timing.ttl {
+    if memory.unlocked_for(now) >= view.dynamic.timing.ttl {
         return None;
     }
     let usable = |answer: Option<&PeerStatus>| answer.is_some_and(|peer| peer.can_lead() && peer.in_recovery);
@@ -225,7 +263,7 @@ fn own(
     candidate: Candidate,
     now: Boottime,
 ) -> Option<Ruling> {
-    let cold = memory.last_leader.is_none();
+    let cold = !memory.followed;
     let behind = candidate.timeline < cluster.timeline();
     if behind && (cold || view.dynamic.check_timeline || candidate.last_primary) {
         return Some(Ruling::No(format!(
@@ -234,40 +272,43 @@ fn own(
             cluster.timeline()
         )));
     }
-    let lag = cluster.status.optime.bytes_ahead_of(candidate.position);
+    // The others, and an embedded store with them, may come later than we: patience begins once nobody is seen to lead.
+    let grace = view.dynamic.timing.ttl.saturating_sub(memory.unlocked_for(now));
+    let patient = cold && !grace.is_zero();
+    let wait = |why: String| Some(Ruling::No(format!("{why}, waiting {} s", grace.as_secs() + 1)));
+    if candidate.last_primary && cluster.initialize.is_none() && patient && has_company(view, cluster) {
+        return wait("the DCS knows no cluster, another member may have newer data".to_owned());
+    }
     // The position of a crashed primary is a lower bound; on its timeline nobody can be ahead of it.
-    if candidate.last_primary && candidate.timeline >= cluster.timeline() {
+    if candidate.last_primary && !candidate.exact && candidate.timeline >= cluster.timeline() {
         return None;
     }
+    let lag = cluster.status.optime.bytes_ahead_of(candidate.position);
     if lag > view.dynamic.maximum_lag_on_failover {
         return Some(Ruling::No(format!(
             "{lag} bytes behind the last known leader position, more than maximum_lag_on_failover ({})",
             view.dynamic.maximum_lag_on_failover
         )));
     }
-    let grace = view
-        .dynamic
-        .timing
-        .ttl
-        .saturating_sub(now.since(memory.started_at));
-    if cold && !grace.is_zero() {
-        if lag > 0 {
-            return Some(Ruling::No(format!(
-                "{lag} bytes behind the last known leader position after a cold start, waiting {} s for newer data",
-                grace.as_secs() + 1
-            )));
-        }
-        if let Some(missing) = missing(view, cluster) {
-            return Some(Ruling::No(format!(
-                "cold start, waiting {} s for '{missing}', which may have newer data",
-                grace.as_secs() + 1
-            )));
-        }
+    if patient && lag > 0 {
+        return wait(format!(
+            "{lag} bytes behind the last known leader position after a cold start"
+        ));
+    }
+    if patient
+        && !candidate.last_primary
+        && let Some(missing) = missing(view, cluster)
+    {
+        return wait(format!("cold start, '{missing}' may have newer data"));
     }
     None
 }
 
-/// A member the last leader kept a slot for, but which has not come up yet.
+fn has_company(view: &View, cluster: &Cluster) -> bool {
+    cluster.members.iter().any(|member| member.name != view.me)
+}
+
+/// A member the last leader kept a slot for, or that leader itself, which has not come up yet. Other slots are people's.
 fn missing(view: &View, cluster: &Cluster) -> Option<String> {
     let present = |slot: &str| {
         slot == view.me.slot()
@@ -276,9 +317,11 @@ fn missing(view: &View, cluster: &Cluster) -> Option<String> {
                 .iter()
                 .any(|member| slot_name(&member.name.0) == slot)
     };
+    let newest = cluster.history.as_deref().and_then(<[_]>::last);
+    let leader = newest.and_then(|row| row.new_leader.as_deref()).map(slot_name);
     cluster
         .status
-        .known_slots()
+        .member_slots(leader.as_deref())
         .find(|slot| !present(slot))
         .map(str::to_owned)
 }
@@ -299,11 +342,32 @@ fn against_peers(
         let Some(peer) = answer.as_ref().filter(|peer| peer.can_lead()) else {
             continue;
         };
-        if let Some(objection) = objection(view, memory, candidate, name, peer) {
+        if let Some(objection) = still_primary(name, peer) {
+            return Ruling::No(objection);
+        }
+        if heard(view, cluster, memory, name, now)
+            && let Some(objection) = objection(view, memory, candidate, name, peer)
+        {
             return Ruling::No(objection);
         }
     }
     Ruling::Yes("nobody leads and no reachable member is ahead".to_owned())
+}
+
+fn still_primary(name: &MemberName, peer: &PeerStatus) -> Option<String> {
+    (!peer.in_recovery).then(|| format!("'{name}' is still running as primary"))
+}
+
+/// Whoever has a reason against us has had the time to lead itself. If it does not (it may answer us and not reach the
+/// DCS, or have reasons of its own) it must not keep the cluster from service for ever.
+fn heard(view: &View, cluster: &Cluster, memory: &Memory, name: &MemberName, now: Boottime) -> bool {
+    let ttl = view.dynamic.timing.ttl;
+    let patience = if cluster.member(name).is_some() {
+        ttl * 2
+    } else {
+        ttl
+    };
+    memory.unlocked_for(now) < patience
 }
 
 fn objection(
@@ -313,16 +377,13 @@ fn objection(
     name: &MemberName,
     peer: &PeerStatus,
 ) -> Option<String> {
-    if !peer.in_recovery {
-        return Some(format!("'{name}' is still running as primary"));
-    }
     if peer.timeline > me.timeline {
         return Some(format!(
             "'{name}' is on timeline {}, we are on {}",
             peer.timeline, me.timeline
         ));
     }
-    if me.last_primary {
+    if !me.exact {
         return None;
     }
     if peer.timeline == me.timeline || peer.timeline == Timeline::UNKNOWN {
@@ -333,7 +394,8 @@ fn objection(
             ));
         }
         let preferred = peer.tags.failover_priority() > view.tags.failover_priority();
-        if peer.position == me.position && preferred && memory.last_leader.as_ref() != Some(name) {
+        let former = me.last_primary || memory.last_leader.as_ref() == Some(name);
+        if peer.position == me.position && preferred && !former {
             return Some(format!(
                 "'{name}' has the same position and a higher failover_priority"
             ));

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Job, Local, Memory, Plan, Running, Standing, Upstream, View, election,
+    Action, DemoteMode, Job, LeaderFacts, Local, Memory, Plan, Running, Silence, Standing, Upstream, View,
+    election,
+    repair::{self, Fault},
     rewind::{self, Reach, Verdict},
     view::upstream,
 };
@@ -15,7 +17,13 @@ use crate::{
 /// A replica that has not streamed for this long is compared with its leader (again).
 const NOT_STREAMING: Duration = Duration::from_secs(3);
 /// Answers of the leader's postgres older than this are asked for again.
-pub(super) const PROBE_FRESH: Duration = Duration::from_secs(1);
+const PROBE_FRESH: Duration = Duration::from_secs(1);
+/// Least time after which a replica that stands still, or does not answer, is not expected to get over it by itself.
+const STUCK: Duration = Duration::from_secs(60);
+/// Pause between attempts to copy for a replica that can at least be read from.
+const COPY_AGAIN: Duration = Duration::from_secs(600);
+/// Least time a replica may take to become consistent while its leader answers.
+const CONSISTENT_WITHIN: Duration = Duration::from_secs(600);
 
 pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
     let Some(leader) = cluster.leader.as_ref().map(|leader| &leader.name) else {
@@ -28,9 +36,14 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
             format!("primary, but '{leader}' holds the lock"),
         );
     }
-    let Local::Running(running) = &view.local else {
-        return Plan::wait("the local postgres does not answer").again_in(Duration::from_secs(1));
+    let running = match &view.local {
+        Local::Running(running) => running,
+        Local::Silent { since, why, .. } => return silent(view, memory, *since, *why, now),
+        _ => return Plan::wait("the local postgres is not there").again_in(Duration::from_secs(1)),
     };
+    if let Some(plan) = stopped_replaying(running, memory, now) {
+        return plan;
+    }
     let wanted = election::upstream_for(view, cluster);
     let nostream = view.tags.nostream();
     if wanted.is_none() && !nostream {
@@ -85,17 +98,14 @@ fn compare(
     let Some(leader_at) = upstream(cluster, leader) else {
         return Plan::wait("the leader has no address").again_in(Duration::from_millis(500));
     };
-    let probe = view
-        .leader_probe
-        .as_ref()
-        .filter(|probe| probe.leader == *leader && now.since(probe.at) <= PROBE_FRESH);
-    let Some(probe) = probe else {
+    let probe = probe(view, leader, now);
+    let Some(facts) = probe else {
         return Plan::act(
             format!("comparing our data with leader '{leader}'"),
             [Action::ProbeLeader(leader_at)],
         );
     };
-    let facts = match &probe.facts {
+    let facts = match facts {
         Ok(facts) => facts,
         Err(error) => {
             return Plan::wait(format!(
@@ -104,41 +114,146 @@ fn compare(
             .again_in(Duration::from_secs(1));
         }
     };
-    match rewind::verdict(Reach::of_running(running), facts) {
-        Verdict::Follow => {
-            let mut plan = Plan::wait(format!("a replica of '{leader}', not streaming yet"))
-                .again_in(Duration::from_secs(1));
-            let mut memory = memory.clone();
-            memory.compared_with = Some((leader.clone(), published));
-            plan.memory = Some(memory);
-            plan
+    let fault = match rewind::verdict(Reach::of_running(running), facts) {
+        Verdict::LeaderNotReady => {
+            return Plan::wait(format!("leader '{leader}' is still being promoted"))
+                .again_in(Duration::from_millis(250));
         }
-        Verdict::LeaderNotReady => Plan::wait(format!("leader '{leader}' is still being promoted"))
-            .again_in(Duration::from_millis(250)),
-        Verdict::Diverged => repair(view, memory, leader_at, now),
-    }
+        Verdict::Diverged { rewindable } => Some(Fault::Diverged { rewindable }),
+        // Our look at ourselves and the one at the leader are a moment apart; what lasts is no accident.
+        Verdict::Ahead if stuck => Some(Fault::Diverged { rewindable: false }),
+        Verdict::Follow if running.position() < facts.flushed && stands_still(view, memory, now) => {
+            Some(Fault::WalGone)
+        }
+        Verdict::Follow | Verdict::Ahead => None,
+    };
+    let repaired = fault.and_then(|fault| repair::repair(view, memory, leader_at, fault, now));
+    repaired.unwrap_or_else(|| {
+        let because = match fault {
+            None => format!("a replica of '{leader}', not streaming yet"),
+            Some(_) => {
+                format!("a replica of '{leader}', not streaming, and nothing that was tried has helped")
+            }
+        };
+        let mut plan = Plan::wait(because).again_in(Duration::from_secs(1));
+        let mut memory = memory.clone();
+        memory.compared_with = Some((leader.clone(), published));
+        plan.memory = Some(memory);
+        plan
+    })
 }
 
-/// Both jobs stop postgres first. Whether the directory has what pg_rewind needs is only known once it is down, so it
-/// is tried; a failure leads to a clone.
-fn repair(view: &View, memory: &Memory, leader: Upstream, now: Boottime) -> Plan {
-    if view.dynamic.use_pg_rewind && memory.may_rewind() {
+/// The answer of this leader's postgres, if it is fresh.
+pub(super) fn probe<'a>(
+    view: &'a View,
+    leader: &MemberName,
+    now: Boottime,
+) -> Option<&'a Result<LeaderFacts, String>> {
+    view.leader_probe
+        .as_ref()
+        .filter(|probe| probe.leader == *leader && now.since(probe.at) <= PROBE_FRESH)
+        .map(|probe| &probe.facts)
+}
+
+fn patience(view: &View) -> Duration {
+    STUCK.max(view.dynamic.timing.ttl * 2)
+}
+
+/// It fits, the leader answers, and still nothing arrives, neither from the leader nor from an archive: what it needs is
+/// not there any more.
+fn stands_still(view: &View, memory: &Memory, now: Boottime) -> bool {
+    let long = |since: Boottime| now.since(since) >= patience(view);
+    // Every attempt stops the replica, and whatever keeps it from streaming may keep it from copying too.
+    let (failures, last) = memory.clone_failures;
+    let again = failures == 0 || now.since(last) >= COPY_AGAIN;
+    again
+        && !view.tags.nostream()
+        && memory.not_streaming_since.is_some_and(long)
+        && memory.stands_at.is_some_and(|(_, since)| long(since))
+}
+
+/// A replica that hangs serves nobody and follows nobody.
+pub(super) fn silent(view: &View, memory: &Memory, since: Boottime, why: Silence, now: Boottime) -> Plan {
+    let hangs = why == Silence::NoAnswer && now.since(since) >= patience(view);
+    if hangs && Memory::backoff(memory.start_failures, now).is_none() {
+        let seconds = now.since(since).as_secs();
         return Plan::begin(
-            format!(
-                "our timeline has diverged: rewinding to leader '{}'",
-                leader.member
-            ),
-            Job::Rewind(leader),
+            format!("the local postgres does not answer for {seconds} s, restarting it"),
+            Job::Restart,
         );
     }
-    if let Some(left) = Memory::backoff(memory.clone_failures, now) {
-        return Plan::wait("the last clone failed, waiting before the next attempt").again_in(left);
+    Plan::wait("the local postgres does not answer").again_in(Duration::from_secs(1))
+}
+
+/// PostgreSQL pauses the replay of a replica with smaller settings than its primary has now; only a start with larger
+/// ones helps (contract: HA rules §5).
+pub(super) fn stopped_replaying(running: &Running, memory: &Memory, now: Boottime) -> Option<Plan> {
+    let paused = matches!(
+        running.standing,
+        Standing::Replica {
+            paused_for_parameters: true,
+            ..
+        }
+    );
+    if !paused {
+        return None;
     }
-    Plan::begin(
-        format!(
-            "our timeline has diverged: cloning from '{}', the old data is kept aside",
-            leader.member
+    Some(match Memory::backoff(memory.start_failures, now) {
+        Some(left) => Plan::wait("the last start failed, waiting before the next attempt").again_in(left),
+        None => Plan::begin(
+            "replay is paused because the primary has larger settings, restarting with those",
+            Job::Restart,
         ),
-        Job::Clone(leader),
-    )
+    })
+}
+
+/// What is to be done about a replica that has not come up yet, and so cannot be asked where it stands.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one is made per decision and none is stored"
+)]
+pub(super) enum Astray {
+    /// This.
+    Act(Plan),
+    /// Its leader answers, and for long it has not become consistent.
+    Stuck(Upstream),
+}
+
+/// Another leads and a replica is starting, pointed at `pointed`. It reads its upstream again on a reload, so a new
+/// leader can be the one that has the WAL it lacks.
+pub(super) fn astray(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    pointed: Option<&Upstream>,
+    since: Boottime,
+    now: Boottime,
+) -> Option<Astray> {
+    let leader = &cluster.leader.as_ref()?.name;
+    if let Some(wanted) = election::upstream_for(view, cluster)
+        && pointed != Some(&wanted)
+        && memory.pointed_at.as_ref() != Some(&wanted)
+    {
+        let because = format!("the starting replica is to follow '{}'", wanted.member);
+        let mut plan = Plan::act(because, [Action::Follow(Some(wanted.clone()))]);
+        plan.memory = Some(Memory {
+            pointed_at: Some(wanted),
+            ..memory.clone()
+        });
+        return Some(Astray::Act(plan.again_in(Duration::from_secs(1))));
+    }
+    let limit = CONSISTENT_WITHIN.max(view.dynamic.primary_start_timeout);
+    let waiting = Memory::backoff(memory.clone_failures, now).is_some() || !memory.may_clone(now);
+    if now.since(since) < limit || waiting {
+        return None;
+    }
+    let leader_at = upstream(cluster, leader)?;
+    match probe(view, leader, now) {
+        None => Some(Astray::Act(Plan::act(
+            format!("the replica does not become consistent, asking leader '{leader}'"),
+            [Action::ProbeLeader(leader_at)],
+        ))),
+        Some(Ok(facts)) if !facts.in_recovery => Some(Astray::Stuck(leader_at)),
+        Some(_) => None,
+    }
 }

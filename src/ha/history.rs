@@ -17,7 +17,11 @@ pub fn update(
     if timeline.0 <= 1 {
         return stored.is_none_or(|rows| !rows.is_empty()).then(Vec::new);
     }
-    let complete = |row: &HistoryRow| row.timeline.0 + 1 == timeline.0 && row.new_leader.is_some();
+    // The number alone proves nothing: a branch that was given up may have had the same.
+    let ours = |row: &HistoryRow| local.last().is_none_or(|last| last.lsn == row.lsn);
+    let complete = |row: &HistoryRow| {
+        row.timeline.0.saturating_add(1) == timeline.0 && row.new_leader.is_some() && ours(row)
+    };
     if stored.and_then(<[_]>::last).is_some_and(complete) {
         return None;
     }
@@ -94,6 +98,23 @@ mod tests {
         stale.lsn = Lsn(1);
         let rows = update(Some(&[stale]), &local(3), Timeline(3), &"me".into(), "now", 0).expect("an update");
         assert_eq!(rows[0].new_leader, None);
+    }
+
+    #[test]
+    fn the_newest_row_of_a_forgotten_branch_is_replaced() {
+        let mut stale = row(2, Some("old"));
+        stale.lsn = Lsn(1);
+        let stored = [row(1, Some("old")), stale];
+        let rows = update(Some(&stored), &local(3), Timeline(3), &"me".into(), "now", 0).expect("an update");
+        assert_eq!(
+            (rows[1].lsn, rows[1].new_leader.as_deref()),
+            (Lsn(0x200), Some("me"))
+        );
+        // Nothing to compare with is no reason to write nothing.
+        assert_eq!(
+            update(Some(&stored), &[], Timeline(3), &"me".into(), "now", 0),
+            None
+        );
     }
 
     #[test]

@@ -3,16 +3,13 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Job, Local, Memory, Peers, Plan, Running, View, lease,
-    view::{give_up, others_may_lead},
+    Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View,
+    handover::{self, Request},
+    lease, successor,
+    view::give_up,
 };
-use crate::{
-    clock::Boottime,
-    model::{Cluster, FailoverKey, Member, MemberName, PeerStatus},
-};
+use crate::{clock::Boottime, model::Cluster};
 
-/// Answers of candidates older than this are asked for again.
-const PEERS_FRESH: Duration = Duration::from_secs(2);
 /// Next look after the lock was asked for.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -24,7 +21,8 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     let plan = match &view.local {
         Local::Running(running) if running.is_primary() => primary(view, cluster, running, now),
         Local::Running(running) => replica(view, cluster, memory, running, now),
-        _ => Plan::wait("the local postgres does not answer; the lock is ours until that is certain"),
+        Local::Silent { since, why, .. } => silent(view, cluster, *since, *why, now),
+        _ => Plan::wait("the local postgres is not there"),
     };
     let soon = plan
         .again_in
@@ -52,13 +50,45 @@ pub(super) fn without_hold(view: &View, now: Boottime) -> Plan {
     .again_in(AGAIN)
 }
 
+/// A postmaster that lives and says nothing. An error is an answer: whoever refuses us may serve everybody else. No
+/// answer at all for as long as a lease is no primary for anybody.
+fn silent(view: &View, cluster: &Cluster, since: Boottime, why: Silence, now: Boottime) -> Plan {
+    let let_go = |because| View::step_down(now, because);
+    if let Some(plan) = handover::without_postgres(view, cluster, now, let_go) {
+        return plan;
+    }
+    let hung = why == Silence::NoAnswer && now.since(since) >= view.dynamic.timing.ttl;
+    if hung {
+        match successor::find(view, cluster, now) {
+            Err(ask) => return Plan::act("the local postgres hangs, asking the other members", [ask]),
+            Ok(Some(name)) => {
+                let seconds = now.since(since).as_secs();
+                let because = format!("postgres has not answered for {seconds} s and '{name}' can lead");
+                return View::step_down(now, because);
+            }
+            Ok(None) => {}
+        }
+    }
+    Plan::wait("the local postgres does not answer; the lock is ours until that is certain")
+        .again_in(Duration::from_secs(1))
+}
+
 fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
     let behind = running.timeline < cluster.timeline();
-    if behind && memory.last_leader.is_none() {
+    if behind && !memory.followed {
         return give_up(memory, now, "our timeline is older than the cluster's");
     }
-    if memory.promote_failures.0 > 0 && others_may_lead(view, cluster) {
-        return give_up(memory, now, "the promotion failed, leaving the lock to others");
+    if memory.promote_failures.0 > 0 {
+        // The request to promote still stands: postgres may obey it any moment, so it must be down before the lock is
+        // another's.
+        match successor::find(view, cluster, now) {
+            Err(ask) => return Plan::act("the promotion failed, asking the other members", [ask]),
+            Ok(Some(name)) => {
+                let because = format!("the promotion failed, '{name}' can lead: stopping first");
+                return View::step_down(now, because);
+            }
+            Ok(None) => {}
+        }
     }
     if let Some(left) = Memory::backoff(memory.promote_failures, now) {
         return Plan::wait("the promotion failed, waiting before the next attempt").again_in(left);
@@ -71,8 +101,17 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
 }
 
 fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Plan {
-    if let Some(plan) = requested(view, cluster, running, now) {
-        return plan;
+    match handover::requested(view, cluster, running.position(), now) {
+        None => {}
+        Some(Request::Drop(why)) => return handover::dropped(why),
+        Some(Request::Ask(ask)) => return handover::asking(ask),
+        Some(Request::DueIn(left)) => {
+            return Plan::act("a scheduled switchover is due soon", [Action::LeaderDuties]).again_in(left);
+        }
+        Some(Request::HandOver(because)) => {
+            let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
+            return Plan::begin(because, Job::Demote { mode, deadline });
+        }
     }
     if running.timeline < cluster.timeline() {
         // The lock came back after others had led: what this primary has written since is another history.
@@ -91,123 +130,4 @@ fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> 
     }
     actions.push(Action::LeaderDuties);
     Plan::act("the leader with the lock", actions)
-}
-
-/// A switchover or failover request, while we lead.
-fn requested(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Option<Plan> {
-    let request = cluster.failover.as_ref()?;
-    let clear = |why: String| Some(Plan::act(why, [Action::ClearFailover]).again_in(Duration::ZERO));
-    if let Some(at) = request.scheduled_at {
-        let late = view.wall.duration_since(at);
-        if late.is_negative() {
-            let left = late.unsigned_abs();
-            return (left <= view.dynamic.timing.loop_wait).then(|| {
-                Plan::act("a scheduled switchover is due soon", [Action::LeaderDuties]).again_in(left)
-            });
-        }
-        if late.unsigned_abs() > view.dynamic.timing.loop_wait * 3 / 2 {
-            return clear(format!(
-                "the switchover scheduled at {at} was missed, dropping it"
-            ));
-        }
-    }
-    if request.leader.as_ref().is_some_and(|leader| *leader != view.me) {
-        return clear("a switchover names another leader, dropping it".to_owned());
-    }
-    if request.candidate.as_ref() == Some(&view.me) {
-        return clear("a failover names the leader itself, dropping it".to_owned());
-    }
-    if view.dynamic.pause && request.candidate.is_none() {
-        return clear("paused: a switchover needs a candidate, dropping it".to_owned());
-    }
-    let candidates = candidates(view, cluster, request);
-    if candidates.is_empty() {
-        return clear("a switchover has no member to switch to, dropping it".to_owned());
-    }
-    match view
-        .peers
-        .as_ref()
-        .filter(|peers| now.since(peers.at) <= PEERS_FRESH)
-        .filter(|peers| peers.cover(candidates.iter().map(|member| &member.name)))
-    {
-        None => {
-            let present = candidates
-                .iter()
-                .map(|m| (m.name.clone(), m.data.api_url.clone()))
-                .collect();
-            let ask = Action::ProbePeers {
-                present,
-                vanished: Vec::new(),
-            };
-            Some(Plan::act(
-                "a switchover is asked for, asking the candidates",
-                [ask],
-            ))
-        }
-        Some(peers) => match usable(view, cluster, running, &candidates, peers) {
-            Ok(name) => {
-                let because = match &request.candidate {
-                    Some(_) => format!("switchover to '{name}'"),
-                    None => format!("switchover, '{name}' can take over"),
-                };
-                let deadline = now + view.stop_timeout();
-                Some(Plan::begin(
-                    because,
-                    Job::Demote {
-                        mode: DemoteMode::Graceful,
-                        deadline,
-                    },
-                ))
-            }
-            Err(why) => clear(format!("a switchover is not possible, dropping it: {why}")),
-        },
-    }
-}
-
-fn candidates<'a>(view: &View, cluster: &'a Cluster, request: &FailoverKey) -> Vec<&'a Member> {
-    let wanted = |m: &&Member| {
-        m.name != view.me
-            && !m.data.api_url.is_empty()
-            && !m.tags().nofailover()
-            && request.candidate.as_ref().is_none_or(|name| *name == m.name)
-    };
-    cluster.members.iter().filter(wanted).collect()
-}
-
-/// The first candidate that can take over, or why none can.
-fn usable(
-    view: &View,
-    cluster: &Cluster,
-    running: &Running,
-    candidates: &[&Member],
-    peers: &Peers,
-) -> Result<MemberName, String> {
-    let mut reasons = Vec::new();
-    for member in candidates {
-        match peers.answers.get(&member.name).and_then(Option::as_ref) {
-            None => reasons.push(format!("'{}' does not answer", member.name)),
-            Some(peer) => match unfit(view, cluster, running, peer) {
-                None => return Ok(member.name.clone()),
-                Some(why) => reasons.push(format!("'{}' {why}", member.name)),
-            },
-        }
-    }
-    Err(reasons.join(", "))
-}
-
-fn unfit(view: &View, cluster: &Cluster, running: &Running, peer: &PeerStatus) -> Option<String> {
-    if !peer.can_lead() {
-        return Some("is excluded by tag or watchdog".to_owned());
-    }
-    let lag = running.position().bytes_ahead_of(peer.position);
-    if lag > view.dynamic.maximum_lag_on_failover {
-        return Some(format!("lags {lag} bytes behind"));
-    }
-    (view.dynamic.check_timeline && peer.timeline < cluster.timeline()).then(|| {
-        format!(
-            "is on timeline {}, the cluster on {}",
-            peer.timeline,
-            cluster.timeline()
-        )
-    })
 }

@@ -12,7 +12,8 @@
 //! One file per situation: [`bootstrap`] (no data), [`down`] (data, no postgres), [`election`] (lock free),
 //! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`busy`] (a job runs),
 //! [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
-//! whether a directory has diverged, [`history`] the rows of `/history`.
+//! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
+//! the question whether another could lead, [`handover`] what people ask of a leader, [`memory`] what turns remember.
 //!
 //! A turn that needs to know more (positions of the peers, the leader's timeline) asks for it as an action and is
 //! called again with the answer in the view, so that a plan never leaves its executor a choice.
@@ -23,20 +24,27 @@ mod busy;
 mod down;
 mod election;
 mod follow;
+mod handover;
 pub mod history;
 mod leader;
 pub mod lease;
+mod memory;
 mod plan;
+mod repair;
 pub mod rewind;
 mod stopping;
+mod successor;
 #[cfg(test)]
 mod tests;
 mod view;
 
+use std::time::Duration;
+
+pub use memory::Memory;
 pub use plan::{Action, DemoteMode, Job, Plan, StartAs, Upstream};
 pub use view::{
-    DcsView, Down, Finished, LeaderFacts, LeaderProbe, Local, Memory, Peers, Running, RunningJob, Shutdown,
-    Standing, View,
+    DcsView, Down, Finished, LeaderFacts, LeaderProbe, Local, Parent, Peers, Running, RunningJob, Shutdown,
+    Silence, Standing, View,
 };
 
 use crate::{clock::Boottime, exit::Exit, model::Cluster};
@@ -48,11 +56,14 @@ pub fn decide(view: &View, now: Boottime) -> Plan {
     if let Some(shutdown) = view.shutdown {
         return stopping::decide(view, shutdown, now).remembering(memory);
     }
+    if let Some(plan) = bootstrap::failed(view) {
+        return plan.remembering(memory);
+    }
     let plan = match (&view.dcs, &view.job) {
-        (_, Some(job)) => busy::decide(view, job, now),
-        (DcsView::Down { .. }, None) => blind::decide(view, now),
+        (_, Some(job)) => busy::decide(view, &memory, job, now),
+        (DcsView::Down { .. }, None) => blind::decide(view, &memory, now),
         (DcsView::Known { cluster, .. }, None) => {
-            identity(view, cluster).unwrap_or_else(|| with_view(view, cluster, &memory, now))
+            identity(view, cluster, now).unwrap_or_else(|| with_view(view, cluster, &memory, now))
         }
     };
     plan.remembering(memory)
@@ -65,7 +76,8 @@ fn with_view(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> 
         Local::Broken { reason } => bootstrap::broken(view, cluster, memory, reason, now),
         Local::Down(state) => down::decide(view, cluster, memory, state, now),
         Local::Starting { since, primary } => down::starting(view, cluster, memory, *since, *primary, now),
-        Local::Stopping => Plan::wait("postgres is stopping").keeping(view.valid_hold(now).is_some()),
+        Local::Stopping { since, crashed } => ending(view, memory, *since, *crashed, now),
+        Local::Unknown { reason, since } => down::unknown(view, cluster, memory, reason, *since, now),
         Local::Running(_) | Local::Silent { .. } => {
             match cluster.leader.as_ref().map(|leader| &leader.name) {
                 None => election::decide(view, cluster, memory, now),
@@ -76,8 +88,41 @@ fn with_view(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> 
     }
 }
 
+/// Postgres is on its way down and no job waits for it: the agent was restarted meanwhile, or the postmaster died. A
+/// stop without a bound would keep the lock for ever, so a job takes it over; it releases the lock once postgres is down.
+fn ending(view: &View, memory: &Memory, since: Boottime, crashed: bool, now: Boottime) -> Plan {
+    let held = view.valid_hold(now).is_some();
+    let late = now.since(since) >= view.stop_timeout();
+    if crashed && !late && memory.stop_failures == 0 {
+        // The owner of the postmaster ends what is left; then postgres is started again.
+        return Plan::wait("what a dead postmaster left behind is being ended")
+            .keeping(held)
+            .again_in(Duration::from_millis(200));
+    }
+    let (mode, allowed) = match memory.stop_failures {
+        0 if !late => (DemoteMode::Fast, view.stop_timeout()),
+        0 | 1 => (DemoteMode::Immediate, view::IMMEDIATE_STOP),
+        _ => {
+            return Plan::exit(
+                Exit::Dirty,
+                "postgres could not be stopped, not even by force; the lock is left to expire",
+            );
+        }
+    };
+    let deadline = if held {
+        now + allowed
+    } else {
+        view.stop_by(now).min(now + allowed)
+    };
+    Plan::begin(
+        "postgres is stopping, waiting for its end",
+        Job::Demote { mode, deadline },
+    )
+    .keeping(held)
+}
+
 /// A data directory of another cluster must not take part (design: invariant 3).
-fn identity(view: &View, cluster: &Cluster) -> Option<Plan> {
+fn identity(view: &View, cluster: &Cluster, now: Boottime) -> Option<Plan> {
     let mine = view.local.system_id()?;
     let theirs = cluster.system_id()?;
     if *mine == theirs {
@@ -89,5 +134,9 @@ fn identity(view: &View, cluster: &Cluster) -> Option<Plan> {
          one; if this member is to join, start it with an empty data directory; if the DCS holds a cluster that no \
          longer exists, choose another scope or remove its keys."
     );
+    if matches!(view.local, Local::Running(_)) {
+        // Leaving it to the end of this process would be a hard stop, and a primary has no right to go on until then.
+        return Some(view.demote(DemoteMode::ImmediateNoLock, now, message));
+    }
     Some(Plan::exit(Exit::ForeignData, message))
 }

@@ -49,8 +49,13 @@ pub enum DemoteMode {
 pub enum Job {
     /// initdb, roles, init scripts; then the lock is taken.
     Bootstrap,
-    /// Copy the upstream's data directory. What is there now is renamed, not removed, unless it is empty.
-    Clone(Upstream),
+    /// Copy the upstream's data directory, and put the copy in the place of what is there now.
+    Clone {
+        /// Whose data.
+        from: Upstream,
+        /// What is replaced is renamed, not removed: it may hold what exists nowhere else.
+        keep: bool,
+    },
     /// pg_rewind against the upstream.
     Rewind(Upstream),
     /// Start postgres.
@@ -74,7 +79,7 @@ impl Job {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Bootstrap => "bootstrap",
-            Self::Clone(_) => "clone",
+            Self::Clone { .. } => "clone",
             Self::Rewind(_) => "rewind",
             Self::Start(_) => "start",
             Self::Restart => "restart",

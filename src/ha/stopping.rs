@@ -1,12 +1,9 @@
 //! Asked to stop: postgres down first, then the lock, then the process (contract: HA rules §10, daemon shutdown).
 
-use std::time::Duration;
-
-use super::{Action, DcsView, DemoteMode, Job, Local, Plan, RunningJob, Shutdown, View, busy, lease};
+use super::{
+    Action, DemoteMode, Job, Local, Plan, RunningJob, Shutdown, View, busy, lease, view::IMMEDIATE_STOP,
+};
 use crate::{clock::Boottime, exit::Exit};
-
-/// Upper bound of an immediate stop.
-const IMMEDIATE: Duration = Duration::from_secs(2);
 
 pub(super) fn decide(view: &View, shutdown: Shutdown, now: Boottime) -> Plan {
     let held = view.valid_hold(now).is_some();
@@ -17,7 +14,7 @@ pub(super) fn decide(view: &View, shutdown: Shutdown, now: Boottime) -> Plan {
         }
         Shutdown::HandOver => (DemoteMode::Graceful, view.stop_timeout()),
         Shutdown::Fast => (DemoteMode::Fast, view.stop_timeout()),
-        Shutdown::Immediate => (DemoteMode::Immediate, IMMEDIATE),
+        Shutdown::Immediate => (DemoteMode::Immediate, IMMEDIATE_STOP),
     };
     if let Some(running) = &view.job {
         return with_job(view, running, shutdown, mode, now).keeping(held);
@@ -28,8 +25,8 @@ pub(super) fn decide(view: &View, shutdown: Shutdown, now: Boottime) -> Plan {
         now + allowed
     };
     match &view.local {
-        Local::Empty | Local::Broken { .. } | Local::Down(_) => ended(view),
-        Local::Starting { .. } | Local::Stopping | Local::Running(_) | Local::Silent { .. } => {
+        Local::Empty | Local::Broken { .. } | Local::Unknown { .. } | Local::Down(_) => ended(view),
+        Local::Starting { .. } | Local::Stopping { .. } | Local::Running(_) | Local::Silent { .. } => {
             Plan::begin("asked to stop", Job::Demote { mode, deadline }).keeping(held)
         }
     }
@@ -70,20 +67,14 @@ fn ended(view: &View) -> Plan {
         _ => true,
     };
     let exit = if clean { Exit::Ok } else { Exit::Dirty };
-    match (&view.hold, &view.dcs) {
-        (None, _) => Plan::act("postgres is down", [Action::Exit(exit)]),
-        // A release that cannot succeed would keep the process from ending.
-        (Some(_), DcsView::Down { .. }) => Plan::exit(
-            Exit::Dirty,
-            "postgres is down; the DCS does not answer, the lock is left to expire",
-        ),
-        (Some(_), DcsView::Known { .. }) => {
-            // Postgres is down, so nobody can be hurt by giving the lock away.
-            let end = match &view.local {
-                Local::Down(down) if clean => down.checkpoint_end,
-                _ => None,
-            };
-            Plan::act("postgres is down", [Action::ReleaseLock(end), Action::Exit(exit)])
-        }
+    if view.hold.is_none() {
+        return Plan::act("postgres is down", [Action::Exit(exit)]);
     }
+    // Postgres is down, so nobody can be hurt by giving the lock away. Tried also if the DCS was not asked in this turn,
+    // or did not answer: the executor bounds it, and goes on to the exit if it fails.
+    let end = match &view.local {
+        Local::Down(down) if clean => down.checkpoint_end,
+        _ => None,
+    };
+    Plan::act("postgres is down", [Action::ReleaseLock(end), Action::Exit(exit)])
 }

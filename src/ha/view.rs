@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Action, DemoteMode, Job, Plan, StartAs, Upstream, lease};
+use super::{Action, DemoteMode, Job, Memory, Plan, Upstream, lease};
 use crate::{
     clock::Boottime,
     dcs::Hold,
@@ -28,6 +28,10 @@ pub enum DcsView {
     },
 }
 
+/// The timeline another one branched off, and where: numbers alone do not tell two histories apart. None for the first
+/// timeline, and where the history file is not there.
+pub type Parent = (Timeline, Lsn);
+
 /// What a running postgres is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
@@ -46,6 +50,9 @@ pub enum Standing {
         streaming: bool,
         /// Host and port it is configured to stream from.
         upstream: Option<(String, u16)>,
+        /// Replay stands still until a restart with larger settings: the primary raised one that a replica must not
+        /// undercut.
+        paused_for_parameters: bool,
     },
 }
 
@@ -56,6 +63,8 @@ pub struct Running {
     pub standing: Standing,
     /// Its timeline.
     pub timeline: Timeline,
+    /// Where that timeline begins, by its own history file.
+    pub parent: Option<Parent>,
     /// Its identity.
     pub system_id: Option<SystemId>,
 }
@@ -77,6 +86,12 @@ impl Running {
     pub const fn is_primary(&self) -> bool {
         matches!(self.standing, Standing::Primary { .. })
     }
+
+    /// A replica that receives WAL.
+    #[must_use]
+    pub const fn is_streaming(&self) -> bool {
+        matches!(self.standing, Standing::Replica { streaming: true, .. })
+    }
 }
 
 /// A data directory without a postmaster.
@@ -88,6 +103,8 @@ pub struct Down {
     pub standby_signal: bool,
     /// End of the shutdown checkpoint record of a cleanly stopped primary.
     pub checkpoint_end: Option<Lsn>,
+    /// Where its timeline begins, by its own history file.
+    pub parent: Option<Parent>,
 }
 
 impl Down {
@@ -106,15 +123,31 @@ impl Down {
     }
 }
 
+/// Why there is no observation of a living postmaster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Silence {
+    /// No connection, or no answer in time: it may hang.
+    NoAnswer,
+    /// It answered, with an error (a wrong password, too many connections, ...): it is alive, and only we cannot look.
+    Refused,
+}
+
 /// The local postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Local {
     /// No data directory, or an empty one.
     Empty,
-    /// Data whose `pg_control` cannot be read: never started, never deleted.
+    /// Data that is damaged, or of another major version: never started, never deleted.
     Broken {
         /// What is wrong with it.
         reason: String,
+    },
+    /// No postmaster, and the data could not be looked at. That says nothing about the data.
+    Unknown {
+        /// Why not.
+        reason: String,
+        /// Since the first turn in which it could not.
+        since: Boottime,
     },
     /// Data, no postmaster.
     Down(Down),
@@ -125,16 +158,23 @@ pub enum Local {
         /// Without `standby.signal`.
         primary: bool,
     },
-    /// A postmaster on its way down, and no job waits for it.
-    Stopping,
+    /// A postmaster on its way down.
+    Stopping {
+        /// Since when.
+        since: Boottime,
+        /// Nobody asked it to: the postmaster is gone, what it left behind is being ended.
+        crashed: bool,
+    },
     /// Answers queries.
     Running(Running),
     /// The postmaster lives but did not answer in this turn.
     Silent {
-        /// Since the first turn without an answer.
+        /// Since the first turn with this kind of silence.
         since: Boottime,
         /// What it last was.
         primary: bool,
+        /// Which kind.
+        why: Silence,
     },
 }
 
@@ -153,7 +193,11 @@ impl Local {
     #[must_use]
     pub const fn may_write(&self) -> bool {
         match self {
-            Self::Empty | Self::Broken { .. } | Self::Down(_) | Self::Stopping => false,
+            Self::Empty
+            | Self::Broken { .. }
+            | Self::Unknown { .. }
+            | Self::Down(_)
+            | Self::Stopping { .. } => false,
             Self::Starting { primary, .. } | Self::Silent { primary, .. } => *primary,
             Self::Running(running) => running.is_primary(),
         }
@@ -185,6 +229,8 @@ pub struct LeaderFacts {
     pub timeline: Timeline,
     /// Its history.
     pub history: Vec<HistoryRow>,
+    /// How far it has written and flushed (in recovery: replayed).
+    pub flushed: Lsn,
 }
 
 /// Answer of the leader's postgres.
@@ -288,6 +334,19 @@ impl View {
         )
     }
 
+    /// Plan to stop a postgres that must give the lock away: it is down before the lock is released.
+    pub(super) fn step_down(now: Boottime, because: impl Into<String>) -> Plan {
+        let (mode, deadline) = (DemoteMode::Immediate, now + IMMEDIATE_STOP);
+        Plan::begin(because, Job::Demote { mode, deadline }).keeping(true)
+    }
+
+    /// Upper bound for a planned hand-over. A person asked for it and the lock is kept: there is no hurry that would be
+    /// worth a crash recovery.
+    #[must_use]
+    pub(super) fn hand_over_timeout(&self) -> Duration {
+        self.dynamic.primary_stop_timeout.max(HAND_OVER_TIMEOUT)
+    }
+
     /// Upper bound for an orderly stop.
     #[must_use]
     pub const fn stop_timeout(&self) -> Duration {
@@ -301,188 +360,10 @@ impl View {
 
 /// Default bound of an orderly stop: leaves Docker's ten seconds of grace unused.
 pub(super) const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(8);
-
-/// Rewinds in a row, none of which led to streaming, before the directory is cloned anew.
-const REWINDS: u32 = 2;
-
-/// What one turn tells the next.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Memory {
-    /// When this agent started.
-    pub started_at: Boottime,
-    /// First turn that saw the lock free.
-    pub unlocked_since: Option<Boottime>,
-    /// Last leader seen by this agent. `None`: a cold start, nothing was seen yet. Our own name in the lock proves
-    /// nothing about our data until we have been seen running as primary.
-    pub last_leader: Option<MemberName>,
-    /// Members (name, api_url) of the last view with a leader.
-    pub last_members: Vec<(MemberName, String)>,
-    /// We gave the lock up on purpose and leave it to others for a while.
-    pub handed_over_at: Option<Boottime>,
-    /// Leader whose history was compared with ours, and its published timeline then.
-    pub compared_with: Option<(MemberName, Timeline)>,
-    /// Starts that failed in a row, and when the last did.
-    pub start_failures: (u32, Boottime),
-    /// Rewinds that failed in a row.
-    pub rewind_failures: u32,
-    /// Rewinds that succeeded since this member last streamed. If it still does not stream, rewinding is not the cure.
-    pub rewinds: u32,
-    /// Promotions that failed in a row, and when the last did.
-    pub promote_failures: (u32, Boottime),
-    /// Clones that failed in a row, and when the last did.
-    pub clone_failures: (u32, Boottime),
-    /// First turn that saw a postgres that should be primary not running.
-    pub primary_down_since: Option<Boottime>,
-    /// First turn that saw our replica not streaming although there is a leader.
-    pub not_streaming_since: Option<Boottime>,
-    /// First turn that wanted to follow a leader whose postgres could not be asked.
-    pub waiting_for_leader_since: Option<Boottime>,
-}
-
-impl Memory {
-    /// What every turn remembers, whatever it decides.
-    pub(super) fn remember(&self, view: &View, now: Boottime) -> Self {
-        let mut memory = self.clone();
-        memory.note_cluster(view, now);
-        memory.note_local(view, now);
-        if let Some(finished) = &view.finished {
-            memory.note_job(finished, now);
-        }
-        memory
-    }
-
-    fn note_cluster(&mut self, view: &View, now: Boottime) {
-        let DcsView::Known { cluster } = &view.dcs else {
-            return;
-        };
-        match &cluster.leader {
-            Some(leader) => {
-                self.unlocked_since = None;
-                let another = leader.name != view.me;
-                if another {
-                    self.handed_over_at = None;
-                    self.promote_failures = (0, Boottime(0));
-                }
-                if another && self.last_leader.as_ref() != Some(&leader.name) {
-                    self.waiting_for_leader_since = None;
-                }
-                let primary = matches!(&view.local, Local::Running(running) if running.is_primary());
-                if another || primary {
-                    self.last_leader = Some(leader.name.clone());
-                }
-                let others = cluster
-                    .members
-                    .iter()
-                    .filter(|m| m.name != view.me && !m.data.api_url.is_empty());
-                self.last_members = others.map(|m| (m.name.clone(), m.data.api_url.clone())).collect();
-            }
-            None => {
-                self.unlocked_since.get_or_insert(now);
-            }
-        }
-    }
-
-    fn note_local(&mut self, view: &View, now: Boottime) {
-        match &view.local {
-            Local::Running(running) => {
-                self.start_failures = (0, Boottime(0));
-                self.primary_down_since = None;
-                self.waiting_for_leader_since = None;
-                if running.is_primary() {
-                    self.promote_failures = (0, Boottime(0));
-                }
-                match running.standing {
-                    Standing::Replica { streaming: false, .. } => {
-                        self.not_streaming_since.get_or_insert(now);
-                    }
-                    _ => self.not_streaming_since = None,
-                }
-                if matches!(running.standing, Standing::Replica { streaming: true, .. }) {
-                    (self.rewind_failures, self.rewinds) = (0, 0);
-                    self.clone_failures = (0, Boottime(0));
-                }
-            }
-            Local::Down(down) if down.was_primary() => {
-                self.primary_down_since.get_or_insert(now);
-            }
-            _ => {}
-        }
-    }
-
-    fn note_job(&mut self, finished: &Finished, now: Boottime) {
-        match (&finished.job, finished.outcome.is_ok()) {
-            (
-                Job::Demote {
-                    mode: DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate,
-                    ..
-                },
-                _,
-            ) => {
-                self.handed_over_at = Some(now);
-                self.compared_with = None;
-            }
-            (Job::Promote, ok) => {
-                self.compared_with = None;
-                self.promote_failures = if ok {
-                    (0, Boottime(0))
-                } else {
-                    (self.promote_failures.0 + 1, now)
-                };
-            }
-            (Job::Demote { .. }, _) => self.compared_with = None,
-            (Job::Start(_) | Job::Restart, false) => self.start_failures = (self.start_failures.0 + 1, now),
-            (Job::Start(StartAs::Replica(_)), true) => self.start_failures = (0, Boottime(0)),
-            (Job::Rewind(_), ok) => {
-                if ok {
-                    self.rewind_failures = 0;
-                    self.rewinds += 1;
-                } else {
-                    self.rewind_failures += 1;
-                }
-                self.compared_with = None;
-                self.start_failures = (0, Boottime(0));
-            }
-            (Job::Clone(_), ok) => {
-                if ok {
-                    // New data: what was tried on the old says nothing about it.
-                    self.clone_failures = (0, Boottime(0));
-                    (self.rewind_failures, self.rewinds) = (0, 0);
-                } else {
-                    self.clone_failures = (self.clone_failures.0 + 1, now);
-                }
-                self.compared_with = None;
-                self.start_failures = (0, Boottime(0));
-            }
-            _ => {}
-        }
-    }
-
-    /// A rewind is still worth trying.
-    #[must_use]
-    pub(super) const fn may_rewind(&self) -> bool {
-        self.rewind_failures == 0 && self.rewinds < REWINDS
-    }
-
-    /// How long to wait after `failures` in a row: 1, 2, 4, 8, then 10 s.
-    #[must_use]
-    pub(super) fn backoff((failures, last): (u32, Boottime), now: Boottime) -> Option<Duration> {
-        let wait = match failures {
-            0 => return None,
-            n => Duration::from_secs(1 << (n - 1).min(4)).min(Duration::from_secs(10)),
-        };
-        let left = wait.saturating_sub(now.since(last));
-        (!left.is_zero()).then_some(left)
-    }
-}
-
-/// Another member is there that could take over. Whether it really can is asked of it only before a planned
-/// hand-over; a postgres that does not come up has nothing to lose by letting others try.
-pub(super) fn others_may_lead(view: &View, cluster: &Cluster) -> bool {
-    cluster
-        .members
-        .iter()
-        .any(|m| m.name != view.me && !m.tags().nofailover())
-}
+/// Upper bound of an immediate stop.
+pub(super) const IMMEDIATE_STOP: Duration = Duration::from_secs(2);
+/// Least bound of a planned hand-over.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Gives the lock up on purpose, and leaves it to others for a while: whoever releases is the first to see it free.
 pub(super) fn give_up(memory: &Memory, now: Boottime, because: impl Into<String>) -> Plan {

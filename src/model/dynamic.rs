@@ -103,6 +103,10 @@ pub struct Dynamic {
     pub max_timelines_history: usize,
     /// `postgresql.use_pg_rewind`.
     pub use_pg_rewind: bool,
+    /// `postgresql.remove_data_directory_on_rewind_failure`: what pg_rewind could not mend is not kept.
+    pub remove_data_directory_on_rewind_failure: bool,
+    /// `postgresql.remove_data_directory_on_diverged_timelines`: what has diverged is not kept.
+    pub remove_data_directory_on_diverged_timelines: bool,
     /// `postgresql.use_slots`.
     pub use_slots: bool,
     /// The document as stored.
@@ -146,6 +150,16 @@ impl Dynamic {
             primary_stop_timeout: seconds(int(&["primary_stop_timeout", "master_stop_timeout"], 0)),
             max_timelines_history: usize::try_from(int(&["max_timelines_history"], 0)).unwrap_or(0),
             use_pg_rewind: flag(postgresql, "use_pg_rewind", true),
+            remove_data_directory_on_rewind_failure: flag(
+                postgresql,
+                "remove_data_directory_on_rewind_failure",
+                false,
+            ),
+            remove_data_directory_on_diverged_timelines: flag(
+                postgresql,
+                "remove_data_directory_on_diverged_timelines",
+                false,
+            ),
             use_slots: flag(postgresql, "use_slots", true),
             raw: raw.clone(),
         }

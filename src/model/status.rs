@@ -42,12 +42,17 @@ impl StatusKey {
         }
     }
 
-    /// Slot names of every member the last leader knew of.
-    pub fn known_slots(&self) -> impl Iterator<Item = &str> {
-        let slots = self.slots.iter().flat_map(BTreeMap::keys);
-        slots
-            .chain(self.retain_slots.iter().flatten())
-            .map(String::as_str)
+    /// Slot names of the members the last leader knew of, its own included. What else has a slot there is no member.
+    /// Where nobody knows the leader's name, its slot is told by its position: that is the leader's own.
+    pub fn member_slots<'a>(&'a self, leader: Option<&'a str>) -> impl Iterator<Item = &'a str> {
+        let (unknown, optime) = (leader.is_none(), self.optime);
+        let at_the_end = move |(_, at): &(&String, &Lsn)| unknown && **at == optime;
+        let unnamed = self.slots.iter().flatten().filter(at_the_end);
+        let retained = self.retain_slots.iter().flatten().map(String::as_str);
+        leader
+            .into_iter()
+            .chain(unnamed.map(|(name, _)| name.as_str()))
+            .chain(retained)
     }
 }
 
@@ -90,7 +95,10 @@ mod tests {
     fn reads_every_form_ever_written() {
         let full = StatusKey::parse(r#"{"optime":83886408,"slots":{"n2":1},"retain_slots":["n1"]}"#);
         assert_eq!(full.optime, Lsn(83_886_408));
-        assert_eq!(full.known_slots().collect::<Vec<_>>(), ["n2", "n1"]);
+        assert_eq!(full.member_slots(None).collect::<Vec<_>>(), ["n1"]);
+        assert_eq!(full.member_slots(Some("n3")).collect::<Vec<_>>(), ["n3", "n1"]);
+        let own = StatusKey::parse(r#"{"optime":9,"slots":{"n2":9,"logical":3}}"#);
+        assert_eq!(own.member_slots(None).collect::<Vec<_>>(), ["n2"]);
         assert_eq!(StatusKey::parse("42").optime, Lsn(42));
         assert_eq!(
             StatusKey::parse(r#"{"optime":"7","slots":"{\"a\":9}"}"#).slots,

@@ -131,8 +131,13 @@ impl Instance {
 
     /// Reads `pg_control`.
     pub async fn control(&self) -> Result<ControlData, String> {
+        self.read_control().await.map_err(|error| chain(&error))
+    }
+
+    /// The same; the error tells damage from a failed attempt.
+    pub async fn read_control(&self) -> Result<ControlData, control::Error> {
         let read = control::read(&self.binaries, self.data_dir(), None, &CancellationToken::new()).await;
-        read.map(|file| file.control).map_err(|error| chain(&error))
+        read.map(|file| file.control)
     }
 
     /// Starts postgres and waits until it accepts connections.

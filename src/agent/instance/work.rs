@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::{Instance, SMALL, Settings, chain, lock};
 use crate::{
     ha::{StartAs, Upstream},
-    model::{DbState, Dynamic, SystemId},
+    model::{Dynamic, SystemId},
     postgres::{
         clone,
         command::Command,
@@ -209,17 +209,22 @@ impl Instance {
             .map_err(|error| format!("post_bootstrap: {}", chain(&error)))
     }
 
-    /// Copies the upstream's data into a side directory and puts it in place. What was there is removed if it was
-    /// a mere replica's, and renamed otherwise: a former primary may hold what exists nowhere else.
+    /// Copies the upstream's data into a side directory and puts it in place. What was there is renamed if it is to be
+    /// kept, and removed otherwise; in both cases only once the copy is complete.
     pub async fn copy_from(
         &self,
         from: &Upstream,
+        keep: bool,
         dynamic: &Dynamic,
         progress: &watch::Sender<Option<Progress>>,
         cancel: &CancellationToken,
     ) -> Result<(), String> {
         let settings = self.settings();
-        let old = self.disposable().await;
+        let old = if keep {
+            OldData::KeepRenamed
+        } else {
+            OldData::Remove
+        };
         let staging = Staging::prepare(self.data_dir()).map_err(|error| chain(&error))?;
         self.write_passfile(from)?;
         let source = self
@@ -254,20 +259,6 @@ impl Instance {
         }
         self.write_files(&StartAs::Replica(Some(from.clone())), dynamic, None)?;
         Ok(())
-    }
-
-    async fn disposable(&self) -> OldData {
-        match self.control().await {
-            Ok(control)
-                if matches!(
-                    control.state,
-                    DbState::ShutDownInRecovery | DbState::InArchiveRecovery
-                ) =>
-            {
-                OldData::Remove
-            }
-            _ => OldData::KeepRenamed,
-        }
     }
 
     /// Makes the stopped directory follow the leader's history.

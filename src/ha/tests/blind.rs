@@ -1,7 +1,7 @@
 //! The DCS cannot be asked.
 
 use super::builder::*;
-use crate::ha::{DemoteMode, Local};
+use crate::ha::{Action, DemoteMode, Job, Local, StartAs};
 
 fn blind() -> Build {
     view().dcs_down_for(secs(5))
@@ -39,6 +39,29 @@ fn whatever_may_write_without_a_lease_is_stopped() {
 }
 
 #[test]
+fn a_leader_that_crashes_under_a_lease_that_counts_stays_the_leader() {
+    let start = |start_as| [Action::Begin(Job::Start(start_as))];
+    let crashed = || blind().crashed_primary().hold_for(secs(9));
+    check(
+        crashed().seen("b"),
+        &start(StartAs::Primary),
+        KEEP,
+        "primary again",
+    );
+    // Without the lease, or if another led last, only reads can go on.
+    let replica = start(StartAs::Replica(None));
+    let expired = blind().crashed_primary().hold_expired(secs(1)).seen("b");
+    check(expired, &replica, DROP, "read-only");
+    check(crashed().seen("a"), &replica, KEEP, "read-only");
+    check(
+        blind().stopped_replica().hold_for(secs(9)).seen("b"),
+        &replica,
+        KEEP,
+        "read-only",
+    );
+}
+
+#[test]
 fn everybody_else_stays_as_it_is_and_keeps_a_lease_that_counts() {
     let locals = || {
         [
@@ -49,7 +72,7 @@ fn everybody_else_stays_as_it_is_and_keeps_a_lease_that_counts() {
             blind().clean_primary(510),
             blind().stopped_replica(),
             blind().local(Local::Empty),
-            blind().local(Local::Stopping),
+            blind().stopping(secs(1)),
         ]
     };
     for build in locals() {

@@ -2,6 +2,7 @@
 
 use super::builder::*;
 use crate::{
+    exit::Exit,
     ha::{Action, Job, Local},
     model::{PgState, Version},
 };
@@ -28,6 +29,20 @@ fn claims_a_cluster_that_nobody_initialized() {
 }
 
 #[test]
+fn a_bootstrap_that_failed_ends_the_member_with_the_reason() {
+    let exit = [Action::Exit(Exit::Bootstrap)];
+    for build in [
+        empty().initialize(None),
+        empty().initialize(Some("")),
+        empty().leader("a"),
+    ] {
+        let failed = build.finished(Job::Bootstrap, false);
+        check(failed.clone(), &exit, DROP, "failed: it did");
+        check(failed, &exit, DROP, "start this member again");
+    }
+}
+
+#[test]
 fn a_nofailover_member_never_bootstraps() {
     waits(empty().initialize(None).tag("nofailover", true), "nofailover");
 }
@@ -48,19 +63,22 @@ fn calls_an_abandoned_bootstrap_off_after_ttl_but_not_one_somebody_works_on() {
         DROP,
         "starting over",
     );
-    for state in [PgState::Initializing, PgState::Starting, PgState::Running] {
+    for state in [PgState::Initializing, PgState::CustomBootstrap] {
         let mut other = member("a");
         other.data.state = state;
         waits(unfinished(31).with(other), "another member to finish");
     }
-    let mut failed = member("a");
-    failed.data.state = PgState::InitdbFailed;
-    check(
-        unfinished(31).with(failed),
-        &[Action::AbandonInitialize(Version(1))],
-        DROP,
-        "starting over",
-    );
+    // A member that runs or starts has data already: it waits for the same end.
+    for state in [PgState::InitdbFailed, PgState::Starting, PgState::Running] {
+        let mut other = member("a");
+        other.data.state = state;
+        check(
+            unfinished(31).with(other),
+            &[Action::AbandonInitialize(Version(1))],
+            DROP,
+            "starting over",
+        );
+    }
 }
 
 #[test]
@@ -100,18 +118,13 @@ fn clones_from_a_tagged_member_else_from_the_leader() {
         ),
     ];
     for (build, from) in cases {
-        check(
-            build,
-            &[Action::Begin(Job::Clone(at(from)))],
-            DROP,
-            "cloning from",
-        );
+        check(build, &[copy(from, false)], DROP, "cloning from");
     }
     let mut stopped = source("c");
     stopped.data.state = PgState::Stopped;
     check(
         empty().leader("a").with(stopped),
-        &[Action::Begin(Job::Clone(at("a")))],
+        &[copy("a", false)],
         DROP,
         "cloning from 'a'",
     );
@@ -125,13 +138,8 @@ fn waits_for_a_leader_that_does_not_run_yet_and_after_a_failed_clone() {
     assert!(build.plan().again_in.is_some());
     waits(build, "to run");
 
-    let failed = empty().leader("a").finished(Job::Clone(at("a")), false);
+    let failed = empty().leader("a").finished(clone_of("a"), false);
     assert_eq!(failed.plan().again_in, Some(secs(1)));
     waits(failed.clone(), "clone failed");
-    check(
-        failed.next().later(secs(1)),
-        &[Action::Begin(Job::Clone(at("a")))],
-        DROP,
-        "cloning",
-    );
+    check(failed.next().later(secs(1)), &[copy("a", false)], DROP, "cloning");
 }

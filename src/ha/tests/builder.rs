@@ -11,7 +11,7 @@ use crate::{
     dcs::Hold,
     ha::{
         Action, DcsView, Down, Finished, Job, LeaderFacts, LeaderProbe, Local, Memory, Peers, Plan, Running,
-        RunningJob, Shutdown, Standing, Upstream, View, decide, lease,
+        RunningJob, Shutdown, Silence, Standing, Upstream, View, decide, lease,
     },
     model::{
         Cluster, ControlData, DbState, Dynamic, FailoverKey, HistoryRow, Leader, Lsn, Member, MemberData,
@@ -242,7 +242,7 @@ impl Build {
     pub(super) fn slots(self, names: &[&str]) -> Self {
         self.cluster(|cluster| {
             cluster.status = StatusKey {
-                slots: Some(names.iter().map(|n| ((*n).to_owned(), Lsn(1))).collect()),
+                retain_slots: Some(names.iter().map(|n| (*n).to_owned()).collect()),
                 ..cluster.status.clone()
             };
         })
@@ -282,6 +282,7 @@ impl Build {
         self.local(Local::Running(Running {
             standing,
             timeline: Timeline(1),
+            parent: None,
             system_id: Some(SystemId(SYSTEM.into())),
         }))
     }
@@ -299,6 +300,7 @@ impl Build {
             replayed: Lsn(position),
             streaming: false,
             upstream: None,
+            paused_for_parameters: false,
         })
     }
 
@@ -309,6 +311,7 @@ impl Build {
             replayed: Lsn(position),
             streaming,
             upstream: Some((name.into(), 5432)),
+            paused_for_parameters: false,
         })
     }
 
@@ -327,6 +330,7 @@ impl Build {
             control: control(state, 1, 500),
             standby_signal,
             checkpoint_end: None,
+            parent: None,
         }))
     }
 
@@ -346,9 +350,42 @@ impl Build {
         self.down(DbState::ShutDownInRecovery)
     }
 
+    /// Where the timeline of our own data begins.
+    pub(super) fn born(self, timeline: u32, at: u64) -> Self {
+        let parent = Some((Timeline(timeline), Lsn(at)));
+        self.change(|view| match &mut view.local {
+            Local::Running(running) => running.parent = parent,
+            Local::Down(down) => down.parent = parent,
+            _ => {}
+        })
+    }
+
     pub(super) fn silent(self, primary: bool) -> Self {
-        let since = self.now.minus(secs(2));
-        self.local(Local::Silent { since, primary })
+        self.silent_for(primary, secs(2), Silence::NoAnswer)
+    }
+
+    pub(super) fn silent_for(self, primary: bool, time: Duration, why: Silence) -> Self {
+        let since = self.now.minus(time);
+        self.local(Local::Silent { since, primary, why })
+    }
+
+    pub(super) fn unknown(self, time: Duration) -> Self {
+        let since = self.now.minus(time);
+        let reason = "fork: no memory".to_owned();
+        self.local(Local::Unknown { reason, since })
+    }
+
+    pub(super) fn stopping(self, time: Duration) -> Self {
+        let since = self.now.minus(time);
+        self.local(Local::Stopping {
+            since,
+            crashed: false,
+        })
+    }
+
+    pub(super) fn cleaning(self, time: Duration) -> Self {
+        let since = self.now.minus(time);
+        self.local(Local::Stopping { since, crashed: true })
     }
 
     pub(super) fn starting(self, primary: bool, since: Duration) -> Self {
@@ -390,14 +427,17 @@ impl Build {
 
     // --- what we know of others
 
-    /// We saw this leader before; without it our agent knows of none (a cold start).
+    /// We followed this leader before; without it our agent knows of none (a cold start).
     pub(super) fn seen(self, leader: &str) -> Self {
-        self.memory(|memory| memory.last_leader = Some(leader.into()))
+        self.memory(|memory| {
+            memory.last_leader = Some(leader.into());
+            memory.followed = true;
+        })
     }
 
-    pub(super) fn started_ago(self, time: Duration) -> Self {
-        let started_at = self.now.minus(time);
-        self.memory(|memory| memory.started_at = started_at)
+    pub(super) fn unlocked_for(self, time: Duration) -> Self {
+        let since = self.now.minus(time);
+        self.memory(|memory| memory.unlocked_since = Some(since))
     }
 
     /// Answers that have just come in, from these and nobody else.
@@ -426,6 +466,7 @@ impl Build {
             in_recovery: false,
             timeline: Timeline(timeline),
             history: history(timeline),
+            flushed: Lsn(1 << 40),
         };
         self.probed(leader, Ok(facts))
     }
@@ -435,6 +476,7 @@ impl Build {
             in_recovery: true,
             timeline: Timeline(1),
             history: Vec::new(),
+            flushed: Lsn(0),
         };
         self.probed(leader, Ok(facts))
     }
@@ -493,6 +535,29 @@ pub(super) fn check(build: Build, actions: &[Action], keep_lock: bool, because: 
 #[track_caller]
 pub(super) fn waits(build: Build, because: &str) {
     check(build, &[], DROP, because);
+}
+
+/// Replay stands still until a restart with larger settings.
+pub(super) fn pause_replay(view: &mut View) {
+    if let Local::Running(Running {
+        standing: Standing::Replica {
+            paused_for_parameters,
+            ..
+        },
+        ..
+    }) = &mut view.local
+    {
+        *paused_for_parameters = true;
+    }
+}
+
+pub(super) fn clone_of(from: &str) -> Job {
+    let (from, keep) = (at(from), true);
+    Job::Clone { from, keep }
+}
+
+pub(super) fn copy(from: &str, keep: bool) -> Action {
+    Action::Begin(Job::Clone { from: at(from), keep })
 }
 
 pub(super) fn demote(mode: crate::ha::DemoteMode, deadline: Boottime) -> Action {

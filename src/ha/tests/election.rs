@@ -143,10 +143,7 @@ fn an_older_timeline_leads_only_if_it_followed_a_leader_and_check_timeline_is_of
         behind.clone().dynamic(|d| d.check_timeline = true),
         "older than the cluster's",
     );
-    waits(
-        behind.memory(|m| m.last_leader = None),
-        "older than the cluster's",
-    );
+    waits(behind.memory(|m| m.followed = false), "older than the cluster's");
 }
 
 #[test]
@@ -172,14 +169,17 @@ fn after_handing_over_the_lock_is_left_to_others_for_a_while_but_not_for_ever() 
 
 fn cold(since: u64) -> Build {
     race(None)
-        .memory(|m| m.last_leader = None)
-        .started_ago(secs(since))
+        .memory(|m| m.followed = false)
+        .unlocked_for(secs(since))
 }
 
 #[test]
 fn a_cold_start_waits_for_missing_members_and_newer_data_within_ttl() {
     check(cold(1).slots(&["b", "c"]), LEAD, KEEP, "nobody leads");
-    waits(cold(1).slots(&["b", "c", "d"]), "waiting 30 s for 'd'");
+    waits(
+        cold(1).slots(&["b", "c", "d"]),
+        "'d' may have newer data, waiting 30 s",
+    );
     waits(cold(1).optime(101), "1 bytes behind");
     check(
         cold(30).slots(&["b", "c", "d"]).optime(101),
@@ -207,7 +207,7 @@ fn a_former_primary_of_the_clusters_timeline_leads_at_once() {
         view()
             .replica("c")
             .slots(&["d"])
-            .started_ago(secs(1))
+            .unlocked_for(secs(1))
             .peers(&[("c", Some(replica_at(400)))])
     };
     for build in [
@@ -294,10 +294,167 @@ fn k03_after_a_wipe_the_primary_registers_the_cluster_and_a_replica_never_does()
         KEEP,
         "nobody leads",
     );
+    // Having seen a leader's name says nothing about our data.
     for seen in [None, Some(MemberName::from("a"))] {
         let replica = wiped().running_replica(100).memory(|m| m.last_leader = seen);
-        waits(replica.later(secs(1000)), "a replica must not");
+        waits(replica.clone().later(secs(1000)), "must not register one");
+        check(
+            replica.peers(&[]).request(None, Some("b")),
+            &[LEAD[0].clone(), LEAD[1].clone(), Action::ClearFailover],
+            KEEP,
+            "named",
+        );
     }
+}
+
+#[test]
+fn after_a_wipe_a_replica_that_followed_the_lost_leader_takes_over() {
+    let warm = race(None)
+        .initialize(None)
+        .cluster(|c| c.history = None)
+        .optime(0);
+    check(warm.clone(), LEAD, KEEP, "nobody leads");
+    waits(
+        warm.clone().peers(&[("c", Some(primary_at(1)))]),
+        "still running as primary",
+    );
+    let promoted = warm.leader("b").running_primary(100).hold_for(secs(9));
+    let writes = promoted.plan().actions;
+    assert!(
+        matches!(writes.first(), Some(Action::WriteInitialize(_, None))),
+        "{writes:?}"
+    );
+}
+
+#[test]
+fn after_a_wipe_the_first_former_primary_to_boot_is_not_alone_in_the_world() {
+    let wiped = || {
+        let former = view()
+            .initialize(None)
+            .cluster(|c| c.history = None)
+            .crashed_primary();
+        former.replica("c").peers(&[("c", None)])
+    };
+    waits(wiped(), "another member may have newer data");
+    waits(
+        wiped().unlocked_for(secs(29)),
+        "another member may have newer data",
+    );
+    check(wiped().unlocked_for(secs(30)), RESTART, KEEP, "nobody leads");
+    let newer = |b: Build| b.peers(&[("c", Some(on_timeline(2, replica_at(1))))]);
+    waits(newer(wiped().unlocked_for(secs(30))), "on timeline 2");
+    // What we have just made ourselves is the newest there is.
+    check(
+        wiped().finished(Job::Bootstrap, true),
+        RESTART,
+        KEEP,
+        "nobody leads",
+    );
+}
+
+#[test]
+fn a_cleanly_stopped_primary_knows_where_it_ends_and_is_measured_by_it() {
+    let clean = |end| view().replica("c").clean_primary(end).seen("b");
+    let c_at = |position| [("c", Some(replica_at(position)))];
+    check(
+        clean(510).optime(510).peers(&c_at(510)),
+        RESTART,
+        KEEP,
+        "nobody leads",
+    );
+    waits(
+        clean(510).optime(511 + MB).peers(&c_at(1)),
+        "maximum_lag_on_failover",
+    );
+    waits(clean(510).optime(510).peers(&c_at(511)), "'c' is ahead");
+    let cold = clean(510)
+        .memory(|m| m.followed = false)
+        .optime(511)
+        .peers(&c_at(1));
+    waits(cold, "1 bytes behind");
+}
+
+#[test]
+fn a_member_that_objects_and_does_not_lead_is_not_waited_for_for_ever() {
+    let cold = on_timeline(2, replica_at(50));
+    let preferred = tagged("failover_priority", 2.into(), replica_at(100));
+    for answer in [replica_at(101), cold, preferred] {
+        let blocked = |time| race(Some(answer.clone())).unlocked_for(time);
+        assert_eq!(blocked(secs(59)).plan().actions, []);
+        check(blocked(secs(60)), LEAD, KEEP, "nobody leads");
+        // Its key has gone too: it does not reach the DCS.
+        let gone = |time| blocked(time).cluster(|c| c.members.retain(|m| m.name != "c".into()));
+        assert_eq!(gone(secs(29)).plan().actions, []);
+        check(gone(secs(30)), LEAD, KEEP, "nobody leads");
+    }
+    // A primary is another matter.
+    waits(
+        race(Some(primary_at(50))).unlocked_for(secs(9000)),
+        "still running as primary",
+    );
+}
+
+#[test]
+fn seeing_a_leader_is_not_following_it() {
+    let seen = view().leader("a").replica_of("a", 100, false).next();
+    assert_eq!(seen.view.memory.last_leader, Some("a".into()));
+    assert!(!seen.view.memory.followed);
+    assert!(
+        view()
+            .leader("a")
+            .replica_of("a", 100, true)
+            .next()
+            .view
+            .memory
+            .followed
+    );
+    assert!(
+        view()
+            .leader("b")
+            .running_primary(100)
+            .hold_for(secs(9))
+            .next()
+            .view
+            .memory
+            .followed
+    );
+    let alone = seen.cluster(|c| c.leader = None).timeline(2).running_replica(100);
+    waits(alone, "older than the cluster's");
+}
+
+#[test]
+fn people_make_slots_too_and_nobody_waits_for_those() {
+    let with = |optime, name: Option<&str>| {
+        cold(1).slots(&["b", "c"]).optime(100).cluster(|c| {
+            let slots = [("d".to_owned(), Lsn(optime)), ("logical".to_owned(), Lsn(7))];
+            c.status.slots = Some(slots.into());
+            c.history = Some(name.map_or_else(Vec::new, |name| {
+                let row = history(2).remove(0);
+                vec![crate::model::HistoryRow {
+                    new_leader: Some(name.into()),
+                    ..row
+                }]
+            }));
+        })
+    };
+    check(with(7, None), LEAD, KEEP, "nobody leads");
+    // The last leader has a slot of its own name.
+    waits(with(100, None), "'d' may have newer data");
+    waits(with(7, Some("d")).mine(2), "'d' may have newer data");
+    check(with(100, Some("c")).mine(2), LEAD, KEEP, "nobody leads");
+}
+
+#[test]
+fn patience_after_a_cold_start_begins_when_the_lock_is_seen_free() {
+    let first = cold(0).memory(|m| m.unlocked_since = None).slots(&["d"]);
+    let waited = first.next().later(secs(29)).peers(&[("c", None)]);
+    waits(waited.clone(), "waiting 2 s");
+    check(
+        waited.later(secs(1)).peers(&[("c", None)]),
+        LEAD,
+        KEEP,
+        "nobody leads",
+    );
 }
 
 #[test]
@@ -309,12 +466,31 @@ fn existing_data_outlives_a_bootstrap_that_nobody_finishes() {
             .memory(|m| m.unlocked_since = Some(NOW.minus(secs(waited))))
     };
     waits(stuck(30), "bootstrapping");
-    check(
+    for build in [
         stuck(31),
-        &[Action::AbandonInitialize(Version(1))],
-        DROP,
-        "starting over",
-    );
+        stuck(31).running_replica(100),
+        stuck(31).running_replica(100).replica("c"),
+        stuck(31).running_primary(100),
+    ] {
+        let abandon = [Action::AbandonInitialize(Version(1))];
+        check(build, &abandon, DROP, "starting over");
+    }
+}
+
+#[test]
+fn what_a_dead_bootstrap_left_running_does_not_lead() {
+    let half = view().running_primary(100).initialize(Some(""));
+    let stop = [demote(DemoteMode::ImmediateNoLock, NOW + secs(3))];
+    check(half.clone(), &stop, DROP, "has not finished");
+    waits(half.hold_for(secs(5)), "has not finished");
+}
+
+#[test]
+fn a_replica_that_hangs_or_has_too_small_settings_is_restarted_to_take_part() {
+    let hangs = view().silent_for(false, secs(60), crate::ha::Silence::NoAnswer);
+    check(hangs, &[Action::Begin(Job::Restart)], DROP, "restarting");
+    let paused = race(None).change(pause_replay);
+    check(paused, &[Action::Begin(Job::Restart)], DROP, "larger settings");
 }
 
 // --- a running primary without the lock
@@ -365,12 +541,12 @@ fn foreign_data_stops_the_member_and_names_both_identifiers() {
             _ => {}
         })
     };
-    for build in [
-        view().running_primary(1),
-        view().running_replica(1),
-        view().crashed_primary(),
-        view().stopped_replica().leader("a"),
-    ] {
+    for build in [view().running_primary(1), view().running_replica(1)] {
+        // Not left to the end of the process: it may be writing.
+        let stop = [demote(DemoteMode::ImmediateNoLock, NOW + secs(3))];
+        check(foreign(build), &stop, DROP, SYSTEM);
+    }
+    for build in [view().crashed_primary(), view().stopped_replica().leader("a")] {
         let exit = [Action::Exit(crate::exit::Exit::ForeignData)];
         check(foreign(build.clone()), &exit, DROP, "7999999999");
         check(foreign(build), &exit, DROP, SYSTEM);

@@ -1,7 +1,10 @@
 //! Another member holds the lock; postgres runs.
 
 use super::builder::*;
-use crate::ha::{Action, DemoteMode, Job};
+use crate::{
+    ha::{Action, DemoteMode, Job, Silence},
+    model::{Lsn, Timeline},
+};
 
 fn theirs() -> Build {
     view().leader("a")
@@ -117,7 +120,7 @@ fn data_beyond_the_switch_point_is_rewound_else_cloned() {
         DROP,
         "rewinding",
     );
-    let clone = [Action::Begin(Job::Clone(at("a")))];
+    let clone = [copy("a", true)];
     check(
         diverged.clone().dynamic(|d| d.use_pg_rewind = false),
         &clone,
@@ -127,10 +130,107 @@ fn data_beyond_the_switch_point_is_rewound_else_cloned() {
     // The failure counts in the very turn that hears of it.
     let failed = diverged.clone().finished(Job::Rewind(at("a")), false);
     check(failed.clone(), &clone, DROP, "cloning");
-    waits(failed.next().finished(Job::Clone(at("a")), false), "clone failed");
+    waits(failed.next().finished(clone_of("a"), false), "clone failed");
     // A rewind that keeps succeeding without ever leading to streaming is no cure.
     let twice = diverged.memory(|m| m.rewinds = 2);
     check(twice, &clone, DROP, "cloning");
+}
+
+#[test]
+fn more_than_the_leader_has_is_another_history_if_it_lasts() {
+    let ahead = |since: u64| {
+        let facts = crate::ha::LeaderFacts {
+            in_recovery: false,
+            timeline: Timeline(1),
+            history: Vec::new(),
+            flushed: Lsn(100),
+        };
+        apart(101)
+            .probed("a", Ok(facts))
+            .memory(|m| m.not_streaming_since = Some(NOW.minus(secs(since))))
+    };
+    waits(ahead(2), "not streaming yet");
+    // pg_rewind goes by the number of the timeline.
+    check(ahead(3), &[copy("a", true)], DROP, "cannot be used");
+}
+
+#[test]
+fn a_timeline_that_begins_elsewhere_is_cloned() {
+    let forked = apart(1500).mine(2).born(1, 900).leader_on("a", 2);
+    check(forked, &[copy("a", true)], DROP, "diverged");
+}
+
+fn stands_still(since: u64) -> Build {
+    let ago = NOW.minus(secs(since));
+    apart(100).leader_on("a", 1).memory(|m| {
+        m.not_streaming_since = Some(ago);
+        m.stands_at = Some((Lsn(100), ago));
+    })
+}
+
+#[test]
+fn a_replica_whose_wal_is_gone_is_copied_anew() {
+    waits(stands_still(59), "not streaming yet");
+    let gone = stands_still(60);
+    check(
+        gone.clone(),
+        &[copy("a", false)],
+        DROP,
+        "WAL this replica needs is gone",
+    );
+    // Replay that moves lives from an archive.
+    waits(
+        gone.clone().memory(|m| m.stands_at = Some((Lsn(99), NOW))),
+        "not streaming yet",
+    );
+    waits(
+        gone.clone().tag("nostream", true).running_replica(100),
+        "not streaming yet",
+    );
+    waits(
+        gone.clone().memory(|m| m.clones = (1, NOW)),
+        "nothing that was tried has helped",
+    );
+    waits(
+        gone.clone()
+            .memory(|m| m.clone_failures = (1, NOW.minus(secs(599)))),
+        "not streaming yet",
+    );
+    waits(gone.clone().probed("a", Err("refused".into())), "refused");
+    // With nothing missing there is nothing to copy.
+    let mut facts = gone
+        .view
+        .leader_probe
+        .clone()
+        .expect("probed")
+        .facts
+        .expect("an answer");
+    facts.flushed = Lsn(100);
+    waits(gone.clone().probed("a", Ok(facts)), "not streaming yet");
+    // A copy gives it its time again.
+    let failed = gone.finished(clone_of("a"), false).next();
+    assert_eq!(failed.view.memory.not_streaming_since, Some(NOW));
+}
+
+#[test]
+fn a_replica_that_hangs_is_restarted_with_pauses() {
+    let hung = |time, why| theirs().silent_for(false, time, why);
+    waits(hung(secs(59), Silence::NoAnswer), "does not answer");
+    let restart = [Action::Begin(Job::Restart)];
+    check(hung(secs(60), Silence::NoAnswer), &restart, DROP, "restarting");
+    waits(hung(secs(9000), Silence::Refused), "does not answer");
+    waits(
+        hung(secs(60), Silence::NoAnswer).finished(Job::Restart, false),
+        "does not answer",
+    );
+}
+
+#[test]
+fn replay_that_is_paused_for_too_small_settings_goes_on_after_a_restart() {
+    for streaming in [true, false] {
+        let paused = theirs().replica_of("a", 100, streaming).change(pause_replay);
+        check(paused, &[Action::Begin(Job::Restart)], DROP, "larger settings");
+    }
 }
 
 #[test]

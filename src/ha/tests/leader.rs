@@ -2,7 +2,7 @@
 
 use super::builder::*;
 use crate::{
-    ha::{Action, DemoteMode, Job, Local, StartAs},
+    ha::{Action, DemoteMode, Job, Silence, StartAs},
     model::{SystemId, Version},
 };
 
@@ -94,7 +94,16 @@ fn an_older_timeline_gives_the_lock_up_unless_we_followed_a_leader() {
 #[test]
 fn a_failed_promotion_leaves_the_lock_to_others_else_it_is_tried_again() {
     let failed = ours().running_replica(100).finished(Job::Promote, false);
-    check(failed.clone().replica("c"), RELEASE, DROP, "promotion failed");
+    let others = failed.clone().replica("c");
+    check(others.clone(), &[probe(&["c"])], KEEP, "promotion failed");
+    // The request to promote stands: the lock is released by the job, once postgres is down.
+    let able = others.clone().peers(&[("c", Some(replica_at(100)))]);
+    let stop = [demote(DemoteMode::Immediate, NOW + secs(2))];
+    check(able.clone(), &stop, KEEP, "promotion failed");
+    check(others.peers(&[("c", None)]), &[], KEEP, "before the next attempt");
+    // The job has stopped it already.
+    let down = able.stopped_replica();
+    check(down, RELEASE, DROP, "promotion failed, leaving the lock to 'c'");
     check(failed.clone(), &[], KEEP, "before the next attempt");
     check(
         failed.next().later(secs(1)).hold_for(secs(20)),
@@ -144,8 +153,61 @@ fn a_thawed_primary_stops_before_anything_else() {
 #[test]
 fn a_silent_postgres_keeps_the_lock_and_is_looked_at_before_the_lease_ends() {
     let build = view().leader("b").hold_for(secs(3)).silent(true);
-    assert_eq!(build.plan().again_in, Some(secs(3)));
+    assert_eq!(build.plan().again_in, Some(secs(1)));
     check(build, &[], KEEP, "does not answer");
+    let soon = view().leader("b").hold_for(ms(300)).silent(true);
+    assert_eq!(soon.plan().again_in, Some(ms(300)));
+}
+
+#[test]
+fn a_postgres_that_hangs_for_a_lease_gives_way_to_one_that_does_not() {
+    let hung = |time, why| ours().replica("c").optime(100).silent_for(true, time, why);
+    let able = |b: Build| b.peers(&[("c", Some(replica_at(100)))]);
+    check(hung(ms(29_900), Silence::NoAnswer), &[], KEEP, "does not answer");
+    check(hung(secs(30), Silence::NoAnswer), &[probe(&["c"])], KEEP, "hangs");
+    let stop = [demote(DemoteMode::Immediate, NOW + secs(2))];
+    check(
+        able(hung(secs(30), Silence::NoAnswer)),
+        &stop,
+        KEEP,
+        "'c' can lead",
+    );
+    check(
+        hung(secs(30), Silence::NoAnswer).peers(&[("c", None)]),
+        &[],
+        KEEP,
+        "does not answer",
+    );
+    // An error is an answer: clients may be served well.
+    check(
+        able(hung(secs(9000), Silence::Refused)),
+        &[],
+        KEEP,
+        "does not answer",
+    );
+}
+
+#[test]
+fn a_leader_without_a_running_postgres_can_be_asked_to_hand_over() {
+    let stop = vec![demote(DemoteMode::Immediate, NOW + secs(2))];
+    let cases = [
+        (ours().crashed_primary(), RELEASE.to_vec(), DROP),
+        (ours().starting(true, secs(1)), stop.clone(), KEEP),
+        (ours().silent_for(true, secs(1), Silence::Refused), stop, KEEP),
+    ];
+    for (build, actions, keep) in cases {
+        let asked = build.replica("c").optime(100).request(Some("b"), Some("c"));
+        check(asked.clone(), &[probe(&["c"])], KEEP, "asking the candidates");
+        let able = asked.clone().peers(&[("c", Some(replica_at(100)))]);
+        check(able.clone(), &actions, keep, "switchover to 'c'");
+        let paused = able.dynamic(|d| d.pause = true).plan();
+        assert_ne!(paused.actions, actions);
+        // Measured by what the leader last published.
+        let behind = asked
+            .optime(101 + (1 << 20))
+            .peers(&[("c", Some(replica_at(100)))]);
+        check(behind, &[Action::ClearFailover], KEEP, "lags");
+    }
 }
 
 #[test]
@@ -197,7 +259,10 @@ fn a_postgres_that_does_not_start_leaves_the_lock_to_others_and_for_a_while() {
     ] {
         check(build.clone(), START, KEEP, "again");
         let others = build.replica("c");
-        check(others.clone(), RELEASE, DROP, "leaving the lock to others");
+        check(others.clone(), &[probe(&["c"])], KEEP, "asking");
+        check(others.clone().peers(&[("c", None)]), START, KEEP, "again");
+        let others = others.peers(&[("c", Some(replica_at(1)))]);
+        check(others.clone(), RELEASE, DROP, "leaving the lock to 'c'");
         // Whoever releases is the first to see it free.
         let mut free = others.next().cluster(|c| c.leader = None).peers(&[("c", None)]);
         free.view.memory.start_failures = (0, NOW);
@@ -205,8 +270,9 @@ fn a_postgres_that_does_not_start_leaves_the_lock_to_others_and_for_a_while() {
         let later = free.later(secs(5)).peers(&[("c", None)]);
         assert_eq!(later.plan().actions.first(), Some(&Action::AcquireLock));
     }
+    let replica = three(ours().stopped_replica().replica("c"));
     check(
-        three(ours().stopped_replica().replica("c")),
+        replica.peers(&[("c", Some(replica_at(1)))]),
         RELEASE,
         DROP,
         "does not start",
@@ -231,30 +297,86 @@ fn data_on_an_older_timeline_releases_the_lock_even_when_alone() {
 #[test]
 fn a_start_that_takes_too_long_is_given_up_only_if_others_could_lead() {
     let slow = |since: u64| ours().starting(true, secs(since));
+    let able = |b: Build| b.replica("c").peers(&[("c", Some(replica_at(100)))]);
     check(slow(299).replica("c"), &[], KEEP, "is starting");
-    let give_up = [demote(DemoteMode::Immediate, NOW + secs(8))];
-    check(slow(300).replica("c"), &give_up, KEEP, "too long");
-    check(slow(3000), &[], KEEP, "is starting");
-    // Counted from when it went down, not from when this agent (or the end of a job) began to look.
-    let earlier = slow(1)
-        .replica("c")
-        .memory(|m| m.primary_down_since = Some(NOW.minus(secs(300))));
-    check(earlier, &give_up, KEEP, "too long");
+    let give_up = [demote(DemoteMode::Immediate, NOW + secs(2))];
+    check(slow(300).replica("c"), &[probe(&["c"])], KEEP, "too long");
+    check(able(slow(300)), &give_up, KEEP, "too long");
     check(
-        ours().starting(false, secs(3000)).replica("c"),
+        slow(300).replica("c").peers(&[("c", None)]),
         &[],
         KEEP,
         "is starting",
     );
+    check(slow(3000), &[], KEEP, "is starting");
+    // Counted from when it went down, not from when this agent (or the end of a job) began to look.
+    let earlier = able(slow(1)).memory(|m| m.primary_down_since = Some(NOW.minus(secs(300))));
+    check(earlier, &give_up, KEEP, "too long");
+    // A lock holder whose replica does not come up leads nobody either.
+    check(able(ours().starting(false, secs(299))), &[], KEEP, "is starting");
+    check(
+        able(ours().starting(false, secs(300))),
+        &give_up,
+        KEEP,
+        "too long",
+    );
 }
 
 #[test]
-fn a_stopping_postgres_keeps_only_a_valid_hold() {
-    check(ours().local(Local::Stopping), &[], KEEP, "stopping");
+fn the_time_without_postgres_is_counted_from_when_the_lock_is_ours() {
+    let waiting = view()
+        .crashed_primary()
+        .initialize(Some(""))
+        .next()
+        .later(secs(900));
+    assert_eq!(waiting.view.memory.primary_down_since, None);
+    let taken = waiting
+        .initialize(Some(SYSTEM))
+        .leader("b")
+        .replica("c")
+        .hold_for(secs(20));
+    check(taken.clone(), START, KEEP, "again");
+    assert_eq!(
+        taken.clone().next().view.memory.primary_down_since,
+        Some(NOW + secs(900))
+    );
+    let lost = taken.next().leader("a").next();
+    assert_eq!(lost.view.memory.primary_down_since, None);
+}
+
+#[test]
+fn a_stop_nobody_waits_for_is_taken_over_by_a_job_that_gives_the_lock_away() {
+    let stop = |mode, after| [demote(mode, NOW + after)];
+    let ours = |time| ours().stopping(time);
+    check(ours(secs(1)), &stop(DemoteMode::Fast, secs(8)), KEEP, "stopping");
     check(
-        view().leader("b").hold_expired(secs(1)).local(Local::Stopping),
-        &[],
-        DROP,
+        ours(secs(8)),
+        &stop(DemoteMode::Immediate, secs(2)),
+        KEEP,
         "stopping",
     );
+    // Each failure makes it harder, and in the end nothing but the end of everything helps.
+    let mode = DemoteMode::Fast;
+    let deadline = NOW;
+    let failed = ours(secs(1)).finished(Job::Demote { mode, deadline }, false);
+    check(
+        failed.clone(),
+        &stop(DemoteMode::Immediate, secs(2)),
+        KEEP,
+        "stopping",
+    );
+    let mode = DemoteMode::Immediate;
+    let again = failed.next().finished(Job::Demote { mode, deadline }, false);
+    let exit = [Action::Exit(crate::exit::Exit::Dirty)];
+    check(again, &exit, DROP, "not even by force");
+    let expired = view().leader("b").hold_expired(secs(1)).stopping(secs(1));
+    check(expired, &stop(DemoteMode::Fast, secs(2)), DROP, "stopping");
+}
+
+#[test]
+fn what_a_crash_leaves_behind_does_not_cost_the_lock() {
+    check(ours().cleaning(secs(1)), &[], KEEP, "being ended");
+    assert!(ours().cleaning(secs(1)).plan().again_in.is_some());
+    let stuck = [demote(DemoteMode::Immediate, NOW + secs(2))];
+    check(ours().cleaning(secs(8)), &stuck, KEEP, "stopping");
 }

@@ -235,6 +235,124 @@ fn a_frozen_leader_is_replaced_and_joins_again_after_it_thaws() {
     assert_ne!(leader(&world), old);
 }
 
+#[test]
+fn a_failed_promotion_never_leaves_the_lock_to_others_while_the_request_stands() {
+    let mut world = healthy();
+    let old = leader(&world);
+    let slow = another(&world, &old);
+    world.node(&slow).promotion_stalls = true;
+    world.kill(&old);
+    // The world itself sees to it that nobody releases a lock under a postgres that may still be promoted.
+    let took = world.until("the other leads", secs(90), World::healthy);
+    assert!(took < TTL + secs(20), "{took:?}");
+    assert!(
+        world.nodes[&slow]
+            .log
+            .iter()
+            .any(|line| line.contains("promotion failed"))
+    );
+}
+
+#[test]
+fn a_leader_whose_postgres_hangs_is_replaced() {
+    let mut world = healthy();
+    let old = leader(&world);
+    world.node(&old).hung = true;
+    let took = world.until("a new leader", TTL * 2 + secs(30), World::healthy);
+    assert!(took > TTL, "{took:?}");
+    assert_ne!(leader(&world), old);
+}
+
+#[test]
+fn a_replica_that_hangs_is_restarted() {
+    let mut world = healthy();
+    let replica = another(&world, &leader(&world));
+    world.node(&replica).hung = true;
+    world.until("all", TTL * 2 + secs(30), World::healthy);
+}
+
+#[test]
+fn a_member_with_another_timeline_of_the_same_number_is_copied_anew() {
+    let mut world = healthy();
+    let first = leader(&world);
+    world.kill(&first);
+    world.until("a second timeline", secs(60), World::healthy);
+    world.boot(&first);
+    world.until("all", secs(30), World::healthy);
+    let replica = another(&world, &leader(&world));
+    world.kill(&replica);
+    world.fork(&replica);
+    world.boot(&replica);
+    world.until("all", secs(30), World::healthy);
+    let log = &world.nodes[&replica].log;
+    assert!(log.iter().any(|line| line.contains("Begin(Clone")), "{log:?}");
+}
+
+#[test]
+fn a_replica_whose_wal_is_gone_is_copied_anew() {
+    let mut world = healthy();
+    let replica = another(&world, &leader(&world));
+    world.node(&replica).wal_is_gone = true;
+    world.run(secs(1));
+    let took = world.until("all", secs(90), World::healthy);
+    assert!(took > secs(55), "{took:?}");
+}
+
+#[test]
+fn a_leader_that_is_lost_together_with_the_store_is_replaced_by_a_replica() {
+    let mut world = healthy();
+    let old = leader(&world);
+    world.kill(&old);
+    world.cluster = crate::model::Cluster::default();
+    let took = world.until("a new leader", secs(60), World::healthy);
+    assert!(took < secs(20), "{took:?}");
+    assert_eq!(world.cluster.initialize.as_deref(), Some(SYSTEM));
+}
+
+#[test]
+fn a_member_that_is_ahead_and_cut_off_does_not_keep_the_others_from_leading() {
+    let mut world = healthy();
+    let old = leader(&world);
+    let ahead = another(&world, &old);
+    world.node(&ahead).cut_off = true;
+    world.kill(&old);
+    for (name, node) in &mut world.nodes {
+        if *name != ahead {
+            node.data.as_mut().expect("data").position -= 5;
+        }
+    }
+    let leads = |world: &World| {
+        world
+            .nodes
+            .get(&leader(world))
+            .is_some_and(|n| n.pg == Pg::Primary && n.alive)
+    };
+    world.until("a leader", TTL * 4, leads);
+    assert_ne!(leader(&world), ahead);
+    world.node(&ahead).cut_off = false;
+    world.until("all", secs(30), World::healthy);
+}
+
+#[test]
+fn after_a_wipe_and_a_cold_start_the_older_primary_does_not_lead() {
+    let mut world = healthy();
+    let first = leader(&world);
+    world.kill(&first);
+    world.until("a second leader", secs(60), World::healthy);
+    world.run(secs(20));
+    let second = leader(&world);
+    for name in ["a", "b", "c"] {
+        world.kill(name);
+    }
+    world.cluster = crate::model::Cluster::default();
+    world.run(secs(60));
+    for name in ["a", "b", "c"] {
+        world.boot(name);
+    }
+    world.until("the newest data leads", TTL + secs(30), World::healthy);
+    assert_eq!(leader(&world), second);
+}
+
 /// Chance without a crate: a linear congruential generator (Knuth's MMIX constants).
 struct Chance(u64);
 
@@ -256,7 +374,7 @@ fn any_sequence_of_faults_heals_in_bounded_time() {
         let mut story = Vec::new();
         for _ in 0..8 {
             let name = ["a", "b", "c"][usize::try_from(chance.below(3)).expect("small")];
-            let fault = chance.below(7);
+            let fault = chance.below(10);
             story.push((name, fault));
             match fault {
                 0 => world.crash(name),
@@ -271,6 +389,9 @@ fn any_sequence_of_faults_heals_in_bounded_time() {
                         Some(name),
                     );
                 }
+                6 => world.node(name).hung = world.node(name).pg != Pg::Down,
+                7 => world.node(name).promotion_stalls = true,
+                8 => world.node(name).wal_is_gone = true,
                 _ => {
                     world.kill(name);
                     world.boot(name); // at once: the lock may still carry its name
@@ -302,6 +423,7 @@ fn heal(world: &mut World) {
     for name in ["a", "b", "c"] {
         world.node(name).cut_off = false;
         world.node(name).frozen = false;
+        world.node(name).promotion_stalls = false;
         if !world.node(name).alive {
             world.boot(name);
         }

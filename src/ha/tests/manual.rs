@@ -46,13 +46,20 @@ fn a_candidate_that_has_just_come_up_does_not_lead_with_old_data_by_a_forgotten_
     let cold = |leader| {
         orphan(None)
             .request(leader, Some("b"))
-            .memory(|m| m.last_leader = None)
+            .memory(|m| m.followed = false)
             .timeline(2)
     };
     waits(cold(Some("a")), "older than the cluster's");
     // A failover names no leader: somebody wants exactly this member.
     check(cold(None), LEAD, KEEP, "named");
-    check(cold(Some("a")).mine(2), LEAD, KEEP, "named");
+    // The last leader may still come up with more.
+    waits(cold(Some("a")).mine(2), "'x' may have newer data");
+    check(
+        cold(Some("a")).mine(2).unlocked_for(secs(30)),
+        LEAD,
+        KEEP,
+        "named",
+    );
 }
 
 #[test]
@@ -150,7 +157,7 @@ fn leading(answer: Option<PeerStatus>) -> Build {
 }
 
 fn graceful() -> Action {
-    demote(DemoteMode::Graceful, NOW + secs(8))
+    demote(DemoteMode::Graceful, NOW + secs(60))
 }
 
 #[test]
@@ -212,6 +219,18 @@ fn requests_that_cannot_be_met_are_dropped_with_a_reason() {
     // The limits themselves are fine.
     let limit = ok().running_primary(100 + (1 << 20)).request(None, Some("c"));
     check(limit, &[graceful()], KEEP, "switchover to 'c'");
+}
+
+#[test]
+fn a_planned_hand_over_is_not_hurried() {
+    let build = |timeout| {
+        let asked = leading(Some(replica_at(100))).request(Some("b"), None);
+        asked.dynamic(|d| d.primary_stop_timeout = timeout)
+    };
+    for (timeout, allowed) in [(0, 60), (5, 60), (300, 300)] {
+        let stop = [demote(DemoteMode::Graceful, NOW + secs(allowed))];
+        check(build(secs(timeout)), &stop, KEEP, "switchover");
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn a_leader_stops_postgres_and_keeps_the_lock_until_it_is_down() {
             view().running_primary(100),
             view().silent(true),
             view().starting(true, secs(1)),
-            view().local(Local::Stopping),
+            view().stopping(secs(1)),
         ] {
             let build = build.leader("b").hold_for(secs(20)).shutdown(how);
             check(build.clone(), &stop, KEEP, "asked to stop");
@@ -88,16 +88,16 @@ fn once_postgres_is_down_the_lock_is_released_then_the_process_ends() {
 }
 
 #[test]
-fn a_dcs_that_does_not_answer_does_not_keep_the_process_from_ending() {
+fn the_lock_is_released_also_if_the_dcs_was_not_asked_in_this_turn() {
     check(
         view()
             .clean_primary(510)
             .hold_for(secs(9))
             .dcs_down_for(secs(1))
             .shutdown(Shutdown::HandOver),
-        &[Action::Exit(Exit::Dirty)],
+        &[Action::ReleaseLock(Some(Lsn(510))), Action::Exit(Exit::Ok)],
         DROP,
-        "left to expire",
+        "is down",
     );
 }
 
@@ -113,7 +113,7 @@ fn running_jobs_end_first_but_a_promotion_may_finish() {
     let cancel = [Action::CancelJob];
     for (how, _, _) in MODES {
         for job in [
-            Job::Clone(at("a")),
+            clone_of("a"),
             Job::Rewind(at("a")),
             Job::Restart,
             Job::Bootstrap,

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 use super::{
     QueryError, Target,
     session::{Purpose, Session, bounded},
-    view::{get, get_timeline, hex_timeline},
+    view::{get, get_lsn, get_timeline, hex_timeline},
 };
-use crate::model::{HistoryRow, SystemId, Timeline, parse_history_file};
+use crate::model::{HistoryRow, Lsn, SystemId, Timeline, parse_history_file};
 
 /// Needs EXECUTE on `pg_read_binary_file(text, bigint, bigint, boolean)` only, which the rewind role has (contract:
 /// PostgreSQL configuration §9). A standby leader cannot name its WAL file, so its timeline comes from pg_control.
@@ -20,7 +20,9 @@ SELECT r.standby,
             pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
        END AS wal_timeline,
        greatest(c.timeline_id,
-                (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery())) AS control_timeline
+                (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery())) AS control_timeline,
+       CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_lsn()
+            ELSE pg_catalog.pg_current_wal_flush_lsn() END::text AS flushed
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) r,
        pg_catalog.pg_control_checkpoint() c";
 
@@ -36,6 +38,8 @@ pub struct LeaderProbe {
     pub in_recovery: bool,
     /// Timeline it writes or follows.
     pub timeline: Timeline,
+    /// Flushed up to here (a standby: replayed).
+    pub flushed: Lsn,
     /// Text of that timeline's history file; none for timeline 1.
     pub history_text: Option<String>,
 }
@@ -78,6 +82,7 @@ pub async fn leader_probe(target: &Target, limit: Duration) -> Result<LeaderProb
         system_id: SystemId(get(&row, "system_id")?),
         in_recovery,
         timeline,
+        flushed: get_lsn(&row, "flushed")?.unwrap_or_default(),
         history_text,
     })
 }

@@ -1,7 +1,7 @@
 //! The observation: one query, the row it returns, and its reading. PostgreSQL 14 to 18: whole catalog rows are
 //! taken as JSON, so columns that only some versions have are simply absent.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::de::DeserializeOwned;
 use tokio_postgres::{Row, types::FromSql};
@@ -45,6 +45,9 @@ SELECT r.standby,
        (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
                    'name', name, 'setting', pg_catalog.current_setting(name)))
           FROM pg_catalog.pg_settings WHERE pending_restart) AS pending,
+       (SELECT pg_catalog.jsonb_object_agg(name, setting) FROM pg_catalog.pg_settings
+         WHERE name IN ('max_connections', 'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions',
+                        'max_locks_per_transaction')) AS limits,
        pg_catalog.current_setting('primary_conninfo') AS primary_conninfo,
        pg_catalog.current_setting('primary_slot_name') AS primary_slot_name,
        pg_catalog.current_setting('restore_command') AS restore_command,
@@ -77,6 +80,8 @@ pub struct LocalView {
     pub slots: Vec<Slot>,
     /// Settings that wait for a restart.
     pub pending_restart: Vec<PendingSetting>,
+    /// The settings a replica must not undercut, in force now.
+    pub limits: BTreeMap<String, String>,
     /// In force now; may hold a password, hence not in `Debug`.
     pub primary_conninfo: String,
     /// In force now.
@@ -211,6 +216,7 @@ impl LocalView {
             senders: get_json(row, "senders")?.unwrap_or_default(),
             slots: get_json(row, "slots")?.unwrap_or_default(),
             pending_restart: get_json(row, "pending")?.unwrap_or_default(),
+            limits: get_json(row, "limits")?.unwrap_or_default(),
             primary_conninfo: get(row, "primary_conninfo")?,
             primary_slot_name: get(row, "primary_slot_name")?,
             restore_command: get(row, "restore_command")?,
@@ -254,7 +260,7 @@ fn get_json<T: DeserializeOwned>(row: &Row, column: &'static str) -> Result<Opti
         })
 }
 
-fn get_lsn(row: &Row, column: &'static str) -> Result<Option<Lsn>, QueryError> {
+pub(super) fn get_lsn(row: &Row, column: &'static str) -> Result<Option<Lsn>, QueryError> {
     let text: Option<&str> = get(row, column)?;
     text.map(str::parse)
         .transpose()

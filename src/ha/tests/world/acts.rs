@@ -40,8 +40,8 @@ impl World {
                 if let Some(data) = &self.nodes[name].data {
                     self.cluster.status.optime = Lsn(data.position);
                     self.cluster.history = Some(data.history.clone());
-                    let slots = self.cluster.members.iter().map(|m| (m.name.slot(), Lsn(1)));
-                    self.cluster.status.slots = Some(slots.collect());
+                    let members = self.cluster.members.iter().map(|m| m.name.slot());
+                    self.cluster.status.retain_slots = Some(members.collect());
                 }
             }
             Action::Follow(up) => {
@@ -87,6 +87,13 @@ impl World {
     }
 
     fn release(&mut self, name: &str, end: Option<Lsn>) {
+        let node = self.node(name);
+        let may_write = node.pg == Pg::Primary || (node.pg == Pg::Replica && node.promote_requested);
+        assert!(
+            !may_write,
+            "{name} releases the lock and may write\n{}",
+            self.report()
+        );
         self.node(name).hold = None;
         if self.cluster.is_leader(&name.into()) {
             self.cluster.leader = None;
@@ -139,9 +146,18 @@ impl World {
                     &Action::WriteInitialize(SystemId(SYSTEM.into()), version),
                 );
             }
-            Job::Clone(up) | Job::Rewind(up) => {
-                self.node(name).pg = Pg::Down;
+            Job::Clone { from: up, .. } | Job::Rewind(up) => {
+                self.node(name).stopped();
                 let data = source(self, &up.member)?;
+                let node = self.node(name);
+                let same_number = node
+                    .data
+                    .as_ref()
+                    .is_some_and(|own| own.timeline == data.timeline);
+                if matches!(job, Job::Rewind(_)) && same_number {
+                    return Ok(()); // pg_rewind sees nothing to do
+                }
+                node.wal_is_gone = false;
                 self.node(name).data = Some(Data {
                     state: DbState::InArchiveRecovery,
                     standby_signal: true,
@@ -153,13 +169,17 @@ impl World {
                 self.node(name).upstream = up.as_ref().map(|up| up.member.clone());
                 self.started(name, Pg::Replica);
             }
-            Job::Restart => {}
+            Job::Restart => self.node(name).hung = false,
             Job::Promote => {
                 let used = self.cluster.timeline().0;
                 let node = self.node(name);
                 let data = node.data.as_mut().ok_or("no data")?;
                 if node.pg != Pg::Replica {
                     return Err("no replica".to_owned());
+                }
+                node.promote_requested = true;
+                if node.promotion_stalls {
+                    return Err("not promoted in time".to_owned());
                 }
                 data.history.push(HistoryRow {
                     timeline: Timeline(data.timeline),
@@ -174,7 +194,7 @@ impl World {
             Job::Demote { mode, .. } => {
                 let node = self.node(name);
                 let primary = node.pg == Pg::Primary;
-                node.pg = Pg::Down;
+                node.stopped();
                 let hard = matches!(mode, DemoteMode::Immediate | DemoteMode::ImmediateNoLock);
                 if let Some(data) = node.data.as_mut().filter(|_| !hard) {
                     data.state = if primary {

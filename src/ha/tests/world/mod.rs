@@ -10,8 +10,8 @@ use crate::{
     clock::Boottime,
     dcs::Hold,
     ha::{
-        Action, DcsView, DemoteMode, Down, Finished, Job, LeaderFacts, LeaderProbe, Local, Memory, Peers,
-        Running, RunningJob, Shutdown, Standing, StartAs, View, decide, lease,
+        Action, DcsView, DemoteMode, Down, Finished, Job, LeaderFacts, LeaderProbe, Local, Memory, Parent,
+        Peers, Running, RunningJob, Shutdown, Silence, Standing, StartAs, View, decide, lease,
     },
     model::{
         Cluster, DbState, HistoryRow, Leader, Lsn, MemberName, PeerStatus, PgState, Role, SystemId, Tags,
@@ -40,9 +40,13 @@ pub(super) struct Data {
 }
 
 impl Data {
+    fn parent(&self) -> Option<Parent> {
+        self.history.last().map(|row| (row.timeline, row.lsn))
+    }
+
     fn fits_into(&self, source: &Self) -> bool {
         match self.timeline.cmp(&source.timeline) {
-            std::cmp::Ordering::Equal => self.position <= source.position,
+            std::cmp::Ordering::Equal => self.parent() == source.parent() && self.position <= source.position,
             std::cmp::Ordering::Less => switch_point(&source.history, Timeline(self.timeline))
                 .is_some_and(|end| self.position <= end.0),
             std::cmp::Ordering::Greater => false,
@@ -55,6 +59,13 @@ pub(super) struct Node {
     pub(super) alive: bool,
     pub(super) frozen: bool,
     pub(super) cut_off: bool,
+    /// Postgres lives and says nothing.
+    pub(super) hung: bool,
+    /// A promotion is asked for and does not happen; the request stands as long as postgres runs.
+    pub(super) promotion_stalls: bool,
+    promote_requested: bool,
+    /// What it would need to go on is not there any more.
+    pub(super) wal_is_gone: bool,
     pub(super) pg: Pg,
     pub(super) data: Option<Data>,
     pub(super) shutdown: Option<Shutdown>,
@@ -66,6 +77,7 @@ pub(super) struct Node {
     job: Option<(RunningJob, Boottime)>,
     finished: Option<Finished>,
     memory: Memory,
+    silent_since: Option<Boottime>,
     dcs_down_since: Option<Boottime>,
     touched: Option<Boottime>,
     next: Boottime,
@@ -99,7 +111,7 @@ impl World {
     pub(super) fn kill(&mut self, name: &str) {
         let node = self.node(name);
         node.alive = false;
-        node.pg = Pg::Down;
+        node.stopped();
         node.job = None;
     }
 
@@ -115,8 +127,14 @@ impl World {
     pub(super) fn crash(&mut self, name: &str) {
         let now = self.now;
         let node = self.node(name);
-        node.pg = Pg::Down;
+        node.stopped();
         node.next = now;
+    }
+
+    /// The timeline this member is on begins elsewhere than everybody else's of that number.
+    pub(super) fn fork(&mut self, name: &str) {
+        let data = self.node(name).data.as_mut().expect("data");
+        data.history.last_mut().expect("a later timeline").lsn.0 -= 1;
     }
 
     pub(super) fn request(&mut self, leader: Option<&str>, candidate: Option<&str>) {
@@ -170,7 +188,7 @@ impl World {
         };
         self.nodes.iter().filter(|(_, n)| n.alive).all(|(name, n)| {
             if *name == leader.0 {
-                n.pg == Pg::Primary
+                n.pg == Pg::Primary && !n.hung
             } else {
                 n.pg == Pg::Replica && n.streaming && n.upstream.as_ref() == Some(leader)
             }
@@ -258,18 +276,18 @@ impl World {
         let sources: BTreeMap<String, Data> = self
             .nodes
             .iter()
-            .filter(|(_, n)| n.alive && !n.frozen && n.pg != Pg::Down)
+            .filter(|(_, n)| n.alive && !n.frozen && !n.hung && n.pg != Pg::Down)
             .filter_map(|(name, n)| Some((name.clone(), n.data.clone()?)))
             .collect();
         for (name, node) in &mut self.nodes {
             let Some(data) = node.data.as_mut().filter(|_| node.alive && !node.frozen) else {
                 continue;
             };
-            if node.pg == Pg::Primary {
+            if node.pg == Pg::Primary && !node.hung {
                 data.position += 10;
             }
             let source = node.upstream.as_ref().and_then(|up| sources.get(&up.0));
-            let source = source.filter(|_| node.pg == Pg::Replica);
+            let source = source.filter(|_| node.pg == Pg::Replica && !node.hung && !node.wal_is_gone);
             let source = source.filter(|source| data.fits_into(source));
             let was = std::mem::replace(&mut node.streaming, source.is_some());
             if was && !node.streaming {
@@ -312,6 +330,7 @@ impl World {
                     checkpoint_end: (data.state == DbState::ShutDown).then_some(Lsn(data.position)),
                     control,
                     standby_signal: data.standby_signal,
+                    parent: data.parent(),
                 });
             }
             Pg::Primary => Standing::Primary {
@@ -322,11 +341,13 @@ impl World {
                 replayed: Lsn(data.position),
                 streaming: node.streaming,
                 upstream: node.upstream.as_ref().map(|up| (up.0.clone(), 5432)),
+                paused_for_parameters: false,
             },
         };
         Local::Running(Running {
             standing,
             timeline: Timeline(data.timeline),
+            parent: data.parent(),
             system_id: Some(SystemId(SYSTEM.into())),
         })
     }
@@ -336,7 +357,15 @@ impl World {
         let mut view = view().me(name).view;
         let node = self.node(name);
         view.hold = node.hold;
-        view.local = Self::local(node);
+        node.silent_since = node.hung.then(|| node.silent_since.unwrap_or(now));
+        view.local = match node.silent_since {
+            Some(since) if node.pg != Pg::Down => Local::Silent {
+                since,
+                primary: node.pg == Pg::Primary,
+                why: Silence::NoAnswer,
+            },
+            _ => Self::local(node),
+        };
         view.job = node.job.as_ref().map(|(job, _)| job.clone());
         view.finished = node.finished.take();
         view.memory = node.memory.clone();
@@ -392,7 +421,7 @@ impl World {
     fn answer(&self, name: &str) -> Option<PeerStatus> {
         let node = self.nodes.get(name)?;
         let data = node.data.as_ref()?;
-        (node.alive && !node.frozen && node.pg != Pg::Down).then(|| PeerStatus {
+        (node.alive && !node.frozen && !node.hung && node.pg != Pg::Down).then(|| PeerStatus {
             role: Role::Replica,
             in_recovery: node.pg == Pg::Replica,
             position: Lsn(data.position),
@@ -405,23 +434,33 @@ impl World {
     fn facts(&self, name: &str) -> Result<LeaderFacts, String> {
         let node = self.nodes.get(name).ok_or("unknown")?;
         let data = node.data.as_ref().ok_or("no data")?;
-        if !node.alive || node.frozen || node.pg == Pg::Down {
+        if !node.alive || node.frozen || node.hung || node.pg == Pg::Down {
             return Err("connection refused".to_owned());
         }
         Ok(LeaderFacts {
             in_recovery: node.pg == Pg::Replica,
             timeline: Timeline(data.timeline),
             history: data.history.clone(),
+            flushed: Lsn(data.position),
         })
     }
 }
 
 impl Node {
+    fn stopped(&mut self) {
+        self.pg = Pg::Down;
+        (self.hung, self.promote_requested) = (false, false);
+    }
+
     fn fresh(now: Boottime, data: Option<Data>) -> Self {
         Self {
             alive: true,
             frozen: false,
             cut_off: false,
+            hung: false,
+            promotion_stalls: false,
+            promote_requested: false,
+            wal_is_gone: false,
             pg: Pg::Down,
             data,
             shutdown: None,
@@ -432,10 +471,8 @@ impl Node {
             keep: false,
             job: None,
             finished: None,
-            memory: Memory {
-                started_at: now,
-                ..Memory::default()
-            },
+            memory: Memory::default(),
+            silent_since: None,
             dcs_down_since: None,
             touched: None,
             next: now,

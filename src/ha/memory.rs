@@ -1,0 +1,261 @@
+//! What one turn tells the next.
+
+use std::time::Duration;
+
+use super::{DcsView, DemoteMode, Finished, Job, Local, Standing, StartAs, Upstream, View};
+use crate::{
+    clock::Boottime,
+    model::{Cluster, Lsn, MemberName, PgState, Timeline},
+};
+
+/// Rewinds in a row, none of which led to streaming, before the directory is cloned anew.
+const REWINDS: u32 = 2;
+/// A copy that did not lead to streaming is not made again for this long: what is wrong is not the data.
+const CLONE_AGAIN: Duration = Duration::from_secs(3600);
+/// How a start fails that no other data could help (`agent::instance`).
+const CONFIGURATION: &str = "configuration:";
+
+/// What one turn tells the next.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Memory {
+    /// First turn that saw the lock free.
+    pub unlocked_since: Option<Boottime>,
+    /// Last leader seen by this agent. Our own name in the lock proves nothing about our data until we have been seen
+    /// running as primary.
+    pub last_leader: Option<MemberName>,
+    /// Since this agent started we have streamed from a leader or been one, so our data is known to be the cluster's.
+    /// Without it we are cold: whatever is in the directory may be from long ago.
+    pub followed: bool,
+    /// Whose name the lock carried last.
+    pub holder: Option<MemberName>,
+    /// Members (name, api_url) of the last view with a leader.
+    pub last_members: Vec<(MemberName, String)>,
+    /// We gave the lock up on purpose and leave it to others for a while.
+    pub handed_over_at: Option<Boottime>,
+    /// Leader whose history was compared with ours, and its published timeline then.
+    pub compared_with: Option<(MemberName, Timeline)>,
+    /// Starts that failed in a row, and when the last did.
+    pub start_failures: (u32, Boottime),
+    /// The last start failed for a reason that lies in the configuration.
+    pub misconfigured: bool,
+    /// Rewinds that failed in a row.
+    pub rewind_failures: u32,
+    /// Rewinds that succeeded since this member last streamed. If it still does not stream, rewinding is not the cure.
+    pub rewinds: u32,
+    /// Promotions that failed in a row, and when the last did.
+    pub promote_failures: (u32, Boottime),
+    /// Clones that failed in a row, and when the last did.
+    pub clone_failures: (u32, Boottime),
+    /// Clones that succeeded since this member last streamed, and when the last did.
+    pub clones: (u32, Boottime),
+    /// Stops that failed in a row.
+    pub stop_failures: u32,
+    /// First turn that saw the postgres of the lock holder (us) not running.
+    pub primary_down_since: Option<Boottime>,
+    /// First turn that saw our replica not streaming although there is a leader.
+    pub not_streaming_since: Option<Boottime>,
+    /// Where our replica stands while it does not stream, and since when it has not moved from there.
+    pub stands_at: Option<(Lsn, Boottime)>,
+    /// First turn that wanted to follow a leader whose postgres could not be asked.
+    pub waiting_for_leader_since: Option<Boottime>,
+    /// Where a replica that has not come up yet was pointed at meanwhile.
+    pub pointed_at: Option<Upstream>,
+}
+
+impl Memory {
+    /// What every turn remembers, whatever it decides.
+    pub(super) fn remember(&self, view: &View, now: Boottime) -> Self {
+        let mut memory = self.clone();
+        if let Some(finished) = &view.finished {
+            memory.note_job(view, finished, now);
+        }
+        if let DcsView::Known { cluster } = &view.dcs {
+            memory.note_cluster(view, cluster, now);
+        }
+        memory.note_local(view, now);
+        memory
+    }
+
+    fn note_cluster(&mut self, view: &View, cluster: &Cluster, now: Boottime) {
+        if !cluster.is_leader(&view.me) {
+            self.primary_down_since = None;
+        }
+        let Some(leader) = &cluster.leader else {
+            self.unlocked_since.get_or_insert(now);
+            return;
+        };
+        self.unlocked_since = None;
+        if self.holder.as_ref() != Some(&leader.name) {
+            // What failed with another leader, or in another role, says nothing about what comes now.
+            if self.holder.replace(leader.name.clone()).is_some() {
+                self.forget_attempts();
+            }
+        }
+        let another = leader.name != view.me;
+        if another {
+            self.handed_over_at = None;
+            self.promote_failures = (0, Boottime(0));
+        }
+        if another && self.last_leader.as_ref() != Some(&leader.name) {
+            self.waiting_for_leader_since = None;
+        }
+        let (primary, streaming) = match &view.local {
+            Local::Running(running) => (running.is_primary(), running.is_streaming()),
+            _ => (false, false),
+        };
+        if another || primary {
+            self.last_leader = Some(leader.name.clone());
+        }
+        self.followed |= if another { streaming } else { primary };
+        let others = cluster
+            .members
+            .iter()
+            .filter(|m| m.name != view.me && !m.data.api_url.is_empty());
+        self.last_members = others.map(|m| (m.name.clone(), m.data.api_url.clone())).collect();
+    }
+
+    fn forget_attempts(&mut self) {
+        self.start_failures = (0, Boottime(0));
+        self.misconfigured = false;
+        (self.rewind_failures, self.rewinds) = (0, 0);
+        self.clones = (0, Boottime(0));
+    }
+
+    fn note_local(&mut self, view: &View, now: Boottime) {
+        match &view.local {
+            Local::Running(running) => {
+                self.start_failures = (0, Boottime(0));
+                self.misconfigured = false;
+                self.stop_failures = 0;
+                self.primary_down_since = None;
+                self.waiting_for_leader_since = None;
+                self.pointed_at = None;
+                if running.is_primary() {
+                    self.promote_failures = (0, Boottime(0));
+                }
+                match running.standing {
+                    Standing::Replica { streaming: false, .. } => {
+                        self.not_streaming_since.get_or_insert(now);
+                        let position = running.position();
+                        if self.stands_at.is_none_or(|(at, _)| at != position) {
+                            self.stands_at = Some((position, now));
+                        }
+                    }
+                    _ => (self.not_streaming_since, self.stands_at) = (None, None),
+                }
+                if running.is_streaming() {
+                    self.forget_attempts();
+                    self.clone_failures = (0, Boottime(0));
+                }
+            }
+            Local::Down(_) => {
+                self.stop_failures = 0;
+                self.pointed_at = None;
+                if matches!(&view.dcs, DcsView::Known { cluster } if cluster.is_leader(&view.me)) {
+                    self.primary_down_since.get_or_insert(now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note_job(&mut self, view: &View, finished: &Finished, now: Boottime) {
+        let (ok, cancelled) = match &finished.outcome {
+            Ok(()) => (true, false),
+            Err(reason) => (false, reason.contains("cancelled")),
+        };
+        match &finished.job {
+            Job::Bootstrap => self.followed |= ok,
+            Job::Demote { mode, .. } => {
+                self.compared_with = None;
+                self.stop_failures = if ok { 0 } else { self.stop_failures + 1 };
+                if matches!(
+                    mode,
+                    DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate
+                ) {
+                    self.handed_over_at = Some(now);
+                }
+            }
+            Job::Promote => {
+                self.compared_with = None;
+                self.promote_failures = if ok {
+                    (0, Boottime(0))
+                } else {
+                    (self.promote_failures.0 + 1, now)
+                };
+            }
+            Job::Start(StartAs::Replica(_)) if ok => self.start_failures = (0, Boottime(0)),
+            Job::Start(_) | Job::Restart => {
+                // A start that was called off did not fail.
+                if let (Err(reason), false) = (&finished.outcome, cancelled) {
+                    self.start_failures = (self.start_failures.0 + 1, now);
+                    self.misconfigured = reason.starts_with(CONFIGURATION);
+                }
+            }
+            Job::Rewind(to) => {
+                self.compared_with = None;
+                self.start_failures = (0, Boottime(0));
+                if ok {
+                    self.rewind_failures = 0;
+                    self.rewinds += 1;
+                } else if !cancelled && still_leads(view, &to.member) {
+                    self.rewind_failures += 1;
+                }
+            }
+            Job::Clone { .. } => {
+                self.compared_with = None;
+                self.start_failures = (0, Boottime(0));
+                (self.not_streaming_since, self.stands_at) = (None, None);
+                if ok {
+                    // New data: what was tried on the old says nothing about it.
+                    self.clone_failures = (0, Boottime(0));
+                    (self.rewind_failures, self.rewinds) = (0, 0);
+                    self.clones = (self.clones.0 + 1, now);
+                } else if !cancelled {
+                    self.clone_failures = (self.clone_failures.0 + 1, now);
+                }
+            }
+        }
+    }
+
+    /// A rewind is still worth trying.
+    #[must_use]
+    pub(super) const fn may_rewind(&self) -> bool {
+        self.rewind_failures == 0 && self.rewinds < REWINDS
+    }
+
+    /// A new copy is still worth trying.
+    #[must_use]
+    pub(super) fn may_clone(&self, now: Boottime) -> bool {
+        self.clones.0 == 0 || now.since(self.clones.1) >= CLONE_AGAIN
+    }
+
+    /// How long to wait after `failures` in a row: 1, 2, 4, 8, then 10 s.
+    #[must_use]
+    pub(super) fn backoff((failures, last): (u32, Boottime), now: Boottime) -> Option<Duration> {
+        let wait = match failures {
+            0 => return None,
+            n => Duration::from_secs(1 << (n - 1).min(4)).min(Duration::from_secs(10)),
+        };
+        let left = wait.saturating_sub(now.since(last));
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// How long nobody has led.
+    #[must_use]
+    pub(super) fn unlocked_for(&self, now: Boottime) -> Duration {
+        self.unlocked_since
+            .map_or(Duration::ZERO, |since| now.since(since))
+    }
+}
+
+/// A rewind that fails because its source went away says nothing about our data.
+fn still_leads(view: &View, name: &MemberName) -> bool {
+    match &view.dcs {
+        DcsView::Known { cluster } => {
+            let running = |m: &crate::model::Member| m.data.state == PgState::Running;
+            cluster.is_leader(name) && cluster.member(name).is_some_and(running)
+        }
+        DcsView::Down { .. } => false,
+    }
+}

@@ -1,0 +1,82 @@
+//! Making a member follow again whose data does not fit or does not start: rewind where that can work, else copy anew.
+//! Both need a leader that answers; what may exist nowhere else is kept (design: invariant 4).
+
+use super::{Job, Memory, Plan, Upstream, View};
+use crate::clock::Boottime;
+
+/// What is wrong with the directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It holds something the leader's history does not contain.
+    Diverged {
+        /// pg_rewind can see it, and the directory has what it needs, as far as is known.
+        rewindable: bool,
+    },
+    /// Postgres does not start on it.
+    DoesNotStart,
+    /// Its replica does not come far enough to be asked.
+    NeverConsistent,
+    /// It is a part of the leader's history, but the WAL from there on is gone.
+    WalGone,
+}
+
+impl Fault {
+    const fn why(self) -> &'static str {
+        match self {
+            Self::Diverged { .. } => "our timeline has diverged",
+            Self::DoesNotStart => "postgres does not start on this data directory",
+            Self::NeverConsistent => "the replica does not become consistent",
+            Self::WalGone => "the WAL this replica needs is gone",
+        }
+    }
+
+    /// What is replaced stays under another name, unless it is certainly contained in what replaces it or somebody said
+    /// that it is not wanted.
+    const fn keep(self, view: &View, rewind_tried: bool) -> bool {
+        let dynamic = &view.dynamic;
+        match self {
+            Self::Diverged { .. } => {
+                let after_rewind = rewind_tried && dynamic.remove_data_directory_on_rewind_failure;
+                !after_rewind && !dynamic.remove_data_directory_on_diverged_timelines
+            }
+            Self::DoesNotStart | Self::NeverConsistent => true,
+            Self::WalGone => false,
+        }
+    }
+}
+
+/// The next step, or `None` when everything was tried and nothing helped. Whether the directory of a running server has
+/// what pg_rewind needs is only known once it is down, so it is tried; a failure leads to a clone.
+pub(super) fn repair(
+    view: &View,
+    memory: &Memory,
+    leader: Upstream,
+    fault: Fault,
+    now: Boottime,
+) -> Option<Plan> {
+    let why = fault.why();
+    let rewindable = view.dynamic.use_pg_rewind && fault == Fault::Diverged { rewindable: true };
+    if rewindable && memory.may_rewind() {
+        let because = format!("{why}: rewinding to leader '{}'", leader.member);
+        return Some(Plan::begin(because, Job::Rewind(leader)));
+    }
+    if let Some(left) = Memory::backoff(memory.clone_failures, now) {
+        let because = "the last clone failed, waiting before the next attempt";
+        return Some(Plan::wait(because).again_in(left));
+    }
+    if !memory.may_clone(now) {
+        return None;
+    }
+    let and = match fault {
+        Fault::Diverged { .. } if rewindable => " and pg_rewind did not help",
+        Fault::Diverged { .. } => " and pg_rewind cannot be used",
+        _ => "",
+    };
+    let keep = fault.keep(view, rewindable);
+    let old = if keep { "kept aside" } else { "removed" };
+    let because = format!(
+        "{why}{and}: cloning from '{}', the old data is {old}",
+        leader.member
+    );
+    Some(Plan::begin(because, Job::Clone { from: leader, keep }))
+}
