@@ -39,6 +39,7 @@ fn options(dir: &Path, peers: &[Peer], name: &str) -> Options {
         data_dir: dir.join(name),
         peers: peers.to_vec(),
         name: name.into(),
+        listen: "127.0.0.1".into(),
         token: "demo".into(),
     }
 }
