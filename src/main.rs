@@ -178,7 +178,22 @@ fn run_agent() -> Exit {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    let level = telemetry::install(&loaded.config.log.directives(), format(&loaded.config));
+    // Standard error is often a pipe to a collector; when that hangs, the lease must go on being renewed.
+    let Ok(writer) = LogWriter::stderr() else {
+        return Exit::Os;
+    };
+    let config = &loaded.config;
+    let level = telemetry::install_with(&config.log.directives(), format(config), writer.clone());
+    let exit = run_configured(loaded, mask, level);
+    writer.flush(Duration::from_millis(200));
+    exit
+}
+
+fn run_configured(
+    loaded: howdah::config::Loaded,
+    mask: std::io::Result<()>,
+    level: telemetry::LevelHandle,
+) -> Exit {
     if let Err(error) = mask {
         tracing::error!(%error, "cannot reset the signal mask");
         return Exit::Os;
@@ -207,10 +222,12 @@ fn run_agent() -> Exit {
     }
 }
 
+/// Threads for what blocks are made when needed and end after a while. Looking up the name of a member that has
+/// vanished takes one for seconds: a few such names must not keep the look-up of a living one waiting.
 fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
-        .max_blocking_threads(4)
+        .max_blocking_threads(32)
         .enable_all()
         .build()
 }

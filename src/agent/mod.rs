@@ -16,16 +16,22 @@ pub mod instance;
 mod job;
 mod jobs;
 pub mod lease;
+mod namesake;
 mod observe;
 mod publish;
 mod requests;
 pub mod signals;
 pub mod start;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -42,6 +48,7 @@ use handle::{Request, RestartOutcome, ScheduledRestart, Snapshot};
 use instance::{Instance, Progress, Settings};
 use job::JobSlot;
 use lease::Lease;
+pub use namesake::Namesake;
 use signals::Event as Signal;
 
 /// Rounds of questions one turn may take.
@@ -116,6 +123,8 @@ pub struct Parts {
     pub reread: Reread,
     /// Init, to be told when we stop.
     pub guard: Arc<Guard>,
+    /// Whether another process may run under our name.
+    pub namesake: Namesake,
 }
 
 /// Reads this member's configuration again; an error is all its mistakes in words.
@@ -127,6 +136,24 @@ impl std::fmt::Debug for Reread {
     }
 }
 
+/// Requests of others, in the order they came.
+#[derive(Debug)]
+struct Inbox {
+    channel: mpsc::Receiver<Request>,
+    /// Taken out of the channel in the middle of a turn, to be dealt with after it.
+    waiting: VecDeque<Request>,
+}
+
+impl Inbox {
+    /// Cancel-safe: a request is only taken out to be returned.
+    async fn next(&mut self) -> Option<Request> {
+        match self.waiting.pop_front() {
+            Some(request) => Some(request),
+            None => self.channel.recv().await,
+        }
+    }
+}
+
 /// The agent's loop and what it remembers between turns.
 #[derive(Debug)]
 pub struct Agent {
@@ -135,20 +162,31 @@ pub struct Agent {
     lease: Arc<Lease>,
     instance: Arc<Instance>,
     http: Client,
-    requests: mpsc::Receiver<Request>,
+    inbox: Inbox,
     published: watch::Sender<Arc<Snapshot>>,
     reread: Reread,
     guard: Arc<Guard>,
+    namesake: Namesake,
     progress: watch::Sender<Option<Progress>>,
     jobs: JobSlot,
     dynamic: Dynamic,
     config_version: Option<Version>,
+    /// Postgres has not been given the present dynamic configuration yet.
+    unapplied: bool,
     memory: Memory,
     sight: Sight,
     last_cluster: Option<Seen>,
     dcs_down_since: Option<Boottime>,
     shutdown: Option<Shutdown>,
+    /// Cancelled once a fast stop is asked for.
+    hurried: CancellationToken,
+    /// Why this process ends, if it is not because it was asked to.
+    verdict: Option<Exit>,
     finished: Option<Finished>,
+    /// Our claim to bootstrap the cluster.
+    claim: Option<Version>,
+    /// A new copy was asked for; it begins when the job that runs has ended.
+    reinit_wanted: bool,
     slots_seen: BTreeMap<String, Boottime>,
     system_id: Option<SystemId>,
     pending_restart: Map<String, Value>,
@@ -203,6 +241,7 @@ impl Agent {
             published,
             reread,
             guard,
+            namesake,
         } = parts;
         let postmaster = instance.postmaster().state();
         Self {
@@ -211,14 +250,19 @@ impl Agent {
             lease,
             instance,
             http,
-            requests,
+            inbox: Inbox {
+                channel: requests,
+                waiting: VecDeque::new(),
+            },
             published,
             reread,
             guard,
+            namesake,
             progress: watch::Sender::new(None),
             jobs: JobSlot::default(),
             dynamic: initial,
             config_version: None,
+            unapplied: false,
             memory: Memory {
                 started_at: Boottime::now(),
                 ..Memory::default()
@@ -232,7 +276,11 @@ impl Agent {
             last_cluster: None,
             dcs_down_since: None,
             shutdown: None,
+            hurried: CancellationToken::new(),
+            verdict: None,
             finished: None,
+            claim: None,
+            reinit_wanted: false,
             slots_seen: BTreeMap::new(),
             system_id: None,
             pending_restart: Map::new(),
@@ -253,25 +301,29 @@ impl Agent {
         let mut postmaster = self.instance.postmaster().watch();
         let mut changes = self.dcs.changes();
         loop {
+            lease.beat();
             let wait = match lease.while_it_lasts(self.turn()).await {
                 Some(Ok(wait)) => wait,
                 Some(Err(exit)) => return exit,
                 None => {
-                    info!("a turn was cut short: the lease has run out");
+                    info!("a turn was cut short: the lease has run out or was lost");
                     continue;
                 }
             };
+            let counts = lease.counts();
             let mut timer = std::pin::pin!(tokio::time::sleep(wait));
             // Requests that need no turn are answered without one.
             loop {
+                lease.beat();
                 // Every arm is cancel-safe: it only waits for a change, or its owner keeps what it waited for.
                 tokio::select! {
                     biased;
                     signal = signals.next() => { lease.while_it_lasts(self.signal(signal)).await; }
-                    finished = self.jobs.finished() => self.job_ended(finished).await,
+                    () = lease.expired(), if counts => {}
+                    finished = self.jobs.finished() => self.job_ended(finished),
                     changed = losses.changed() => if changed.is_err() { return Exit::Internal },
                     changed = postmaster.changed() => if changed.is_err() { return Exit::Internal },
-                    Some(request) = self.requests.recv() => {
+                    Some(request) = self.inbox.next() => {
                         if lease.while_it_lasts(self.request(request)).await == Some(false) { continue; }
                     }
                     changed = changes.changed() => if changed.is_err() { return Exit::Internal },
@@ -284,8 +336,14 @@ impl Agent {
 
     /// One turn: look, decide, do, publish. Returns how long to wait for the next without an event.
     async fn turn(&mut self) -> Result<Duration, Exit> {
+        self.step_down_for_a_namesake();
         self.due_restart();
+        self.due_reinitialize();
         let mut view = self.observe().await;
+        if let Some(exit) = self.verdict.filter(|_| self.shutdown.is_none()) {
+            self.leave(exit, "see above").await;
+            return Err(exit);
+        }
         let mut last = None;
         for _ in 0..ROUNDS {
             let plan = ha::decide(&view, Boottime::now());
@@ -297,6 +355,7 @@ impl Agent {
                 Step::DecideAgain => {}
                 Step::LookAgain | Step::Wait => break,
                 Step::Exit(exit) => {
+                    let exit = self.final_status(exit);
                     self.leave(exit, &because).await;
                     return Err(exit);
                 }
@@ -306,6 +365,29 @@ impl Agent {
         let wait = self.wait_after(&plan, again);
         self.after(&view, &plan, wait).await;
         Ok(wait)
+    }
+
+    /// A stop that went well ends with the reason for it, or says that the others have to wait for the lock.
+    fn final_status(&self, exit: Exit) -> Exit {
+        match (exit, self.verdict) {
+            (Exit::Ok, Some(verdict)) => verdict,
+            (Exit::Ok, None) if self.lease.left_to_expire() => Exit::Dirty,
+            (exit, _) => exit,
+        }
+    }
+
+    /// Whoever took the lock under our name is alive and passed the check that we would fail now. Fighting for it
+    /// would make two primaries in turn.
+    fn step_down_for_a_namesake(&mut self) {
+        if self.verdict.is_none() && self.lease.lost_to().as_ref() == Some(&self.identity.member) {
+            tracing::error!(
+                member = %self.identity.member,
+                "another process with our name has taken the leader lock: stopping. Give every member a name of its \
+                 own (HOWDAH_NAME), or stop the other one"
+            );
+            self.verdict = Some(Exit::DuplicateName);
+            self.ask_to_stop(Shutdown::Fast, "the lock was taken under our name");
+        }
     }
 
     fn note_plan(&mut self, plan: &Plan, view: &mut View) {
@@ -358,7 +440,12 @@ impl Agent {
         if again {
             wait = wait.min(Duration::from_millis(100));
         }
-        if let Some(restart) = &self.scheduled_restart {
+        // While a job runs its end comes first, and wakes the loop.
+        if let Some(restart) = self
+            .scheduled_restart
+            .as_ref()
+            .filter(|_| self.jobs.view().is_none())
+        {
             let left = restart.at.duration_since(jiff::Timestamp::now());
             wait = wait.min(left.try_into().unwrap_or(Duration::ZERO));
         }
@@ -367,6 +454,7 @@ impl Agent {
 
     /// What every turn ends with.
     async fn after(&mut self, view: &View, plan: &Plan, wait: Duration) {
+        self.apply_dynamic().await;
         self.note_pending_restart();
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
@@ -407,24 +495,39 @@ impl Agent {
             at: Boottime::now(),
             epoch_s: u64::try_from(epoch).unwrap_or(0),
         });
+        // Nothing of ours is in the store before this is known.
+        if let Some(exit) = self.namesake_in(cluster).await {
+            self.verdict = Some(exit);
+            return;
+        }
         if cluster.config.is_none() || cluster.config_version == self.config_version {
             return;
         }
-        self.config_version = cluster.config_version;
         let Some(raw) = &cluster.config else { return };
         let dynamic = Dynamic::from_map(raw);
+        self.config_version = cluster.config_version;
         let old = std::mem::replace(&mut self.dynamic, dynamic);
         if old == self.dynamic {
             return;
         }
+        self.unapplied = true;
         info!(timing = ?self.dynamic.timing, "the dynamic configuration is in force");
         if old.timing != self.dynamic.timing {
             self.dcs
                 .set_timing(self.dynamic.timing.ttl, self.dynamic.timing.retry_timeout)
                 .await;
         }
-        if let Err(error) = self.instance.apply(&self.dynamic).await {
-            warn!(error, "could not apply the dynamic configuration to postgres");
+    }
+
+    /// Gives postgres the dynamic configuration it does not have yet; tried again by every turn. Not beside a job,
+    /// which writes the same files, and begins with the configuration as it was.
+    async fn apply_dynamic(&mut self) {
+        if !self.unapplied || self.jobs.view().is_some() {
+            return;
+        }
+        match self.instance.apply(&self.dynamic).await {
+            Ok(()) => self.unapplied = false,
+            Err(error) => warn!(error, "could not apply the dynamic configuration to postgres yet"),
         }
     }
 
@@ -442,7 +545,7 @@ impl Agent {
         self.pending_restart = publish::pending(rows);
     }
 
-    async fn job_ended(&mut self, finished: Finished) {
+    fn job_ended(&mut self, finished: Finished) {
         if finished.job == Job::Restart {
             let outcome = if finished.outcome.is_ok() {
                 RestartOutcome::Done
@@ -453,6 +556,9 @@ impl Agent {
                 // An asker that has gone away does not want to know.
                 let _gone = reply.send(outcome.clone());
             }
+        }
+        if finished.job == Job::Bootstrap {
+            self.claim = None;
         }
         self.progress.send_replace(None);
         self.finished = Some(finished);
@@ -471,6 +577,9 @@ impl Agent {
         if harder {
             info!(?mode, because, "asked to stop");
             self.shutdown = Some(mode);
+            if mode >= Shutdown::Fast {
+                self.hurried.cancel();
+            }
             if let Some(running) = self.jobs.view()
                 && matches!(running.job, Job::Demote { .. })
             {
@@ -499,6 +608,10 @@ impl Agent {
         self.publish(because, Duration::ZERO);
         if let Err(error) = self.guard.stopping() {
             debug!(%error, "could not tell init");
+        }
+        // The key is our namesake's; and a store that could not even release the lock is not asked again.
+        if exit == Exit::DuplicateName || self.lease.left_to_expire() {
+            return;
         }
         // Best effort: the key would expire by itself.
         let removed = tokio::time::timeout(Duration::from_secs(1), self.dcs.remove_member()).await;
