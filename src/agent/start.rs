@@ -89,7 +89,7 @@ struct Running {
     signals: Signals,
     lease: Arc<Lease>,
     guard: Arc<Guard>,
-    listener: tokio::net::TcpListener,
+    listeners: Vec<tokio::net::TcpListener>,
     handle: AgentHandle,
     options: api::Options,
     embedded: Option<embedded::Embedded>,
@@ -99,7 +99,7 @@ impl Running {
     async fn run(self) -> Exit {
         let shutdown = CancellationToken::new();
         let api = tokio::spawn(api::serve(
-            self.listener,
+            self.listeners,
             self.handle,
             self.options,
             shutdown.clone(),
@@ -149,8 +149,8 @@ async fn assemble(config: Config, guard: Guard, level: LevelHandle) -> Result<Ru
         Some(pid) => info!(pid, "adopted the running postmaster"),
         None => port_is_free(&config)?,
     }
-    let listen = config.restapi.listen.hosts.first().map_or("*", String::as_str);
-    let listener = api::bind(&format!("{}:{}", bracketed(listen), config.restapi.listen.port))
+    let listen = &config.restapi.listen;
+    let listeners = api::bind_all(&listen.hosts, listen.port)
         .await
         .map_err(|error| refuse(Exit::Permission, error.to_string()))?;
     let (dcs, embedded) = store(&config).await?;
@@ -178,13 +178,17 @@ async fn assemble(config: Config, guard: Guard, level: LevelHandle) -> Result<Ru
     let signals = Signals::install(Arc::clone(&guard), Arc::new(level), handle.clone())
         .map_err(|error| refuse(Exit::Os, format!("cannot install signal handlers: {error}")))?;
     let http = Client::new(credentials(config.ctl.authentication.as_ref()).as_ref());
+    let (access, current) = watch::channel(api::Access::load(&config.restapi).await);
     let options = api::Options {
-        credentials: credentials(config.restapi.authentication.as_ref()),
+        access: current,
         client: http.clone(),
         limits: api::Limits::default(),
     };
-    let reread = Reread(Box::new(|| {
+    let reread = Reread(Box::new(move || {
         let loaded = Config::load(&ProcessEnv, &ThisHost).map_err(|mistakes| mistakes.to_string())?;
+        let (access, restapi) = (access.clone(), loaded.config.restapi.clone());
+        // Looks names up, which the loop must not wait for.
+        tokio::spawn(async move { access.send_replace(api::Access::load(&restapi).await) });
         Ok(Settings::from_config(&loaded.config))
     }));
     let agent = Agent::new(Parts {
@@ -204,7 +208,7 @@ async fn assemble(config: Config, guard: Guard, level: LevelHandle) -> Result<Ru
         signals,
         lease,
         guard,
-        listener,
+        listeners,
         handle,
         options,
         embedded,
