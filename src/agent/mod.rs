@@ -156,6 +156,7 @@ pub struct Agent {
     restart_replies: Vec<oneshot::Sender<RestartOutcome>>,
     touched: Option<(crate::model::MemberData, Boottime, String)>,
     announced: (Role, PgState),
+    copies: handle::Copies,
     said: Option<(String, Boottime)>,
 }
 
@@ -176,6 +177,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             system_id: None,
             pending_restart: Map::new(),
             scheduled_restart: None,
+            copies: handle::Copies::default(),
         },
         dcs: None,
         dcs_last_seen_epoch_s: 0,
@@ -240,6 +242,7 @@ impl Agent {
             restart_replies: Vec::new(),
             touched: None,
             announced: (Role::Uninitialized, PgState::Stopped),
+            copies: handle::Copies::default(),
             said: None,
         }
     }
@@ -453,6 +456,11 @@ impl Agent {
                 // An asker that has gone away does not want to know.
                 let _gone = reply.send(outcome.clone());
             }
+        }
+        match (&finished.job, &finished.outcome) {
+            (Job::Clone(_), Ok(())) => self.copies.made += 1,
+            (Job::Clone(_), Err(_)) => self.copies.failed += 1,
+            _ => {}
         }
         self.progress.send_replace(None);
         self.finished = Some(finished);

@@ -153,7 +153,7 @@ pub(crate) struct Server {
     pub(crate) client: Client,
     pub(crate) store: Arc<Store>,
     pub(super) access: watch::Sender<Access>,
-    pub(super) snapshot: watch::Sender<Arc<Snapshot>>,
+    pub(crate) snapshot: watch::Sender<Arc<Snapshot>>,
     pub(super) requests: Option<mpsc::Receiver<Request>>,
     pub(super) shutdown: CancellationToken,
     pub(super) task: JoinHandle<()>,
