@@ -26,7 +26,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     client::Client,
@@ -416,6 +416,13 @@ impl Agent {
         self.config_version = cluster.config_version;
         let Some(raw) = &cluster.config else { return };
         let dynamic = Dynamic::from_map(raw);
+        for promise in dynamic.unkept_promises() {
+            error!(
+                promise,
+                "the cluster's configuration asks for what this build does not do: replication stays asynchronous and \
+                 no other cluster is followed; take it out of /config"
+            );
+        }
         let old = std::mem::replace(&mut self.dynamic, dynamic);
         if old == self.dynamic {
             return;
