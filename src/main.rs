@@ -74,11 +74,7 @@ fn main() -> ExitCode {
 fn usage(error: &clap::Error) -> Exit {
     // Nobody to tell when standard error is gone.
     let _unprinted = error.print();
-    if error.use_stderr() {
-        Exit::Config
-    } else {
-        Exit::Ok
-    }
+    if error.use_stderr() { Exit::Usage } else { Exit::Ok }
 }
 
 /// Mistakes go to standard error as they are: there is no log configuration yet that could be trusted.
@@ -248,15 +244,17 @@ fn run_cli(command: cli::Command) -> Exit {
     let _level = telemetry::install("warn", telemetry::Format::Plain);
     let Ok(runtime) = runtime(1) else { return Exit::Os };
     // What needs no cluster must work where none is configured.
-    let alone = matches!(command, cli::Command::Version(_) | cli::Command::Health);
+    let alone = matches!(command, cli::Command::Version(_) | cli::Command::Health(_));
+    let needs_store = command.needs_store();
     let done = runtime.block_on(Box::pin(async {
         let context = match Config::load(&ProcessEnv, &ThisHost) {
-            Ok(loaded) => context(&loaded.config),
+            Ok(loaded) => context(&loaded.config, needs_store),
             Err(_) if alone => cli::Context {
                 scope: String::new(),
                 dcs: None,
                 client: Client::new(None),
                 local_api: "http://127.0.0.1:8008".to_owned(),
+                silent: cli::Silence::default(),
             },
             Err(mistakes) => {
                 eprintln!("howdah: the configuration has mistakes:\n{mistakes}");
@@ -271,12 +269,13 @@ fn run_cli(command: cli::Command) -> Exit {
     })
 }
 
-fn context(config: &Config) -> cli::Context {
+fn context(config: &Config, needs_store: bool) -> cli::Context {
     let host = config.restapi.listen.specific().unwrap_or("127.0.0.1");
     cli::Context {
         scope: config.scope.clone(),
-        dcs: start::store_client(config).ok(),
+        dcs: needs_store.then(|| start::store_client(config).ok()).flatten(),
         client: Client::new(start::credentials(config.ctl.authentication.as_ref()).as_ref()),
         local_api: format!("http://{}:{}", bracketed(host), config.restapi.listen.port),
+        silent: cli::Silence::default(),
     }
 }

@@ -32,7 +32,7 @@ use std::{
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     client::Client,
@@ -194,6 +194,7 @@ pub struct Agent {
     restart_replies: Vec<oneshot::Sender<RestartOutcome>>,
     touched: Option<(crate::model::MemberData, Boottime, String)>,
     announced: (Role, PgState),
+    copies: handle::Copies,
     said: Option<(String, Boottime)>,
 }
 
@@ -214,6 +215,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             system_id: None,
             pending_restart: Map::new(),
             scheduled_restart: None,
+            copies: handle::Copies::default(),
         },
         dcs: None,
         dcs_last_seen_epoch_s: 0,
@@ -288,6 +290,7 @@ impl Agent {
             restart_replies: Vec::new(),
             touched: None,
             announced: (Role::Uninitialized, PgState::Stopped),
+            copies: handle::Copies::default(),
             said: None,
         }
     }
@@ -506,6 +509,13 @@ impl Agent {
         let Some(raw) = &cluster.config else { return };
         let dynamic = Dynamic::from_map(raw);
         self.config_version = cluster.config_version;
+        for promise in dynamic.unkept_promises() {
+            error!(
+                promise,
+                "the cluster's configuration asks for what this build does not do: replication stays asynchronous and \
+                 no other cluster is followed; take it out of /config"
+            );
+        }
         let old = std::mem::replace(&mut self.dynamic, dynamic);
         if old == self.dynamic {
             return;
@@ -557,8 +567,11 @@ impl Agent {
                 let _gone = reply.send(outcome.clone());
             }
         }
-        if finished.job == Job::Bootstrap {
-            self.claim = None;
+        match (&finished.job, &finished.outcome) {
+            (Job::Bootstrap, _) => self.claim = None,
+            (Job::Clone(_), Ok(())) => self.copies.made += 1,
+            (Job::Clone(_), Err(_)) => self.copies.failed += 1,
+            _ => {}
         }
         self.progress.send_replace(None);
         self.finished = Some(finished);

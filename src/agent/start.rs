@@ -101,7 +101,7 @@ struct Running {
     lease: Arc<Lease>,
     guard: Arc<Guard>,
     instance: Arc<Instance>,
-    listener: tokio::net::TcpListener,
+    listeners: Vec<tokio::net::TcpListener>,
     handle: AgentHandle,
     options: api::Options,
     embedded: Option<embedded::Embedded>,
@@ -112,7 +112,7 @@ impl Running {
     /// bug: then this agent is of no use, and init starts another one, which goes on with postgres and lease.
     async fn run(self) -> Exit {
         let shutdown = CancellationToken::new();
-        let serving = api::serve(self.listener, self.handle, self.options, shutdown.clone());
+        let serving = api::serve(self.listeners, self.handle, self.options, shutdown.clone());
         let mut api = tokio::spawn(serving);
         let mut keeper = tokio::spawn(self.lease.keep());
         // Cancel-safe: nothing goes on with any of them after the first end.
@@ -197,8 +197,8 @@ async fn assemble(
         Some(_) => Namesake::None,
         None => Namesake::before_listening(&http, &identity.api_url, &identity.member, &identity.scope).await,
     };
-    let listen = config.restapi.listen.hosts.first().map_or("*", String::as_str);
-    let listener = api::bind(&format!("{}:{}", bracketed(listen), config.restapi.listen.port))
+    let listen = &config.restapi.listen;
+    let listeners = api::bind_all(&listen.hosts, listen.port)
         .await
         .map_err(|error| refuse(Exit::Permission, error.to_string()))?;
     let (dcs, embedded) = store(&config).await?;
@@ -226,16 +226,20 @@ async fn assemble(
     let handle = AgentHandle::new(published.subscribe(), sender, Arc::clone(&dcs));
     let signals = Signals::install(early, Arc::clone(&guard), Arc::new(level), handle.clone())
         .map_err(|error| refuse(Exit::Os, format!("cannot install signal handlers: {error}")))?;
+    let (access, current) = watch::channel(api::Access::load(&config.restapi).await);
     let options = api::Options {
-        credentials: credentials(config.restapi.authentication.as_ref()),
+        access: current,
         client: http.clone(),
         limits: api::Limits {
             drain_within: API_STOP,
             ..api::Limits::default()
         },
     };
-    let reread = Reread(Box::new(|| {
+    let reread = Reread(Box::new(move || {
         let loaded = Config::load(&ProcessEnv, &ThisHost).map_err(|mistakes| mistakes.to_string())?;
+        let (access, restapi) = (access.clone(), loaded.config.restapi.clone());
+        // Looks names up, which the loop must not wait for.
+        tokio::spawn(async move { access.send_replace(api::Access::load(&restapi).await) });
         Ok(Settings::from_config(&loaded.config))
     }));
     let agent = Agent::new(Parts {
@@ -257,7 +261,7 @@ async fn assemble(
         lease,
         guard,
         instance,
-        listener,
+        listeners,
         handle,
         options,
         embedded,
