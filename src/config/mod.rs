@@ -29,7 +29,7 @@ pub mod vars;
 mod tests;
 
 pub use address::{Address, Listen, bracketed};
-pub use child_env::child_environment;
+pub use child_env::{child_environment, is_private};
 pub use env::{Env, FixedHost, Host, MapEnv, ProcessEnv, ThisHost};
 pub use kind::Kind;
 pub use mistakes::{Mistake, Mistakes};
