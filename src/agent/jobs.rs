@@ -128,7 +128,7 @@ async fn start(context: &Context, start_as: &StartAs, cancel: &CancellationToken
 }
 
 async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
-    let start_as = context.instance.present_role().await;
+    let start_as = context.instance.begin_restart().await;
     if start_as == StartAs::Primary {
         context.instance.checkpoint(Duration::from_secs(10)).await;
     }
