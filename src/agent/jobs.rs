@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    instance::{Instance, Progress, chain},
+    instance::{Instance, Progress, PromoteFailed, chain},
     job::Outcome,
     lease::Lease,
 };
@@ -194,7 +194,7 @@ fn may_lead(context: &Context, cancel: &CancellationToken) -> Outcome {
 }
 
 async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
-    let start_as = context.instance.present_role().await;
+    let start_as = context.instance.begin_restart().await;
     // A replica needs no lock.
     let until = match start_as {
         StartAs::Primary => Until::of(context, cancel),
@@ -297,22 +297,24 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
         .primary_start_timeout
         .clamp(PROMOTE_LEAST, PROMOTE_MOST);
     let until = Until::of(context, cancel);
+    let wanted = cancel.child_token();
+    let mut promotion = std::pin::pin!(context.instance.promote(limit, &wanted));
     // The lease comes first: it is looked at before every step, also before the request itself.
     let promoted = tokio::select! {
         biased;
-        because = until.over() => Err(because.to_owned()),
-        promoted = context.instance.promote(limit, cancel) => promoted,
+        because = until.over() => {
+            info!(because, "the promotion is not wanted any more");
+            wanted.cancel();
+            promotion.await
+        }
+        promoted = &mut promotion => promoted,
     };
     let phases = match promoted {
-        Ok(phases) => phases,
-        // The request may stand: this postgres could become primary at any moment, whoever leads by then.
-        Err(error) => {
-            warn!(error, "the promotion failed, stopping postgres by force");
-            return match stop_by_force(context).await {
-                Ok(_) => Err(error),
-                Err(stop) => Err(format!("{error}; and postgres could not be stopped: {stop}")),
-            };
-        }
+        Ok(phases) if context.lease.counts() => phases,
+        Ok(_) => return Err(stopped_after(context, "promoted too late, the lock is lost".to_owned()).await),
+        Err(PromoteFailed::NotRequested(error)) => return Err(error),
+        // It could become primary at any moment, whoever leads by then.
+        Err(PromoteFailed::Requested(error)) => return Err(stopped_after(context, error).await),
     };
     // At once and before anybody is told: a leader that dies now must not be forgotten by a cold start later.
     write_history(context).await;
@@ -324,6 +326,15 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
         "role changed"
     );
     Ok(())
+}
+
+/// Stops a postgres that is or may become a primary without the right to be one; returns what to say.
+async fn stopped_after(context: &Context, error: String) -> String {
+    warn!(error, "the promotion failed, stopping postgres by force");
+    match stop_by_force(context).await {
+        Ok(_) => error,
+        Err(stop) => format!("{error}; and postgres could not be stopped: {stop}"),
+    }
 }
 
 async fn write_history(context: &Context) {

@@ -552,7 +552,9 @@ impl Agent {
             let new = self.instance.wanted(&row.name).unwrap_or_else(|| "?".to_owned());
             (row.name.clone(), row.setting.clone(), new)
         });
-        self.pending_restart = publish::pending(rows);
+        let raised = self.instance.raised().into_iter();
+        let raised = raised.map(|raised| (raised.name, raised.old_value, raised.new_value));
+        self.pending_restart = publish::pending(rows.chain(raised));
     }
 
     fn job_ended(&mut self, finished: Finished) {

@@ -31,7 +31,7 @@ mod tests;
 
 pub use address::{Address, Listen, bracketed};
 pub use allow::{Allowed, Network};
-pub use child_env::child_environment;
+pub use child_env::{child_environment, is_private};
 pub use env::{Env, FixedHost, Host, MapEnv, ProcessEnv, ThisHost};
 pub use kind::Kind;
 pub use mistakes::{Mistake, Mistakes};

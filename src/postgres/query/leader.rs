@@ -36,6 +36,9 @@ pub struct LeaderProbe {
     pub in_recovery: bool,
     /// Timeline it writes or follows.
     pub timeline: Timeline,
+    /// Timeline of its control file, which is what pg_rewind goes by; behind the other one until the first checkpoint
+    /// after a promotion.
+    pub control_timeline: Timeline,
     /// Text of that timeline's history file; none for timeline 1.
     pub history_text: Option<String>,
 }
@@ -59,9 +62,10 @@ pub async fn leader_probe(target: &Target, limit: Duration) -> Result<LeaderProb
     let row = bounded(target, limit, deadline, query).await?;
     let in_recovery: bool = get(&row, "standby")?;
     let digits: Option<String> = get(&row, "wal_timeline")?;
+    let control_timeline = get_timeline(&row, "control_timeline")?;
     let timeline = match digits {
         Some(digits) => hex_timeline(&digits, "wal_timeline")?,
-        None => get_timeline(&row, "control_timeline")?,
+        None => control_timeline,
     };
     let mut history_text = None;
     if timeline > Timeline(1) {
@@ -78,6 +82,7 @@ pub async fn leader_probe(target: &Target, limit: Duration) -> Result<LeaderProb
         system_id: SystemId(get(&row, "system_id")?),
         in_recovery,
         timeline,
+        control_timeline,
         history_text,
     })
 }
