@@ -206,7 +206,7 @@ fn run_configured(
     };
     match runtime(2) {
         Ok(runtime) => {
-            let exit = runtime.block_on(Box::pin(start::run(loaded.config, guard, level)));
+            let exit = runtime.block_on(Box::pin(start::run(loaded, guard, level)));
             // Nothing left behind may hold the end up.
             runtime.shutdown_timeout(Duration::from_millis(500));
             exit

@@ -19,6 +19,7 @@ pub mod lease;
 mod namesake;
 mod observe;
 mod publish;
+mod reload;
 mod requests;
 pub mod signals;
 pub mod start;
@@ -37,6 +38,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     client::Client,
     clock::Boottime,
+    config::{Address, Config, Loaded, bracketed},
     dcs::Dcs,
     exit::Exit,
     guard::Guard,
@@ -45,10 +47,11 @@ use crate::{
     postgres::{postmaster::State, query::LocalView},
 };
 use handle::{Request, RestartOutcome, ScheduledRestart, Snapshot};
-use instance::{Instance, Progress, Settings};
+use instance::{Instance, Progress};
 use job::JobSlot;
 use lease::Lease;
 pub use namesake::Namesake;
+pub use reload::Reread;
 use signals::Event as Signal;
 
 /// Rounds of questions one turn may take.
@@ -73,6 +76,24 @@ pub struct Identity {
     pub api_url: String,
     /// Address of a pooler.
     pub proxy_url: Option<String>,
+}
+
+impl Identity {
+    /// As the configuration has it.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let at = |address: &Address| format!("{}:{}", bracketed(&address.host), address.port);
+        let postgresql = &config.postgresql;
+        let url = |address: &Address| format!("postgres://{}/{}", at(address), postgresql.database);
+        Self {
+            member: config.name.clone(),
+            scope: config.scope.clone(),
+            tags: config.tags.clone(),
+            conn_url: url(&postgresql.connect_address),
+            api_url: format!("http://{}/patroni", at(&config.restapi.connect_address)),
+            proxy_url: postgresql.proxy_address.as_ref().map(url),
+        }
+    }
 }
 
 /// One look at the local postgres.
@@ -119,21 +140,14 @@ pub struct Parts {
     pub requests: mpsc::Receiver<Request>,
     /// Where snapshots go.
     pub published: watch::Sender<Arc<Snapshot>>,
+    /// The configuration this process was started with.
+    pub started: Loaded,
     /// Reads the configuration again.
     pub reread: Reread,
     /// Init, to be told when we stop.
     pub guard: Arc<Guard>,
     /// Whether another process may run under our name.
     pub namesake: Namesake,
-}
-
-/// Reads this member's configuration again; an error is all its mistakes in words.
-pub struct Reread(pub Box<dyn Fn() -> Result<Settings, String> + Send + Sync>);
-
-impl std::fmt::Debug for Reread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Reread")
-    }
 }
 
 /// Requests of others, in the order they came.
@@ -164,6 +178,7 @@ pub struct Agent {
     http: Client,
     inbox: Inbox,
     published: watch::Sender<Arc<Snapshot>>,
+    started: Loaded,
     reread: Reread,
     guard: Arc<Guard>,
     namesake: Namesake,
@@ -241,6 +256,7 @@ impl Agent {
             http,
             requests,
             published,
+            started,
             reread,
             guard,
             namesake,
@@ -257,6 +273,7 @@ impl Agent {
                 waiting: VecDeque::new(),
             },
             published,
+            started,
             reread,
             guard,
             namesake,
@@ -600,18 +617,6 @@ impl Agent {
             {
                 self.instance.hurry(mode);
             }
-        }
-    }
-
-    /// Configuration files are read again; what can change without a restart is applied.
-    async fn reload(&mut self) {
-        info!("reloading the configuration");
-        let done = match (self.reread.0)() {
-            Ok(settings) => self.instance.reload(settings, &self.dynamic).await,
-            Err(mistakes) => Err(mistakes),
-        };
-        if let Err(error) = done {
-            warn!(error, "the reload failed, the old configuration stays in force");
         }
     }
 

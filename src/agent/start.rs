@@ -18,7 +18,7 @@ use crate::{
     api,
     client::{Client, Credentials},
     clock::Boottime,
-    config::{self, Config, DcsConfig, ProcessEnv, ThisHost, bin_dir, bracketed},
+    config::{self, Config, DcsConfig, Loaded, ProcessEnv, ThisHost, bin_dir, bracketed},
     dcs::{Dcs, embedded, etcd},
     exit::Exit,
     guard::Guard,
@@ -54,6 +54,8 @@ const REQUESTS: usize = 64;
 /// etcd ends within this or is killed. With the limits of releasing the lock (2 s), of removing the member key (1 s) and
 /// of the API (beside etcd) it leaves postgres two of the eight seconds that fit into Docker's ten.
 const ETCD_STOP: Duration = Duration::from_secs(3);
+/// Callbacks that still run at the end, per lane.
+const CALLBACK_STOP: Duration = Duration::from_secs(1);
 /// Requests in flight end within this or are abandoned.
 const API_STOP: Duration = Duration::from_millis(800);
 
@@ -76,7 +78,7 @@ impl Fence for Guard {
 }
 
 /// Runs the agent to its end.
-pub async fn run(config: Config, guard: Guard, level: LevelHandle) -> Exit {
+pub async fn run(loaded: Loaded, guard: Guard, level: LevelHandle) -> Exit {
     // First of all: until then these signals end the process, and a reload sent to a starting container would.
     let early = match Early::install() {
         Ok(early) => early,
@@ -85,8 +87,9 @@ pub async fn run(config: Config, guard: Guard, level: LevelHandle) -> Exit {
             return Exit::Os;
         }
     };
+    let config = &loaded.config;
     info!(version = VERSION, member = %config.name, scope = config.scope, "howdah starts");
-    match assemble(config, guard, level, early).await {
+    match assemble(loaded, guard, level, early).await {
         Ok(running) => Box::pin(running.run()).await,
         Err(refusal) => {
             error!(status = refusal.exit.code(), "cannot start: {refusal}");
@@ -123,7 +126,10 @@ impl Running {
         };
         keeper.abort();
         if exit == Exit::Internal {
-            // Postgres goes on, and so does the fence.
+            // Postgres goes on, and so do the fence and etcd, for the agent that init starts next.
+            if let Some(embedded) = self.embedded {
+                embedded.leave();
+            }
             return exit;
         }
         // What may still write is to be ended in time, by whoever does it.
@@ -145,7 +151,8 @@ impl Running {
                 warn!("etcd had to be killed");
             }
         };
-        tokio::join!(api, etcd);
+        let callbacks = self.instance.settle_callbacks(CALLBACK_STOP);
+        tokio::join!(api, etcd, callbacks);
         exit
     }
 }
@@ -156,12 +163,13 @@ fn unexpected(what: &str, ended: &Result<(), tokio::task::JoinError>) -> Exit {
 }
 
 async fn assemble(
-    config: Config,
+    loaded: Loaded,
     guard: Guard,
     level: LevelHandle,
     early: Early,
 ) -> Result<Running, Refusal> {
     let cancel = CancellationToken::new();
+    let config = loaded.config.clone();
     let data_dir = &config.postgresql.data_dir;
     let binaries = look_at_data(&config, &cancel).await?;
     info!(postgres = %binaries.dir.display(), version = ?binaries.version, data_dir = %data_dir.display(), "found");
@@ -191,7 +199,7 @@ async fn assemble(
         }
         None => port_is_free(&config)?,
     }
-    let identity = identity(&config);
+    let identity = Identity::of(&config);
     let http = Client::new(credentials(config.ctl.authentication.as_ref()).as_ref());
     let namesake = match guard.adopted() {
         Some(_) => Namesake::None,
@@ -224,7 +232,8 @@ async fn assemble(
     let published = watch::Sender::new(Arc::new(first_snapshot(&identity, &initial)));
     let (sender, requests) = mpsc::channel(REQUESTS);
     let handle = AgentHandle::new(published.subscribe(), sender, Arc::clone(&dcs));
-    let signals = Signals::install(early, Arc::clone(&guard), Arc::new(level), handle.clone())
+    let level = Arc::new(level);
+    let signals = Signals::install(early, Arc::clone(&guard), Arc::clone(&level), handle.clone())
         .map_err(|error| refuse(Exit::Os, format!("cannot install signal handlers: {error}")))?;
     let (access, current) = watch::channel(api::Access::load(&config.restapi).await);
     let options = api::Options {
@@ -235,13 +244,17 @@ async fn assemble(
             ..api::Limits::default()
         },
     };
-    let reread = Reread(Box::new(move || {
-        let loaded = Config::load(&ProcessEnv, &ThisHost).map_err(|mistakes| mistakes.to_string())?;
-        let (access, restapi) = (access.clone(), loaded.config.restapi.clone());
-        // Looks names up, which the loop must not wait for.
-        tokio::spawn(async move { access.send_replace(api::Access::load(&restapi).await) });
-        Ok(Settings::from_config(&loaded.config))
-    }));
+    let client = http.clone();
+    let reread = Reread {
+        load: Box::new(|| Config::load(&ProcessEnv, &ThisHost).map_err(|mistakes| mistakes.to_string())),
+        apply: Box::new(move |config| {
+            level.set(&config.log.directives());
+            client.set_credentials(credentials(config.ctl.authentication.as_ref()).as_ref());
+            let (access, restapi) = (access.clone(), config.restapi.clone());
+            // Looks names up, which the loop must not wait for.
+            tokio::spawn(async move { access.send_replace(api::Access::load(&restapi).await) });
+        }),
+    };
     let agent = Agent::new(Parts {
         identity,
         initial,
@@ -251,6 +264,7 @@ async fn assemble(
         http,
         requests,
         published,
+        started: loaded,
         reread,
         guard: Arc::clone(&guard),
         namesake,
@@ -503,18 +517,4 @@ pub fn credentials(given: Option<&config::Credentials>) -> Option<Credentials> {
         username: c.username.clone(),
         password: c.password.reveal().to_owned(),
     })
-}
-
-fn identity(config: &Config) -> Identity {
-    let at = |address: &config::Address| format!("{}:{}", bracketed(&address.host), address.port);
-    let postgresql = &config.postgresql;
-    let url = |address: &config::Address| format!("postgres://{}/{}", at(address), postgresql.database);
-    Identity {
-        member: config.name.clone(),
-        scope: config.scope.clone(),
-        tags: config.tags.clone(),
-        conn_url: url(&postgresql.connect_address),
-        api_url: format!("http://{}/patroni", at(&config.restapi.connect_address)),
-        proxy_url: postgresql.proxy_address.as_ref().map(url),
-    }
 }

@@ -345,6 +345,13 @@ impl Embedded {
         self.state.borrow().adopted
     }
 
+    /// Leaves etcd running, for the next agent to go on with.
+    pub fn leave(self) {
+        self.task.abort();
+        // Its drop would end etcd.
+        std::mem::forget(self);
+    }
+
     /// Ends etcd: SIGTERM, and SIGKILL once `patience` is over. Whether it ended by itself.
     pub async fn stop(mut self, patience: Duration) -> bool {
         self.stop.send_replace(Some(patience));
