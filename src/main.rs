@@ -12,7 +12,11 @@ use howdah::{
     config::{Config, LogFormat, ProcessEnv, ThisHost, bracketed, check},
     exit::Exit,
     guard::Guard,
-    init::{self, log::LogWriter, privileges},
+    init::{
+        self,
+        log::LogWriter,
+        privileges::{self, Part},
+    },
     telemetry,
 };
 
@@ -114,14 +118,19 @@ fn run_member() -> Exit {
 
 fn drop_root(config: &Config) -> Result<(), privileges::PrivilegeError> {
     let data_dir = &config.postgresql.data_dir;
-    let directory = |path: &Path, mode| privileges::Directory {
+    let directory = |path: &Path, mode, part| privileges::Directory {
         path: path.to_owned(),
         mode,
+        part,
     };
-    let mut directories = Vec::new();
-    directories.extend(data_dir.parent().map(|parent| directory(parent, 0o755)));
-    directories.push(directory(data_dir, 0o700));
-    directories.push(directory(Path::new("/run/postgresql"), 0o775));
+    let around = data_dir
+        .parent()
+        .map(|parent| directory(parent, 0o755, Part::Around));
+    let own = [
+        directory(data_dir, 0o700, Part::Own),
+        directory(Path::new("/run/postgresql"), 0o775, Part::Own),
+    ];
+    let directories: Vec<_> = around.into_iter().chain(own).collect();
     privileges::prepare("postgres", &directories).map(drop)
 }
 

@@ -345,7 +345,7 @@ fn remove_all(path: &Path) -> Result<(), Error> {
 }
 
 /// Whether something is mounted exactly here (then it cannot be renamed).
-pub(super) fn is_mount_point(dir: &Path) -> bool {
+pub(crate) fn is_mount_point(dir: &Path) -> bool {
     let Ok(real) = dir.canonicalize() else {
         return false;
     };
