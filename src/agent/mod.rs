@@ -38,7 +38,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     client::Client,
     clock::Boottime,
-    config::{Address, Config, Loaded, bracketed},
+    config::{Address, Config, DcsConfig, Loaded, bracketed},
     dcs::Dcs,
     exit::Exit,
     guard::Guard,
@@ -486,7 +486,7 @@ impl Agent {
                     .as_ref()
                     .is_some_and(|leader| leader.name != self.identity.member)
             {
-                self.drop_stale_slots(&Arc::clone(cluster)).await;
+                self.replica_slots(&Arc::clone(cluster)).await;
             }
         }
     }
@@ -544,6 +544,25 @@ impl Agent {
                 .set_timing(self.dynamic.timing.ttl, self.dynamic.timing.retry_timeout)
                 .await;
         }
+    }
+
+    /// A store that refuses us from the start will not change its mind: better to say so by ending than to wait for
+    /// ever. One that accepted us before, or a postgres that runs, is worth waiting for.
+    fn note_refused_credentials(&mut self, error: &str) {
+        if self.last_cluster.is_some() || self.sight.postmaster.pid().is_some() || self.verdict.is_some() {
+            return;
+        }
+        let user = match &self.started.config.dcs {
+            DcsConfig::Etcd3(etcd3) => etcd3.credentials.as_ref().map(|c| c.username.clone()),
+            DcsConfig::Embedded(_) => None,
+        };
+        error!(
+            user,
+            error,
+            "the DCS refuses user {}: check HOWDAH_ETCD3_USERNAME, HOWDAH_ETCD3_PASSWORD and the rights of this user",
+            user.as_deref().unwrap_or("(none given)")
+        );
+        self.verdict = Some(Exit::Unavailable);
     }
 
     /// Gives postgres the dynamic configuration it does not have yet; tried again by every turn. Not beside a job,
@@ -629,8 +648,8 @@ impl Agent {
         if let Err(error) = self.guard.stopping() {
             debug!(%error, "could not tell init");
         }
-        // The key is our namesake's; and a store that could not even release the lock is not asked again.
-        if exit == Exit::DuplicateName || self.lease.left_to_expire() {
+        // The key is our namesake's; and a store that refuses us or did not even release the lock is not asked again.
+        if matches!(exit, Exit::DuplicateName | Exit::Unavailable) || self.lease.left_to_expire() {
             return;
         }
         // Best effort: the key would expire by itself.
