@@ -195,13 +195,9 @@ fn may_lead(context: &Context, cancel: &CancellationToken) -> Outcome {
 
 async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
     let start_as = context.instance.begin_restart().await;
-    // A replica needs no lock.
-    let until = match start_as {
-        StartAs::Primary => Until::of(context, cancel),
-        StartAs::Replica(_) => Until { lease: None, cancel },
-    };
-    if start_as == StartAs::Primary {
-        checkpoint(context, Duration::from_secs(10), &until).await;
+    let primary = start_as == StartAs::Primary;
+    if primary {
+        checkpoint(context, Duration::from_secs(10), &Until::of(context, cancel)).await;
     }
     let bound = context.dynamic.primary_stop_timeout.max(Duration::from_secs(30));
     let ladder = StopLadder {
@@ -209,8 +205,17 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
         fast: bound,
         immediate: Duration::from_secs(5),
     };
+    // Who cancels a restart wants postgres down, which is under way, and in order. A replica needs no lock.
+    let never = CancellationToken::new();
+    let until = Until {
+        lease: Until::of(context, cancel).lease.filter(|_| primary),
+        cancel: &never,
+    };
     stop(context, StopMode::Fast, ladder, &until).await?;
     if cancel.is_cancelled() {
+        if primary {
+            release(context).await;
+        }
         return Err("cancelled; postgres is stopped".to_owned());
     }
     start(context, &start_as, cancel).await

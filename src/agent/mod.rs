@@ -632,7 +632,7 @@ impl Agent {
                 self.hurried.cancel();
             }
             if let Some(running) = self.jobs.view()
-                && matches!(running.job, Job::Demote { .. })
+                && matches!(running.job, Job::Demote { .. } | Job::Restart)
             {
                 self.instance.hurry(mode);
             }

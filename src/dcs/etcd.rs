@@ -318,10 +318,13 @@ impl Etcd {
         let leader = entries
             .iter()
             .find(|e| e.path == "leader" && e.value == self.name);
+        // Who goes on with a predecessor's lease is the only one of its name: init started it in the other's place.
+        let adopted = self.lease.current().is_some();
         let left = leader.filter(|leader| {
-            entries
-                .iter()
-                .any(|e| e.path == member && e.lease == leader.lease)
+            adopted
+                || entries
+                    .iter()
+                    .any(|e| e.path == member && e.lease == leader.lease)
         });
         *inherited = left.map_or(Inherited::Nothing, |leader| Inherited::Lease(leader.lease));
     }
