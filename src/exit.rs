@@ -10,7 +10,9 @@ pub enum Exit {
     Ok = 0,
     /// A command failed for an operational reason (CLI only).
     Failed = 1,
-    /// Bad command line or environment; every mistake was printed.
+    /// Bad command line, as everywhere; nothing was done.
+    Usage = 2,
+    /// Bad environment; every mistake was printed.
     Config = 64,
     /// The data directory belongs to another cluster (system identifier) or another major version.
     ForeignData = 65,
@@ -35,6 +37,24 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: &[Self] = &[
+        Self::Ok,
+        Self::Failed,
+        Self::Usage,
+        Self::Config,
+        Self::ForeignData,
+        Self::Unavailable,
+        Self::Internal,
+        Self::Os,
+        Self::Bootstrap,
+        Self::Io,
+        Self::Permission,
+        Self::DuplicateName,
+        Self::Fenced,
+        Self::Dirty,
+    ];
+
     /// The numeric exit status.
     #[must_use]
     pub const fn code(self) -> u8 {
@@ -65,5 +85,33 @@ impl Exit {
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_complete() {
+        // A new variant does not compile here until it is added, and then belongs into the list too.
+        let place = |exit: &Exit| match exit {
+            Exit::Ok => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Config => 3,
+            Exit::ForeignData => 4,
+            Exit::Unavailable => 5,
+            Exit::Internal => 6,
+            Exit::Os => 7,
+            Exit::Bootstrap => 8,
+            Exit::Io => 9,
+            Exit::Permission => 10,
+            Exit::DuplicateName => 11,
+            Exit::Fenced => 12,
+            Exit::Dirty => 13,
+        };
+        let places: Vec<usize> = Exit::ALL.iter().map(place).collect();
+        assert_eq!(places, (0..14).collect::<Vec<_>>());
     }
 }

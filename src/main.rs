@@ -12,7 +12,11 @@ use howdah::{
     config::{Config, LogFormat, ProcessEnv, ThisHost, bracketed, check},
     exit::Exit,
     guard::Guard,
-    init::{self, log::LogWriter, privileges},
+    init::{
+        self,
+        log::LogWriter,
+        privileges::{self, Part},
+    },
     telemetry,
 };
 
@@ -85,11 +89,7 @@ fn main() -> ExitCode {
 fn usage(error: &clap::Error) -> Exit {
     // Nobody to tell when standard error is gone.
     let _unprinted = error.print();
-    if error.use_stderr() {
-        Exit::Config
-    } else {
-        Exit::Ok
-    }
+    if error.use_stderr() { Exit::Usage } else { Exit::Ok }
 }
 
 /// Mistakes go to standard error as they are: there is no log configuration yet that could be trusted.
@@ -144,14 +144,19 @@ fn supervise(level: &str, json: bool) -> Exit {
 
 fn drop_root(config: &Config) -> Result<(), privileges::PrivilegeError> {
     let data_dir = &config.postgresql.data_dir;
-    let directory = |path: &Path, mode| privileges::Directory {
+    let directory = |path: &Path, mode, part| privileges::Directory {
         path: path.to_owned(),
         mode,
+        part,
     };
-    let mut directories = Vec::new();
-    directories.extend(data_dir.parent().map(|parent| directory(parent, 0o755)));
-    directories.push(directory(data_dir, 0o700));
-    directories.push(directory(Path::new("/run/postgresql"), 0o775));
+    let around = data_dir
+        .parent()
+        .map(|parent| directory(parent, 0o755, Part::Around));
+    let own = [
+        directory(data_dir, 0o700, Part::Own),
+        directory(Path::new("/run/postgresql"), 0o775, Part::Own),
+    ];
+    let directories: Vec<_> = around.into_iter().chain(own).collect();
     privileges::prepare("postgres", &directories).map(drop)
 }
 
@@ -204,7 +209,22 @@ fn run_agent() -> Exit {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    let level = telemetry::install(&loaded.config.log.directives(), format(&loaded.config));
+    // Standard error is often a pipe to a collector; when that hangs, the lease must go on being renewed.
+    let Ok(writer) = LogWriter::stderr() else {
+        return Exit::Os;
+    };
+    let config = &loaded.config;
+    let level = telemetry::install_with(&config.log.directives(), format(config), writer.clone());
+    let exit = run_configured(loaded, mask, level);
+    writer.flush(Duration::from_millis(200));
+    exit
+}
+
+fn run_configured(
+    loaded: howdah::config::Loaded,
+    mask: std::io::Result<()>,
+    level: telemetry::LevelHandle,
+) -> Exit {
     if let Err(error) = mask {
         tracing::error!(%error, "cannot reset the signal mask");
         return Exit::Os;
@@ -221,7 +241,7 @@ fn run_agent() -> Exit {
     };
     match runtime(2) {
         Ok(runtime) => {
-            let exit = runtime.block_on(Box::pin(start::run(loaded.config, guard, level)));
+            let exit = runtime.block_on(Box::pin(start::run(loaded, guard, level)));
             // Nothing left behind may hold the end up.
             runtime.shutdown_timeout(Duration::from_millis(500));
             exit
@@ -233,10 +253,12 @@ fn run_agent() -> Exit {
     }
 }
 
+/// Threads for what blocks are made when needed and end after a while. Looking up the name of a member that has
+/// vanished takes one for seconds: a few such names must not keep the look-up of a living one waiting.
 fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
-        .max_blocking_threads(4)
+        .max_blocking_threads(32)
         .enable_all()
         .build()
 }
@@ -257,15 +279,17 @@ fn run_cli(command: cli::Command) -> Exit {
     let _level = telemetry::install("warn", telemetry::Format::Plain);
     let Ok(runtime) = runtime(1) else { return Exit::Os };
     // What needs no cluster must work where none is configured.
-    let alone = matches!(command, cli::Command::Version(_) | cli::Command::Health);
+    let alone = matches!(command, cli::Command::Version(_) | cli::Command::Health(_));
+    let needs_store = command.needs_store();
     let done = runtime.block_on(Box::pin(async {
         let context = match Config::load(&ProcessEnv, &ThisHost) {
-            Ok(loaded) => context(&loaded.config),
+            Ok(loaded) => context(&loaded.config, needs_store),
             Err(_) if alone => cli::Context {
                 scope: String::new(),
                 dcs: None,
                 client: Client::new(None),
                 local_api: "http://127.0.0.1:8008".to_owned(),
+                silent: cli::Silence::default(),
             },
             Err(mistakes) => {
                 eprintln!("howdah: the configuration has mistakes:\n{mistakes}");
@@ -280,12 +304,13 @@ fn run_cli(command: cli::Command) -> Exit {
     })
 }
 
-fn context(config: &Config) -> cli::Context {
+fn context(config: &Config, needs_store: bool) -> cli::Context {
     let host = config.restapi.listen.specific().unwrap_or("127.0.0.1");
     cli::Context {
         scope: config.scope.clone(),
-        dcs: start::store_client(config).ok(),
+        dcs: needs_store.then(|| start::store_client(config).ok()).flatten(),
         client: Client::new(start::credentials(config.ctl.authentication.as_ref()).as_ref()),
         local_api: format!("http://{}:{}", bracketed(host), config.restapi.listen.port),
+        silent: cli::Silence::default(),
     }
 }

@@ -1,6 +1,9 @@
 //! Logging: to standard error, plain or JSON, with a level that can be changed while running.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tracing_subscriber::{
     EnvFilter, Layer as _, Registry, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
@@ -20,7 +23,7 @@ pub enum Format {
 #[derive(Debug)]
 pub struct LevelHandle {
     filter: reload::Handle<EnvFilter, Registry>,
-    base: String,
+    base: Mutex<String>,
     debugging: AtomicBool,
 }
 
@@ -31,11 +34,28 @@ impl LevelHandle {
         let directive = if debug {
             "howdah=debug,info".to_owned()
         } else {
-            self.base.clone()
+            self.base().clone()
         };
-        // The only failure is a subscriber that is gone, and then there is nobody to tell.
-        let _gone = self.filter.reload(filter(&directive));
+        self.use_directive(&directive);
         directive
+    }
+
+    /// Takes another configured level; it is in force at once unless debugging was switched on.
+    pub fn set(&self, level: &str) {
+        level.clone_into(&mut self.base());
+        if !self.debugging.load(Ordering::Relaxed) {
+            self.use_directive(level);
+        }
+    }
+
+    fn use_directive(&self, directive: &str) {
+        // The only failure is a subscriber that is gone, and then there is nobody to tell.
+        let _gone = self.filter.reload(filter(directive));
+    }
+
+    /// A poisoned lock only means that another thread panicked while it copied a text.
+    fn base(&self) -> MutexGuard<'_, String> {
+        self.base.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,7 +85,7 @@ where
         .try_init();
     LevelHandle {
         filter: handle,
-        base: level.to_owned(),
+        base: Mutex::new(level.to_owned()),
         debugging: AtomicBool::new(false),
     }
 }

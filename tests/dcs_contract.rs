@@ -127,6 +127,8 @@ contract! {
     only_the_holder_can_release
     a_restarted_member_adopts_its_lock
     a_namesakes_lock_is_not_acquired
+    a_namesake_that_takes_the_lock_has_it
+    a_predecessors_lock_is_taken_over
     a_member_key_ends_with_its_lease
     a_deleted_member_key_comes_back
     a_changed_ttl_means_a_new_lease_and_keeps_the_lock
@@ -380,6 +382,38 @@ async fn a_namesakes_lock_is_not_acquired(world: World) {
     held(a.acquire().await);
     assert_eq!(lost(namesake.acquire().await), Some("a".into()));
     held(a.renew().await);
+}
+
+async fn a_namesake_that_takes_the_lock_has_it(world: World) {
+    let (a, namesake) = (world.member("a"), world.member("a"));
+    a.cluster().await.unwrap();
+    namesake.cluster().await.unwrap();
+    held(a.acquire().await);
+    // Both were there before the lock: it is no predecessor's.
+    assert_eq!(lost(namesake.renew().await), Some("a".into()));
+    a.touch_member("{}").await.unwrap();
+    namesake.cluster().await.unwrap();
+    assert_eq!(lost(namesake.renew().await), Some("a".into()));
+    // The other way round: under a lease of the namesake's.
+    world.remove("leader").await;
+    held(namesake.acquire().await);
+    for _ in 0..2 {
+        assert_eq!(lost(a.renew().await), Some("a".into()), "never taken back");
+        assert_eq!(lost(a.acquire().await), Some("a".into()));
+    }
+    held(namesake.renew().await);
+}
+
+async fn a_predecessors_lock_is_taken_over(world: World) {
+    let before = world.member("a");
+    let old = held(before.acquire().await);
+    before.touch_member("{}").await.unwrap();
+    drop(before);
+    let after = world.member("a");
+    after.cluster().await.unwrap();
+    let new = held(after.renew().await);
+    assert_ne!(new.lease, old.lease);
+    assert_eq!(after.cluster().await.unwrap().leader.unwrap().lease, new.lease);
 }
 
 async fn a_member_key_ends_with_its_lease(world: World) {

@@ -39,6 +39,7 @@ fn options(dir: &Path, peers: &[Peer], name: &str) -> Options {
         data_dir: dir.join(name),
         peers: peers.to_vec(),
         name: name.into(),
+        listen: "127.0.0.1".into(),
         token: "demo".into(),
     }
 }
@@ -242,6 +243,44 @@ async fn three_peers_survive_a_loss_and_take_back_a_member_without_its_disk() {
     // And is a full voter again: one of the others may go.
     assert!(members.remove(0).stop(Duration::from_secs(5)).await);
     writable(&own, Duration::from_secs(20)).await;
+}
+
+#[tokio::test]
+async fn a_member_that_was_removed_joins_anew_and_its_data_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = ["pg1", "pg2", "pg3"];
+    let peers = peers(&names);
+    let mut members = vec![];
+    for name in names {
+        members.push(Embedded::start(options(dir.path(), &peers, name)).await.unwrap());
+    }
+    let _reaper = Reaper(members.iter().filter_map(Embedded::pid).collect());
+    let dcs = client(members[0].endpoints(), "pg1");
+    writable(&dcs, Duration::from_secs(20)).await;
+    let mut admin = etcd_client::Client::connect([&members[0].endpoints()[0]], None)
+        .await
+        .unwrap();
+    let listed = admin.member_list().await.unwrap();
+    let removed = listed.members().iter().find(|m| m.name() == "pg3").unwrap().id();
+    // etcd wants to have been connected to a majority for 5 s before it lets a member go.
+    let started = Instant::now();
+    while let Err(error) = admin.member_remove(removed).await {
+        assert!(started.elapsed() < Duration::from_secs(20), "{error}");
+        sleep(Duration::from_millis(500)).await;
+    }
+    let aside = || {
+        let entries = std::fs::read_dir(dir.path().join("pg3")).unwrap().flatten();
+        entries
+            .into_iter()
+            .any(|e| e.file_name().to_string_lossy().starts_with("data.removed-"))
+    };
+    until("putting the data aside", Duration::from_secs(30), aside).await;
+    let own = patient_client(&members[2].endpoints()[..1], "pg3", Duration::from_secs(2));
+    writable(&own, Duration::from_secs(40)).await;
+    let listed = admin.member_list().await.unwrap();
+    let now: Vec<&str> = listed.members().iter().map(etcd_client::Member::name).collect();
+    assert!(now.len() == 3 && now.contains(&"pg3"), "{now:?}");
+    let _second_reaper = Reaper(members[2].pid().into_iter().collect());
 }
 
 #[tokio::test]

@@ -170,7 +170,7 @@ impl Bench {
             .unwrap();
         conf.write(
             &hba_file,
-            &hba::render(&hba::default_lines("admin user", false)).unwrap(),
+            &hba::render(&hba::default_lines("admin user", false, &[])).unwrap(),
         )
         .unwrap();
         conf.strip_auto_conf().unwrap();
@@ -455,16 +455,34 @@ async fn a_crashed_primary_recovers_in_single_user_mode() {
     let conf = primary.stop(nix::sys::signal::Signal::SIGQUIT).await;
     conf.set_standby(true).unwrap();
     let args = [format!("--config-file={}", conf.main().display())];
-    rewind::crash_recovery(
-        &bench.binaries,
-        &conf,
-        &args,
-        Duration::from_secs(60),
-        bench.identity,
-        &bench.cancel,
+    // The pid of the crashed postmaster belongs to somebody else now.
+    let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let pid = i32::try_from(other.id()).unwrap();
+    fs::write(
+        data.join("postmaster.pid"),
+        format!("{pid}\n{}\n1\n", data.display()),
     )
-    .await
     .unwrap();
+    if let Some((uid, gid)) = bench.identity {
+        chown(data.join("postmaster.pid"), Some(uid), Some(gid)).unwrap();
+    }
+    let mut recovery = rewind::Recovery {
+        conf: &conf,
+        args: &args,
+        stranger: None,
+        deadline: Duration::from_secs(60),
+        identity: bench.identity,
+    };
+    if bench.identity.is_none() {
+        // Root's sleep is not visible to the user postgres as a rival.
+        let refused = rewind::crash_recovery(&bench.binaries, &recovery, &bench.cancel).await;
+        assert!(refused.is_err(), "{refused:?}");
+    }
+    recovery.stranger = Some(pid);
+    let recovered = rewind::crash_recovery(&bench.binaries, &recovery, &bench.cancel).await;
+    other.kill().unwrap();
+    other.wait().unwrap();
+    recovered.unwrap();
     let control = control::read(&bench.binaries, &data, bench.identity, &bench.cancel)
         .await
         .unwrap()

@@ -25,10 +25,11 @@ use howdah::{
             StopMode,
         },
         promote::promote,
-        query::{Address, Monitor, QueryError, Target, Where, leader_probe},
+        query::{Address, Monitor, QueryError, Target, TlsOptions, Where, leader_probe},
     },
 };
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 const S: Duration = Duration::from_secs(1);
 const LADDER: StopLadder = StopLadder {
@@ -195,6 +196,7 @@ impl Node {
             password: None,
             dbname: "postgres".into(),
             application_name: "Howdah test".into(),
+            tls: TlsOptions::default(),
         }
     }
 
@@ -618,13 +620,17 @@ async fn a_standby_is_promoted_and_everybody_can_see_it() {
 
     // Stopping the leader first, as a switchover does, then the promotion.
     leader.stop(StopMode::Fast, LADDER).await.unwrap();
-    let promotion = promote(&follower, &monitor, 30 * S).await.unwrap();
+    let promotion = promote(&follower, &monitor, 30 * S, &CancellationToken::new())
+        .await
+        .unwrap();
     eprintln!("promotion: {promotion:?}");
     assert!(!promotion.already);
     let view = monitor.observe(5 * S).await.unwrap();
     assert!(!view.in_recovery());
     assert_eq!(view.timeline(), Timeline(2));
-    let again = promote(&follower, &monitor, 5 * S).await.unwrap();
+    let again = promote(&follower, &monitor, 5 * S, &CancellationToken::new())
+        .await
+        .unwrap();
     assert!(again.already);
 
     let mut target = standby.target();

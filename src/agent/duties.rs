@@ -121,14 +121,31 @@ impl Agent {
         .unwrap_or_default()
     }
 
-    /// A replica keeps no member slots of its own: they would hold WAL back for nobody.
-    pub(super) async fn drop_stale_slots(&mut self, cluster: &Cluster) {
+    /// A replica has slots only for the members that stream from it (tag `replicatefrom`); others, left from a time
+    /// as leader, would hold WAL back for nobody.
+    pub(super) async fn replica_slots(&mut self, cluster: &Cluster) {
         let Some(answer) = &self.sight.answer else { return };
         if !matches!(answer.place, Where::Standby(_)) {
             return;
         }
+        let wanted = match self.dynamic.use_slots {
+            true => cascaded_slots(cluster, &self.identity.member),
+            false => BTreeSet::new(),
+        };
+        for slot in missing(&wanted, &answer.slots) {
+            match self.instance.create_slot(slot).await {
+                Ok(()) => info!(
+                    slot,
+                    "created the replication slot of a member that streams from here"
+                ),
+                Err(error) => warn!(slot, error, "could not create the replication slot of a member"),
+            }
+        }
         let members: BTreeSet<String> = cluster.members.iter().map(|m| m.name.slot()).collect();
-        let stale = |slot: &&Slot| is_member_slot(slot) && !slot.active && members.contains(&slot.slot_name);
+        let stale = |slot: &&Slot| {
+            let name = &slot.slot_name;
+            is_member_slot(slot) && !slot.active && members.contains(name) && !wanted.contains(name)
+        };
         for slot in answer.slots.iter().filter(stale) {
             match self.instance.drop_slot(&slot.slot_name).await {
                 Ok(()) => info!(
@@ -196,6 +213,20 @@ fn wanted_slots(cluster: &Cluster, me: &MemberName) -> BTreeSet<String> {
         .collect()
 }
 
+/// Slots of the members that stream from us while another leads.
+fn cascaded_slots(cluster: &Cluster, me: &MemberName) -> BTreeSet<String> {
+    let leader = cluster.leader.as_ref().map(|leader| &leader.name);
+    let from_us = |member: &&crate::model::Member| {
+        let tags = member.tags();
+        member.name != *me
+            && Some(&member.name) != leader
+            && !tags.nostream()
+            && tags.replicatefrom().is_some_and(|from| from == me.0)
+    };
+    let members = cluster.members.iter().filter(from_us);
+    members.map(|member| member.name.slot()).collect()
+}
+
 fn missing<'a>(wanted: &'a BTreeSet<String>, there: &'a [Slot]) -> impl Iterator<Item = &'a str> {
     wanted
         .iter()
@@ -241,6 +272,14 @@ mod tests {
         let wanted = wanted_slots(&cluster, &"a".into());
         assert_eq!(wanted.iter().collect::<Vec<_>>(), ["b", "d"]);
         assert_eq!(missing(&wanted, &[slot("b", true)]).collect::<Vec<_>>(), ["d"]);
+        // And from a replica those that name it.
+        let cascaded = |me: &str| {
+            cascaded_slots(&cluster, &me.into())
+                .into_iter()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(cascaded("b"), ["c"]);
+        assert_eq!(cascaded("a"), Vec::<String>::new());
     }
 
     #[test]

@@ -1,20 +1,21 @@
 //! [`Plan`] → adapters. Steps run in order; a refused or failed one ends the turn, the next turn decides afresh.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tracing::{debug, info, warn};
 
-use super::{Agent, Step, jobs};
+use super::{Agent, Step, handle::Request, jobs};
 use crate::{
-    client::probe_peers,
+    client::{Client, probe_peers},
     clock::Boottime,
     dcs::{Key, When, Written},
-    ha::{Action, DcsView, LeaderFacts, LeaderProbe, Peers, Plan, Upstream, View},
+    ha::{Action, DcsView, Job, LeaderFacts, LeaderProbe, Peers, Plan, Shutdown, Upstream, View},
     model::{MemberName, SystemId, Version},
 };
 
-/// Patience with members that have a key, at most; and with those whose key has vanished.
-const PEER_LIMIT: Duration = Duration::from_secs(2);
+/// Patience with members that have a key, at most; and with those whose key has vanished. Each is paid in full for
+/// a dead one, by every election.
+const PEER_LIMIT: Duration = Duration::from_secs(1);
 const VANISHED_LIMIT: Duration = Duration::from_millis(300);
 /// Patience with the leader's postgres.
 const LEADER_LIMIT: Duration = Duration::from_secs(2);
@@ -33,7 +34,9 @@ impl Agent {
         for action in &plan.actions {
             let done = match action {
                 Action::ProbePeers { present, vanished } => {
-                    view.peers = Some(self.probe_peers(present, vanished).await);
+                    let limit = PEER_LIMIT.min(self.dynamic.timing.retry_timeout);
+                    let asked = probe_all(self.http.clone(), present, vanished, limit);
+                    view.peers = Some(self.while_answering(asked).await);
                     return Step::DecideAgain;
                 }
                 Action::ProbeLeader(upstream) => {
@@ -46,7 +49,7 @@ impl Agent {
                     Done::Yes
                 }
                 Action::CancelJob => {
-                    self.jobs.cancel();
+                    self.cancel_job();
                     Done::Yes
                 }
                 Action::Follow(upstream) => self.follow(upstream.as_ref()).await,
@@ -76,7 +79,14 @@ impl Agent {
                 }
                 Done::Yes
             }
-            Action::ClaimInitialize => self.write(Key::Initialize, "", When::Absent).await,
+            Action::ClaimInitialize => {
+                let written = self.dcs.write(Key::Initialize, "", When::Absent).await;
+                self.claim = match &written {
+                    Ok(Written::Yes(version)) => Some(*version),
+                    Ok(Written::Refused) | Err(_) => None,
+                };
+                answer(written)
+            }
             Action::WriteInitialize(id, version) => self.write_initialize(id, *version).await,
             Action::AbandonInitialize(version) => {
                 answer(self.dcs.delete(Key::Initialize, When::Version(*version)).await)
@@ -125,8 +135,8 @@ impl Agent {
         }
     }
 
-    fn begin(&mut self, job: crate::ha::Job, view: &View) {
-        let context = self.job_context(self.last_status(view));
+    fn begin(&mut self, job: Job, view: &View) {
+        let context = self.job_context(self.last_status(view), None);
         self.progress.send_replace(None);
         let what = job.clone();
         if !self
@@ -137,22 +147,36 @@ impl Agent {
         }
     }
 
-    /// Both groups are asked at once; those whose key has vanished are most likely dead and get less time.
-    async fn probe_peers(
-        &self,
-        present: &[(MemberName, String)],
-        vanished: &[(MemberName, String)],
-    ) -> Peers {
-        let limit = PEER_LIMIT.min(self.dynamic.timing.retry_timeout);
-        let (mut answers, gone) = tokio::join!(
-            probe_peers(&self.http, present, limit),
-            probe_peers(&self.http, vanished, VANISHED_LIMIT)
-        );
-        answers.extend(gone);
-        debug!(?answers, "the other members say");
-        Peers {
-            at: Boottime::now(),
-            answers,
+    /// A stop under way cannot go back. That this process is to stop faster it has been told already (see
+    /// [`Agent::ask_to_stop`]); it is broken off, which means by force, only where there is no time for less.
+    fn cancel_job(&self) {
+        let stopping = matches!(self.jobs.view(), Some(running) if matches!(running.job, Job::Demote { .. }));
+        let no_time = self.shutdown == Some(Shutdown::Immediate)
+            || (self.sight.local.may_write() && !self.lease.counts());
+        if !stopping || no_time {
+            self.jobs.cancel();
+        }
+    }
+
+    /// Waits for the answers of others, and answers them meanwhile: at the end of a leader all ask all others at the
+    /// same moment, and whoever only asks makes everybody wait for the limit of the REST API. What was seen at the
+    /// begin of this turn is new enough. Other requests have to wait for the end of the turn.
+    async fn while_answering<T>(&mut self, asked: impl Future<Output = T>) -> T {
+        let snapshot = self.publish("asking the other members", self.dynamic.timing.loop_wait);
+        let mut asked = std::pin::pin!(asked);
+        loop {
+            // Cancel-safe: the questions go on in the next round, a request not received stays in its channel.
+            tokio::select! {
+                biased;
+                answers = &mut asked => return answers,
+                Some(request) = self.inbox.channel.recv() => match request {
+                    Request::Refresh(reply) => {
+                        // An asker that has gone away does not want to know.
+                        let _gone = reply.send(Arc::clone(&snapshot));
+                    }
+                    other => self.inbox.waiting.push_back(other),
+                },
+            }
         }
     }
 
@@ -172,6 +196,25 @@ impl Agent {
             at: Boottime::now(),
             facts,
         }
+    }
+}
+
+/// Both groups are asked at once; those whose key has vanished are most likely dead and get less time.
+async fn probe_all(
+    http: Client,
+    present: &[(MemberName, String)],
+    vanished: &[(MemberName, String)],
+    limit: Duration,
+) -> Peers {
+    let (mut answers, gone) = tokio::join!(
+        probe_peers(&http, present, limit),
+        probe_peers(&http, vanished, VANISHED_LIMIT.min(limit))
+    );
+    answers.extend(gone);
+    debug!(?answers, "the other members say");
+    Peers {
+        at: Boottime::now(),
+        answers,
     }
 }
 

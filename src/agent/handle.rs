@@ -122,6 +122,18 @@ pub struct Local {
     pub pending_restart: Map<String, Value>,
     /// A restart that will happen later.
     pub scheduled_restart: Option<ScheduledRestart>,
+    /// Copies of another member's data since the agent began.
+    pub copies: Copies,
+}
+
+/// How many copies of another member's data ended, and how. Who asked for one sees by this how it went: a member whose
+/// copy failed goes on with its old data as if nothing had happened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Copies {
+    /// Complete.
+    pub made: u32,
+    /// Given up.
+    pub failed: u32,
 }
 
 /// The last good read of the DCS.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 
-use super::{Answer, DcsView, Local, ReplicationState, Snapshot, SyncMode, Walsender, Xlog};
+use super::{Answer, Copies, DcsView, Local, ReplicationState, Snapshot, SyncMode, Walsender, Xlog};
 use crate::{
     clock::Boottime,
     model::{Cluster, Dynamic, Entry, Lsn, PgState, Role, SystemId, Tags, Timeline, Version},
@@ -69,6 +69,7 @@ fn member(name: &str, role: Role, xlog: Xlog) -> Snapshot {
             system_id: Some(SystemId("7400000000000000001".into())),
             pending_restart: Map::new(),
             scheduled_restart: None,
+            copies: Copies::default(),
         },
         dcs: Some(DcsView {
             cluster: Arc::new(cluster(HEALTHY)),

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    instance::{Instance, Progress},
+    instance::{Instance, Progress, PromoteFailed, chain},
     job::Outcome,
     lease::Lease,
 };
@@ -16,8 +16,12 @@ use crate::{
     clock::Boottime,
     dcs::{Dcs, DcsError, Key, When, Written},
     ha::{self, DemoteMode, Job, StartAs},
-    model::{Dynamic, HistoryRow, Lsn, MemberName, StatusKey},
-    postgres::postmaster::{StopLadder, StopMode},
+    model::{Dynamic, HistoryRow, Lsn, MemberName, StatusKey, SystemId, Version},
+    postgres::{
+        datadir::INCOMPLETE,
+        files,
+        postmaster::{StopLadder, StopMode},
+    },
 };
 
 /// What jobs work with.
@@ -41,12 +45,22 @@ pub(super) struct Context {
     pub(super) me: MemberName,
     /// For people who watch.
     pub(super) progress: watch::Sender<Option<Progress>>,
+    /// The version of `/initialize` that our claim to bootstrap has.
+    pub(super) claim: Option<Version>,
+    /// Patience with a start that somebody asked for; `None`: the usual one.
+    pub(super) start_limit: Option<Duration>,
+    /// This process was asked to stop fast.
+    pub(super) hurried: CancellationToken,
 }
 
 /// Replicas may replay for a long time before they accept connections; the primary's patience is configured.
 const REPLICA_START_LIMIT: Duration = Duration::from_secs(3600);
-/// A promotion that takes longer than this has failed.
-const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
+/// A promotion has as long as the lease is renewed and a start of a primary may take, within these bounds: all the WAL
+/// received has to be replayed first, and giving up would leave a request behind that cannot be taken back.
+const PROMOTE_LEAST: Duration = Duration::from_secs(60);
+const PROMOTE_MOST: Duration = Duration::from_secs(3600);
+/// Stopping by force where no fence deadline says how much time there is.
+const FORCED_STOP: Duration = Duration::from_secs(3);
 
 /// Reading the new timeline after a promotion.
 const HISTORY_LIMIT: Duration = Duration::from_secs(2);
@@ -69,13 +83,16 @@ pub(super) async fn run(job: Job, context: Context, cancel: CancellationToken) -
         Job::Start(start_as) => start(&context, &start_as, &cancel).await,
         Job::Restart => restart(&context, &cancel).await,
         Job::Promote => promote(&context, &cancel).await,
-        Job::Demote { mode, deadline } => demote(&context, mode, deadline).await,
+        Job::Demote { mode, deadline } => demote(&context, mode, deadline, &cancel).await,
     }
 }
 
 /// A new cluster: data, roles and scripts first, then the identity goes into the store. The lock is taken by the next
 /// turn, as after any other stop: until then postgres was reachable through its Unix socket only.
 async fn bootstrap(context: &Context, cancel: &CancellationToken) -> Outcome {
+    let Some(claim) = context.claim else {
+        return Err("bootstrapping was not claimed in the DCS".to_owned());
+    };
     let made = context
         .instance
         .bootstrap(&context.dynamic, &context.progress, cancel)
@@ -83,27 +100,60 @@ async fn bootstrap(context: &Context, cancel: &CancellationToken) -> Outcome {
     let id = match made {
         Ok(id) => id,
         Err(error) => {
-            if let Err(error) = context.dcs.delete(Key::Initialize, When::Always).await {
-                warn!(%error, "could not remove the claim to bootstrap, others will wait for ttl");
-            }
+            abandon_claim(&*context.dcs, claim).await;
             return Err(error);
         }
     };
+    if !register(&*context.dcs, &id, claim).await {
+        // Ours must never be served: marked, it counts as empty, and this member copies the cluster there is.
+        mark_incomplete(context)?;
+        return Err(format!(
+            "another member has initialized the cluster meanwhile (key {}); the new data directory, system \
+             identifier {id}, is not used",
+            Key::Initialize.path()
+        ));
+    }
     let config = serde_json::Value::Object(context.dynamic.raw.clone()).to_string();
-    let writes = [
-        (Key::Initialize, id.0.as_str(), When::Always),
-        (Key::Config, config.as_str(), When::Absent),
-    ];
-    for (key, value, when) in writes {
-        match context.dcs.write(key, value, when).await {
-            Ok(Written::Yes(_)) => {}
-            Ok(Written::Refused) => info!(key = key.path(), "is there already, keeping it"),
-            // The leader writes what is missing as one of its duties.
-            Err(error) => warn!(key = key.path(), %error, "could not be written yet"),
-        }
+    match context.dcs.write(Key::Config, &config, When::Absent).await {
+        Ok(Written::Yes(_)) => {}
+        Ok(Written::Refused) => info!(key = Key::Config.path(), "is there already, keeping it"),
+        // The leader writes what is missing as one of its duties.
+        Err(error) => warn!(key = Key::Config.path(), %error, "could not be written yet"),
     }
     info!(system_id = %id, "initialized a new cluster");
     Ok(())
+}
+
+/// Writes the identity in the place of our claim. False is proof that the claim is ours no more; a store that does not
+/// answer proves nothing, and the leader writes what is missing as one of its duties.
+async fn register(dcs: &dyn Dcs, id: &SystemId, claim: Version) -> bool {
+    match dcs.write(Key::Initialize, &id.0, When::Version(claim)).await {
+        Ok(Written::Yes(_)) => true,
+        Ok(Written::Refused) => false,
+        Err(error) => {
+            warn!(key = Key::Initialize.path(), %error, "could not be written yet");
+            true
+        }
+    }
+}
+
+/// Only our own claim: by now another member may have made one, or have finished.
+async fn abandon_claim(dcs: &dyn Dcs, claim: Version) {
+    match dcs.delete(Key::Initialize, When::Version(claim)).await {
+        Ok(Written::Yes(_)) => {}
+        Ok(Written::Refused) => info!("the claim to bootstrap was another member's already"),
+        Err(error) => warn!(%error, "could not remove the claim to bootstrap, others will wait for ttl"),
+    }
+}
+
+fn mark_incomplete(context: &Context) -> Outcome {
+    let marker = context.instance.postmaster().home().data_dir.join(INCOMPLETE);
+    files::write_atomic(&marker, b"bootstrap\n", 0o600).map_err(|error| {
+        format!(
+            "could not mark the new data directory as unused: {}",
+            chain(&error)
+        )
+    })
 }
 
 /// Before the directory is worked on.
@@ -117,20 +167,37 @@ async fn stop_for_repair(context: &Context) -> Outcome {
 }
 
 async fn start(context: &Context, start_as: &StartAs, cancel: &CancellationToken) -> Outcome {
-    let limit = match start_as {
-        StartAs::Primary => context.dynamic.primary_start_timeout.max(Duration::from_secs(1)),
+    let usual = match start_as {
+        StartAs::Primary => {
+            may_lead(context, cancel)?;
+            context.dynamic.primary_start_timeout.max(Duration::from_secs(1))
+        }
         StartAs::Replica(_) => REPLICA_START_LIMIT,
     };
+    let limit = context.start_limit.unwrap_or(usual);
     context
         .instance
         .start(start_as, &context.dynamic, limit, cancel)
         .await
 }
 
+/// The last look before something that makes a primary, on the same clock as the fence.
+fn may_lead(context: &Context, cancel: &CancellationToken) -> Outcome {
+    if cancel.is_cancelled() {
+        return Err("cancelled".to_owned());
+    }
+    match context.lease.hold() {
+        None => Err("the lock is not held".to_owned()),
+        Some(_) if context.lease.counts() => Ok(()),
+        Some(_) => Err("the lease is about to run out".to_owned()),
+    }
+}
+
 async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
-    let start_as = context.instance.present_role().await;
-    if start_as == StartAs::Primary {
-        context.instance.checkpoint(Duration::from_secs(10)).await;
+    let start_as = context.instance.begin_restart().await;
+    let primary = start_as == StartAs::Primary;
+    if primary {
+        checkpoint(context, Duration::from_secs(10), &Until::of(context, cancel)).await;
     }
     let bound = context.dynamic.primary_stop_timeout.max(Duration::from_secs(30));
     let ladder = StopLadder {
@@ -138,18 +205,87 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
         fast: bound,
         immediate: Duration::from_secs(5),
     };
-    context.instance.stop(StopMode::Fast, ladder).await?;
+    // Who cancels a restart wants postgres down, which is under way, and in order. A replica needs no lock.
+    let never = CancellationToken::new();
+    let until = Until {
+        lease: Until::of(context, cancel).lease.filter(|_| primary),
+        cancel: &never,
+    };
+    stop(context, StopMode::Fast, ladder, &until).await?;
+    if cancel.is_cancelled() {
+        if primary {
+            release(context).await;
+        }
+        return Err("cancelled; postgres is stopped".to_owned());
+    }
     start(context, &start_as, cancel).await
 }
 
-async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
-    let Some(hold) = context.lease.hold() else {
-        return Err("the lock is not held".to_owned());
-    };
-    // The last look before the point of no return, on the same clock as the fence.
-    if Boottime::now() >= ha::lease::deadlines(&hold).demote_at {
-        return Err("the lease is about to run out".to_owned());
+/// What makes a gentle step too slow.
+struct Until<'a> {
+    /// Only of a hold that counted at the begin: without one there is nothing to wait for.
+    lease: Option<&'a Lease>,
+    cancel: &'a CancellationToken,
+}
+
+impl<'a> Until<'a> {
+    fn of(context: &'a Context, cancel: &'a CancellationToken) -> Self {
+        Self {
+            lease: context.lease.counts().then_some(&*context.lease),
+            cancel,
+        }
     }
+
+    /// Resolves with why there is no time left. Cancel-safe: it only waits.
+    async fn over(&self) -> &'static str {
+        let expired = async {
+            match self.lease {
+                Some(lease) => lease.expired().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.cancel.cancelled() => "cancelled",
+            () = expired => "the lease has run out",
+        }
+    }
+}
+
+/// CHECKPOINT, as far as there is time for it.
+async fn checkpoint(context: &Context, limit: Duration, until: &Until<'_>) {
+    // Cancel-safe: the server goes on with a checkpoint nobody waits for.
+    tokio::select! {
+        () = context.instance.checkpoint(limit) => {}
+        because = until.over() => info!(because, "not waiting for the checkpoint"),
+        () = context.hurried.cancelled() => info!("asked to stop fast, not waiting for the checkpoint"),
+    }
+}
+
+/// Stops postgres; when the time is over on the way, by force and before init has to. Returns what ended it.
+async fn stop(
+    context: &Context,
+    mode: StopMode,
+    ladder: StopLadder,
+    until: &Until<'_>,
+) -> Result<String, String> {
+    // Cancel-safe: the owner of the process goes on with a stop nobody waits for; a harder one escalates it.
+    tokio::select! {
+        biased;
+        stopped = context.instance.stop(mode, ladder) => stopped,
+        because = until.over(), if mode < StopMode::Immediate => {
+            warn!(because, "stopping postgres by force");
+            stop_by_force(context).await
+        }
+    }
+}
+
+async fn stop_by_force(context: &Context) -> Result<String, String> {
+    let left = context.lease.fence_left().unwrap_or(FORCED_STOP).min(FORCED_STOP);
+    context.instance.stop(StopMode::Immediate, forced(left)).await
+}
+
+async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
+    may_lead(context, cancel)?;
     context.instance.reserve_timelines(&context.history)?;
     // The others follow as soon as they see the lock taken; a slot that is not there yet would cost them a retry.
     for slot in &context.slots {
@@ -160,7 +296,31 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
             );
         }
     }
-    let phases = context.instance.promote(PROMOTE_LIMIT, cancel).await?;
+    may_lead(context, cancel)?;
+    let limit = context
+        .dynamic
+        .primary_start_timeout
+        .clamp(PROMOTE_LEAST, PROMOTE_MOST);
+    let until = Until::of(context, cancel);
+    let wanted = cancel.child_token();
+    let mut promotion = std::pin::pin!(context.instance.promote(limit, &wanted));
+    // The lease comes first: it is looked at before every step, also before the request itself.
+    let promoted = tokio::select! {
+        biased;
+        because = until.over() => {
+            info!(because, "the promotion is not wanted any more");
+            wanted.cancel();
+            promotion.await
+        }
+        promoted = &mut promotion => promoted,
+    };
+    let phases = match promoted {
+        Ok(phases) if context.lease.counts() => phases,
+        Ok(_) => return Err(stopped_after(context, "promoted too late, the lock is lost".to_owned()).await),
+        Err(PromoteFailed::NotRequested(error)) => return Err(error),
+        // It could become primary at any moment, whoever leads by then.
+        Err(PromoteFailed::Requested(error)) => return Err(stopped_after(context, error).await),
+    };
     // At once and before anybody is told: a leader that dies now must not be forgotten by a cold start later.
     write_history(context).await;
     info!(
@@ -171,6 +331,15 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
         "role changed"
     );
     Ok(())
+}
+
+/// Stops a postgres that is or may become a primary without the right to be one; returns what to say.
+async fn stopped_after(context: &Context, error: String) -> String {
+    warn!(error, "the promotion failed, stopping postgres by force");
+    match stop_by_force(context).await {
+        Ok(_) => error,
+        Err(stop) => format!("{error}; and postgres could not be stopped: {stop}"),
+    }
 }
 
 async fn write_history(context: &Context) {
@@ -198,11 +367,17 @@ pub(super) async fn store_history(dcs: &dyn Dcs, rows: &[HistoryRow]) -> Result<
     dcs.write(Key::History, &text, When::Always).await.map(drop)
 }
 
-async fn demote(context: &Context, mode: DemoteMode, deadline: Boottime) -> Outcome {
+async fn demote(
+    context: &Context,
+    mode: DemoteMode,
+    deadline: Boottime,
+    cancel: &CancellationToken,
+) -> Outcome {
     let begun = Boottime::now();
+    let until = Until::of(context, cancel);
     if mode == DemoteMode::Graceful {
         // A short checkpoint now makes the one of the shutdown short; clients go on meanwhile.
-        context.instance.checkpoint(deadline.since(begun) / 2).await;
+        checkpoint(context, deadline.since(begun) / 2, &until).await;
     }
     let checkpoint_done = Boottime::now();
     let left = deadline.since(checkpoint_done);
@@ -210,7 +385,7 @@ async fn demote(context: &Context, mode: DemoteMode, deadline: Boottime) -> Outc
         DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Offline => StopMode::Fast,
         DemoteMode::Immediate | DemoteMode::ImmediateNoLock => StopMode::Immediate,
     };
-    let stopped = context.instance.stop(stop_mode, ladder(left)).await?;
+    let stopped = stop(context, stop_mode, ladder(left), &until).await?;
     let stop_done = Boottime::now();
     match mode {
         DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate => release(context).await,
@@ -262,6 +437,15 @@ fn ladder(left: Duration) -> StopLadder {
     }
 }
 
+/// No time for gentleness: immediate for most of it, the last bit belongs to SIGKILL.
+fn forced(left: Duration) -> StopLadder {
+    StopLadder {
+        smart: Duration::ZERO,
+        fast: Duration::ZERO,
+        immediate: left * 6 / 10,
+    }
+}
+
 fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -282,9 +466,38 @@ mod tests {
     #[test]
     fn the_ladder_leaves_time_for_the_last_rung() {
         for left in [Duration::ZERO, Duration::from_millis(500), Duration::from_secs(8)] {
-            let ladder = ladder(left);
-            assert!(ladder.fast + ladder.immediate <= left);
+            for ladder in [ladder(left), forced(left)] {
+                assert!(ladder.fast + ladder.immediate <= left);
+            }
         }
+    }
+
+    #[tokio::test]
+    async fn only_our_own_claim_is_turned_into_a_cluster_or_removed() {
+        let store = crate::dcs::memory::Store::system();
+        let member = store.member("a", Duration::from_secs(30));
+        let id = SystemId("7".to_owned());
+        let claim = async || match member.write(Key::Initialize, "", When::Absent).await {
+            Ok(Written::Yes(version)) => version,
+            other => panic!("not claimed: {other:?}"),
+        };
+        let present = async || member.cluster().await.expect("reachable").initialize;
+        let first = claim().await;
+        assert!(register(&member, &id, first).await);
+        assert_eq!(present().await.as_deref(), Some("7"));
+        // Another member's cluster, and another member's claim.
+        for theirs in ["8", ""] {
+            store.put("initialize", theirs, 0);
+            assert!(!register(&member, &id, first).await);
+            abandon_claim(&member, first).await;
+            assert_eq!(present().await.as_deref(), Some(theirs));
+        }
+        store.remove("initialize");
+        let second = claim().await;
+        abandon_claim(&member, second).await;
+        assert_eq!(present().await, None);
+        store.set_outage(Some(crate::dcs::memory::Outage::Unreachable));
+        assert!(register(&member, &id, second).await, "silence proves nothing");
     }
 
     #[test]

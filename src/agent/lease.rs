@@ -1,22 +1,34 @@
 //! Keeps the lock: one task that renews, and the only place that takes or gives it up.
 //!
-//! Task: [`Lease::keep`]. In: the decision whether to keep ([`Lease::set_keep`]). Out: the hold on a watch channel and
-//! the fence deadline in init. Ends with the agent. A slow query, a clone or a checkpoint elsewhere never delays it;
-//! and because taking, renewing and releasing exclude each other, a renewal can never take back a released lock.
+//! Task: [`Lease::keep`]. In: the decision whether to keep ([`Lease::set_keep`]) and the loop's sign of life
+//! ([`Lease::beat`]). Out: the hold on a watch channel and the fence deadline in init. Ends with the agent. A slow
+//! query, a clone or a checkpoint elsewhere never delays it; and because taking, renewing and releasing exclude each
+//! other, a renewal can never take back a released lock. What was given up ([`Lease::forget`]) stays given up, also
+//! when the answer to an earlier request comes later.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, Mutex as Plain, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::{Mutex, watch},
     time::timeout,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     clock::Boottime,
     dcs::{Dcs, DcsError, Hold, Lock},
     ha::lease::{Deadlines, attempt_limit, deadlines, interval},
+    model::MemberName,
 };
+
+/// Giving the lock up is a courtesy to the others: it must not cost the orderly end of this process.
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where the fence deadline goes: init's guard, or nowhere in a test.
 pub trait Fence: Send + Sync + std::fmt::Debug {
@@ -24,6 +36,17 @@ pub trait Fence: Send + Sync + std::fmt::Debug {
     fn arm(&self, until: Boottime, lease: i64);
     /// Postgres is certainly not primary: there is nothing to fence.
     fn disarm(&self);
+}
+
+/// What changes together, so that no answer of the store can undo a decision made while it was on its way.
+#[derive(Debug, Default)]
+struct Book {
+    /// Counts how often the hold was given up.
+    given_up: u64,
+    /// The deadline init knows of.
+    fence_at: Option<Boottime>,
+    /// Who has the lock, when it is proven that we have not.
+    lost_to: Option<MemberName>,
 }
 
 /// The lock as this member holds it.
@@ -37,6 +60,11 @@ pub struct Lease {
     keep: watch::Sender<bool>,
     /// Counts proven losses, to wake the loop.
     losses: watch::Sender<u64>,
+    book: Plain<Book>,
+    /// When the loop was last seen turning.
+    beat: AtomicU64,
+    /// The last release got no answer: the key may be there until it expires.
+    left_to_expire: AtomicBool,
 }
 
 impl Lease {
@@ -44,6 +72,10 @@ impl Lease {
     #[must_use]
     pub fn new(dcs: Arc<dyn Dcs>, fence: Arc<dyn Fence>, adopted: Option<Hold>) -> Arc<Self> {
         let keep = adopted.is_some();
+        let book = Book {
+            fence_at: adopted.as_ref().map(|hold| deadlines(hold).fence_at),
+            ..Book::default()
+        };
         Arc::new(Self {
             dcs,
             fence,
@@ -51,6 +83,9 @@ impl Lease {
             hold: watch::Sender::new(adopted),
             keep: watch::Sender::new(keep),
             losses: watch::Sender::new(0),
+            book: Plain::new(book),
+            beat: AtomicU64::new(Boottime::now().0),
+            left_to_expire: AtomicBool::new(false),
         })
     }
 
@@ -60,10 +95,57 @@ impl Lease {
         *self.hold.borrow()
     }
 
+    /// Whether there is a hold and its time to be primary has not run out.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.hold().as_ref().is_some_and(counting)
+    }
+
     /// Changes with every proven loss of the lock.
     #[must_use]
     pub fn losses(&self) -> watch::Receiver<u64> {
         self.losses.subscribe()
+    }
+
+    /// Who had the lock when the store last proved that it is not ours. Our own name: another process uses it.
+    #[must_use]
+    pub fn lost_to(&self) -> Option<MemberName> {
+        self.book().lost_to.clone()
+    }
+
+    /// How long init waits before it ends everything; `None`: nothing is armed.
+    #[must_use]
+    pub fn fence_left(&self) -> Option<Duration> {
+        self.book().fence_at.map(|at| at.since(Boottime::now()))
+    }
+
+    /// The last release was not confirmed by the store.
+    #[must_use]
+    pub fn left_to_expire(&self) -> bool {
+        self.left_to_expire.load(Ordering::Relaxed)
+    }
+
+    /// The loop turns. A loop that has not turned for a whole ttl decides nothing any more, so nothing is renewed for
+    /// it: the fence ends what it cannot.
+    pub fn beat(&self) {
+        self.beat.store(Boottime::now().0, Ordering::Relaxed);
+    }
+
+    /// Resolves when there is no hold that counts: the present one has passed the moment from which postgres is
+    /// stopped (renewals move it), or there is none. Cancel-safe: it only waits.
+    pub async fn expired(&self) {
+        let mut hold = self.hold.subscribe();
+        loop {
+            let current = *hold.borrow_and_update();
+            let Some(current) = current.filter(counting) else {
+                return;
+            };
+            let left = deadlines(&current).demote_at.since(Boottime::now());
+            tokio::select! {
+                changed = hold.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(left) => {}
+            }
+        }
     }
 
     /// Whether renewing goes on.
@@ -75,25 +157,43 @@ impl Lease {
     /// Takes the free lock. `Ok(false)`: lost the race.
     pub async fn acquire(&self) -> Result<bool, DcsError> {
         let _turn = self.turn.lock().await;
+        let given_up = self.book().given_up;
         let answer = self.dcs.acquire().await?;
-        Ok(self.note(answer))
+        Ok(self.wanted(answer, given_up))
     }
 
     /// Makes sure of a lock that carries our name.
     pub async fn renew(&self) -> Result<bool, DcsError> {
         let _turn = self.turn.lock().await;
+        let given_up = self.book().given_up;
         let answer = self.dcs.renew().await?;
-        Ok(self.note(answer))
+        Ok(self.wanted(answer, given_up))
     }
 
-    /// Gives the lock up, writing `/status` in the same step. Call only when postgres cannot write any more.
+    fn wanted(&self, answer: Lock, given_up: u64) -> bool {
+        let held = self.note(answer, given_up);
+        if held {
+            self.set_keep(true);
+        }
+        held
+    }
+
+    /// Gives the lock up, writing `/status` in the same step; bounded. Call only when postgres cannot write any more:
+    /// whatever the store says, there is no hold afterwards and nothing to fence.
     pub async fn release(&self, status: Option<&str>) -> Result<(), DcsError> {
-        let _turn = self.turn.lock().await;
         self.set_keep(false);
-        let answer = self.dcs.release(status).await;
-        // Released or not (it expires by itself then): we do not act on it any more.
-        self.hold.send_replace(None);
-        self.fence.disarm();
+        let released = async {
+            let _turn = self.turn.lock().await;
+            self.dcs.release(status).await
+        };
+        let answer = timeout(RELEASE_LIMIT, released).await.unwrap_or_else(|_| {
+            Err(DcsError::Timeout {
+                endpoint: self.dcs.kind().to_owned(),
+                waited: RELEASE_LIMIT,
+            })
+        });
+        self.left_to_expire.store(answer.is_err(), Ordering::Relaxed);
+        self.give_up();
         answer
     }
 
@@ -101,56 +201,93 @@ impl Lease {
     /// nothing to watch. The key in the store is left to expire.
     pub fn forget(&self) {
         self.set_keep(false);
+        self.give_up();
+    }
+
+    fn give_up(&self) {
+        let mut book = self.book();
+        book.given_up += 1;
+        book.fence_at = None;
         self.hold.send_replace(None);
         self.fence.disarm();
     }
 
-    /// Runs `work`, but not past the moment until which the present hold counts; `None`: cut short. Without a hold, or
-    /// with one that has run out, it is not limited: then this is the work that stops postgres.
+    /// Runs `work`, but not past the moment until which the present hold counts, nor past the proof that it was lost;
+    /// `None`: cut short. Not limited while there is no hold or one that has run out before: then this is the work
+    /// that stops postgres. A hold that `work` itself takes limits it from then on; one that it gives up, no more.
     pub async fn while_it_lasts<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let demote_at = || self.hold().map(|hold| deadlines(&hold).demote_at);
-        let limited = demote_at().is_some_and(|at| Boottime::now() < at);
+        let mut hold = self.hold.subscribe();
+        let losses = *self.losses.borrow();
+        let mut limited = false;
         let mut work = std::pin::pin!(work);
         loop {
-            // A hold that was given up meanwhile limits nothing any more.
-            let left = demote_at().map(|at| at.since(Boottime::now()));
-            let Some(left) = left.filter(|_| limited) else {
-                return Some(work.await);
+            let current = *hold.borrow_and_update();
+            let left = match current {
+                Some(current) if counting(&current) => {
+                    limited = true;
+                    Some(deadlines(&current).demote_at.since(Boottime::now()))
+                }
+                Some(_) if limited => return None,
+                None if limited && *self.losses.borrow() != losses => return None,
+                Some(_) | None => None,
             };
-            match timeout(left, &mut work).await {
-                Ok(done) => return Some(done),
-                // Renewed meanwhile: it goes on.
-                Err(_) if demote_at().is_none_or(|at| Boottime::now() < at) => {}
-                Err(_) => return None,
+            let over = async {
+                match left {
+                    Some(left) => tokio::time::sleep(left).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Cancel-safe: the work goes on in the next round, the others only wait.
+            tokio::select! {
+                biased;
+                done = &mut work => return Some(done),
+                changed = hold.changed() => if changed.is_err() { return None },
+                () = over => {}
             }
         }
     }
 
-    fn note(&self, answer: Lock) -> bool {
+    /// Takes an answer in, unless the hold was given up since it was asked for.
+    fn note(&self, answer: Lock, given_up: u64) -> bool {
+        let mut book = self.book();
         match answer {
+            Lock::Held(_) if book.given_up != given_up => {
+                debug!("the lock was given up before its renewal was answered");
+                false
+            }
             Lock::Held(hold) => {
                 let Deadlines { fence_at, .. } = deadlines(&hold);
                 // The fence first: no moment in which somebody acts on a hold that init does not know of.
                 self.fence.arm(fence_at, hold.lease);
+                book.fence_at = Some(fence_at);
+                book.lost_to = None;
+                self.left_to_expire.store(false, Ordering::Relaxed);
                 self.hold.send_replace(Some(hold));
-                self.set_keep(true);
                 true
             }
             Lock::Lost(holder) => {
-                if self.hold.send_replace(None).is_some() {
-                    let holder = holder.map_or_else(|| "nobody".to_owned(), |name| name.0);
+                book.lost_to.clone_from(&holder);
+                // The loss is counted before it can be seen: whoever sees the hold go knows why.
+                if self.hold.borrow().is_some() {
+                    let name = holder.map_or_else(|| "nobody".to_owned(), |holder| holder.0);
                     // The fence stays armed: postgres has to be down by the old deadline in any case.
                     warn!(
                         from = "holding the lock",
                         to = "not holding it",
-                        holder,
+                        holder = name,
                         "lost the leader lock"
                     );
                     self.losses.send_modify(|losses| *losses += 1);
+                    self.hold.send_replace(None);
                 }
                 false
             }
         }
+    }
+
+    /// A poisoned lock only means that another task panicked between two assignments of plain data.
+    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Renews while told to keep. Runs for the life of the agent.
@@ -158,11 +295,12 @@ impl Lease {
         let mut hold = self.hold.subscribe();
         let mut keep = self.keep.subscribe();
         let mut failed_since: Option<Boottime> = None;
+        let mut stuck = false;
         loop {
             let current = *hold.borrow_and_update();
             let wanted = *keep.borrow_and_update();
             // Past its own deadline the loop demotes: a renewal now could hide that another has led meanwhile.
-            let current = current.filter(|hold| Boottime::now() < deadlines(hold).demote_at);
+            let current = current.filter(counting);
             let (Some(current), true) = (current, wanted) else {
                 // Cancel-safe: `changed` only waits.
                 tokio::select! {
@@ -171,7 +309,7 @@ impl Lease {
                 }
                 continue;
             };
-            let pause = next_attempt(&current, failed_since.is_some(), Boottime::now());
+            let pause = next_attempt(&current, failed_since.is_some() || stuck, Boottime::now());
             // Cancel-safe: a sleep that is cut short only means an earlier look at the hold.
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -180,12 +318,24 @@ impl Lease {
                     continue;
                 }
             }
+            let still = Boottime::now().since(Boottime(self.beat.load(Ordering::Relaxed)));
+            let was_stuck = std::mem::replace(&mut stuck, still > current.ttl);
+            if stuck {
+                if !was_stuck {
+                    error!(
+                        still_s = still.as_secs_f32(),
+                        "the loop does not turn, the lock is not renewed for it"
+                    );
+                }
+                continue;
+            }
             self.attempt(&current, &mut failed_since).await;
         }
     }
 
     async fn attempt(&self, current: &Hold, failed_since: &mut Option<Boottime>) {
         let _turn = self.turn.lock().await;
+        let given_up = self.book().given_up;
         if !*self.keep.borrow() || self.hold.borrow().is_none() {
             return;
         }
@@ -204,12 +354,20 @@ impl Lease {
                         "the DCS answers again"
                     );
                 }
-                self.note(lock);
+                // Told meanwhile to let it expire: the answer must not move the deadline. A loss stays a loss.
+                if *self.keep.borrow() || matches!(lock, Lock::Lost(_)) {
+                    self.note(lock, given_up);
+                }
             }
             Ok(Err(error)) => report(failed_since, left, &error.to_string()),
             Err(_) => report(failed_since, left, &format!("no answer within {allowed:?}")),
         }
     }
+}
+
+/// Its time to be primary has not run out.
+fn counting(hold: &Hold) -> bool {
+    Boottime::now() < deadlines(hold).demote_at
 }
 
 fn next_attempt(hold: &Hold, failing: bool, now: Boottime) -> Duration {
@@ -237,21 +395,35 @@ fn report(failed_since: &mut Option<Boottime>, left: Duration, error: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dcs::memory::{Outage, Store};
 
-    /// A keeper whose hold stops counting in `left`.
-    fn holding_for(left: Duration) -> Arc<Lease> {
-        #[derive(Debug)]
-        struct NoFence;
-        impl Fence for NoFence {
-            fn arm(&self, _until: Boottime, _lease: i64) {}
-            fn disarm(&self) {}
+    #[derive(Debug, Default)]
+    struct Armed(Plain<Option<Boottime>>);
+
+    impl Armed {
+        fn until(&self) -> Option<Boottime> {
+            *self.0.lock().expect("not poisoned")
         }
-        let store = crate::dcs::memory::Store::system();
-        let member = store.member("a", TTL);
-        Lease::new(Arc::new(member), Arc::new(NoFence), Some(hold_for(left)))
+    }
+
+    impl Fence for Armed {
+        fn arm(&self, until: Boottime, _lease: i64) {
+            *self.0.lock().expect("not poisoned") = Some(until);
+        }
+        fn disarm(&self) {
+            *self.0.lock().expect("not poisoned") = None;
+        }
     }
 
     const TTL: Duration = Duration::from_secs(30);
+    const MOMENT: Duration = Duration::from_millis(50);
+
+    /// A keeper whose hold stops counting in `left`.
+    fn holding_for(left: Duration) -> Arc<Lease> {
+        let member = Store::system().member("a", TTL);
+        let fence = Arc::new(Armed::default());
+        Lease::new(Arc::new(member), fence, Some(hold_for(left)))
+    }
 
     fn hold_for(left: Duration) -> Hold {
         let fresh = Hold {
@@ -266,24 +438,148 @@ mod tests {
         }
     }
 
+    async fn for_ever() {
+        std::future::pending().await
+    }
+
     #[tokio::test]
     async fn what_does_not_end_is_cut_short_when_the_hold_stops_counting() {
-        let lease = holding_for(Duration::from_millis(50));
-        assert_eq!(lease.while_it_lasts(std::future::pending::<()>()).await, None);
-        assert!(deadlines(&hold_for(Duration::ZERO)).demote_at <= Boottime::now());
+        let lease = holding_for(MOMENT);
+        assert_eq!(lease.while_it_lasts(for_ever()).await, None);
+        assert!(!lease.counts());
         // The turn after it is the one that stops postgres: it has the time it needs.
         assert_eq!(lease.while_it_lasts(async { 7 }).await, Some(7));
     }
 
     #[tokio::test]
     async fn what_runs_while_the_hold_is_renewed_goes_on() {
-        let lease = holding_for(Duration::from_millis(50));
+        let lease = holding_for(MOMENT);
         let work = async {
             lease.hold.send_replace(Some(hold_for(TTL)));
-            tokio::time::sleep(Duration::from_millis(150)).await;
+            tokio::time::sleep(MOMENT * 3).await;
             7
         };
         assert_eq!(lease.while_it_lasts(work).await, Some(7));
+    }
+
+    #[tokio::test]
+    async fn a_proven_loss_cuts_the_work_short_and_giving_up_does_not() {
+        let lease = holding_for(TTL);
+        let lost = async {
+            lease.note(Lock::Lost(Some("b".into())), 0);
+            for_ever().await;
+        };
+        assert_eq!(lease.while_it_lasts(lost).await, None);
+        assert_eq!(lease.lost_to(), Some("b".into()));
+        let lease = holding_for(TTL);
+        let given_up = async {
+            lease.forget();
+            tokio::time::sleep(MOMENT).await;
+            7
+        };
+        assert_eq!(lease.while_it_lasts(given_up).await, Some(7));
+        assert_eq!(lease.lost_to(), None);
+    }
+
+    #[tokio::test]
+    async fn a_lock_taken_on_the_way_limits_the_rest() {
+        let lease = holding_for(TTL);
+        lease.forget();
+        let work = async {
+            lease.hold.send_replace(Some(hold_for(MOMENT)));
+            for_ever().await;
+        };
+        assert_eq!(lease.while_it_lasts(work).await, None);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_hold_follows_its_renewals() {
+        let lease = holding_for(MOMENT);
+        let renew = async {
+            tokio::time::sleep(MOMENT / 2).await;
+            lease.hold.send_replace(Some(hold_for(MOMENT * 4)));
+        };
+        let begun = Boottime::now();
+        tokio::join!(lease.expired(), renew);
+        assert!(Boottime::now().since(begun) >= MOMENT * 4);
+        lease.forget();
+        lease.expired().await;
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_comes_after_giving_up_changes_nothing() {
+        let fence = Arc::new(Armed::default());
+        let member = Store::system().member("a", TTL);
+        let lease = Lease::new(Arc::new(member), Arc::clone(&fence) as Arc<dyn Fence>, None);
+        assert!(lease.note(Lock::Held(hold_for(TTL)), 0));
+        assert!(fence.until().is_some() && lease.fence_left().is_some());
+        lease.forget();
+        assert!(
+            !lease.note(Lock::Held(hold_for(TTL)), 0),
+            "asked before forgetting"
+        );
+        assert!(fence.until().is_none() && lease.hold().is_none());
+        assert!(lease.note(Lock::Held(hold_for(TTL)), 1), "asked afterwards");
+    }
+
+    #[tokio::test]
+    async fn a_renewal_does_not_move_the_deadline_of_a_lock_that_is_not_kept() {
+        let store = Store::system();
+        let lease = Lease::new(Arc::new(store.member("a", TTL)), Arc::new(Armed::default()), None);
+        assert!(lease.acquire().await.expect("reachable"));
+        let hold = lease.hold();
+        lease.set_keep(false);
+        lease.attempt(&hold.expect("acquired"), &mut None).await;
+        assert_eq!(lease.hold(), hold);
+    }
+
+    #[tokio::test]
+    async fn releasing_clears_the_hold_and_the_fence_whatever_the_store_says() {
+        let store = Store::system();
+        let fence = Arc::new(Armed::default());
+        let dyn_fence = Arc::clone(&fence) as Arc<dyn Fence>;
+        let lease = Lease::new(Arc::new(store.member("a", TTL)), dyn_fence, None);
+        assert!(lease.acquire().await.expect("reachable"));
+        store.set_outage(Some(Outage::Unreachable));
+        assert!(lease.release(None).await.is_err());
+        assert!(lease.left_to_expire() && lease.hold().is_none() && fence.until().is_none());
+        store.set_outage(None);
+        assert!(lease.renew().await.expect("reachable"));
+        assert!(!lease.left_to_expire());
+    }
+
+    #[tokio::test]
+    async fn releasing_does_not_wait_for_a_request_that_hangs() {
+        let lease = holding_for(TTL);
+        let _hanging = lease.turn.lock().await;
+        assert!(lease.release(None).await.is_err());
+        assert!(lease.left_to_expire() && lease.hold().is_none());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_renewed_for_a_loop_that_does_not_turn() {
+        let ttl = Duration::from_secs(3);
+        let lease = Lease::new(
+            Arc::new(Store::system().member("a", ttl)),
+            Arc::new(Armed::default()),
+            None,
+        );
+        assert!(lease.acquire().await.expect("reachable"));
+        let first = lease.hold().expect("acquired").sent_at;
+        lease.beat.store(first.minus(ttl).0, Ordering::Relaxed);
+        let keeper = tokio::spawn(Arc::clone(&lease).keep());
+        tokio::time::sleep(interval(ttl) * 2).await;
+        assert_eq!(lease.hold().expect("not yet lost").sent_at, first);
+        lease.beat();
+        let renewed = async {
+            while lease.hold().expect("held").sent_at == first {
+                tokio::time::sleep(MOMENT).await;
+            }
+        };
+        timeout(Duration::from_secs(1), renewed)
+            .await
+            .expect("renewed again");
+        keeper.abort();
     }
 
     #[test]

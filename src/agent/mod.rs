@@ -16,21 +16,29 @@ pub mod instance;
 mod job;
 mod jobs;
 pub mod lease;
+mod namesake;
 mod observe;
 mod publish;
+mod reload;
 mod requests;
 pub mod signals;
 pub mod start;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, info, warn};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
 
 use crate::{
     client::Client,
     clock::Boottime,
+    config::{Address, Config, DcsConfig, Loaded, bracketed},
     dcs::Dcs,
     exit::Exit,
     guard::Guard,
@@ -39,9 +47,11 @@ use crate::{
     postgres::{postmaster::State, query::LocalView},
 };
 use handle::{Request, RestartOutcome, ScheduledRestart, Snapshot};
-use instance::{Instance, Progress, Settings};
+use instance::{Instance, Progress};
 use job::JobSlot;
 use lease::Lease;
+pub use namesake::Namesake;
+pub use reload::Reread;
 use signals::Event as Signal;
 
 /// Rounds of questions one turn may take.
@@ -66,6 +76,24 @@ pub struct Identity {
     pub api_url: String,
     /// Address of a pooler.
     pub proxy_url: Option<String>,
+}
+
+impl Identity {
+    /// As the configuration has it.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let at = |address: &Address| format!("{}:{}", bracketed(&address.host), address.port);
+        let postgresql = &config.postgresql;
+        let url = |address: &Address| format!("postgres://{}/{}", at(address), postgresql.database);
+        Self {
+            member: config.name.clone(),
+            scope: config.scope.clone(),
+            tags: config.tags.clone(),
+            conn_url: url(&postgresql.connect_address),
+            api_url: format!("http://{}/patroni", at(&config.restapi.connect_address)),
+            proxy_url: postgresql.proxy_address.as_ref().map(url),
+        }
+    }
 }
 
 /// One look at the local postgres.
@@ -112,18 +140,31 @@ pub struct Parts {
     pub requests: mpsc::Receiver<Request>,
     /// Where snapshots go.
     pub published: watch::Sender<Arc<Snapshot>>,
+    /// The configuration this process was started with.
+    pub started: Loaded,
     /// Reads the configuration again.
     pub reread: Reread,
     /// Init, to be told when we stop.
     pub guard: Arc<Guard>,
+    /// Whether another process may run under our name.
+    pub namesake: Namesake,
 }
 
-/// Reads this member's configuration again; an error is all its mistakes in words.
-pub struct Reread(pub Box<dyn Fn() -> Result<Settings, String> + Send + Sync>);
+/// Requests of others, in the order they came.
+#[derive(Debug)]
+struct Inbox {
+    channel: mpsc::Receiver<Request>,
+    /// Taken out of the channel in the middle of a turn, to be dealt with after it.
+    waiting: VecDeque<Request>,
+}
 
-impl std::fmt::Debug for Reread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Reread")
+impl Inbox {
+    /// Cancel-safe: a request is only taken out to be returned.
+    async fn next(&mut self) -> Option<Request> {
+        match self.waiting.pop_front() {
+            Some(request) => Some(request),
+            None => self.channel.recv().await,
+        }
     }
 }
 
@@ -135,20 +176,32 @@ pub struct Agent {
     lease: Arc<Lease>,
     instance: Arc<Instance>,
     http: Client,
-    requests: mpsc::Receiver<Request>,
+    inbox: Inbox,
     published: watch::Sender<Arc<Snapshot>>,
+    started: Loaded,
     reread: Reread,
     guard: Arc<Guard>,
+    namesake: Namesake,
     progress: watch::Sender<Option<Progress>>,
     jobs: JobSlot,
     dynamic: Dynamic,
     config_version: Option<Version>,
+    /// Postgres has not been given the present dynamic configuration yet.
+    unapplied: bool,
     memory: Memory,
     sight: Sight,
     last_cluster: Option<Seen>,
     dcs_down_since: Option<Boottime>,
     shutdown: Option<Shutdown>,
+    /// Cancelled once a fast stop is asked for.
+    hurried: CancellationToken,
+    /// Why this process ends, if it is not because it was asked to.
+    verdict: Option<Exit>,
     finished: Option<Finished>,
+    /// Our claim to bootstrap the cluster.
+    claim: Option<Version>,
+    /// A new copy was asked for; it begins when the job that runs has ended.
+    reinit_wanted: bool,
     slots_seen: BTreeMap<String, Boottime>,
     system_id: Option<SystemId>,
     pending_restart: Map<String, Value>,
@@ -156,6 +209,7 @@ pub struct Agent {
     restart_replies: Vec<oneshot::Sender<RestartOutcome>>,
     touched: Option<(crate::model::MemberData, Boottime, String)>,
     announced: (Role, PgState),
+    copies: handle::Copies,
     said: Option<(String, Boottime)>,
 }
 
@@ -176,6 +230,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             system_id: None,
             pending_restart: Map::new(),
             scheduled_restart: None,
+            copies: handle::Copies::default(),
         },
         dcs: None,
         dcs_last_seen_epoch_s: 0,
@@ -201,8 +256,10 @@ impl Agent {
             http,
             requests,
             published,
+            started,
             reread,
             guard,
+            namesake,
         } = parts;
         let postmaster = instance.postmaster().state();
         Self {
@@ -211,15 +268,21 @@ impl Agent {
             lease,
             instance,
             http,
-            requests,
+            inbox: Inbox {
+                channel: requests,
+                waiting: VecDeque::new(),
+            },
             published,
+            started,
             reread,
             guard,
+            namesake,
             progress: watch::Sender::new(None),
             jobs: JobSlot::default(),
             dynamic: initial,
             config_version: None,
             memory: Memory::default(),
+            unapplied: false,
             sight: Sight {
                 at: Boottime(0),
                 local: Local::Stopping {
@@ -232,7 +295,11 @@ impl Agent {
             last_cluster: None,
             dcs_down_since: None,
             shutdown: None,
+            hurried: CancellationToken::new(),
+            verdict: None,
             finished: None,
+            claim: None,
+            reinit_wanted: false,
             slots_seen: BTreeMap::new(),
             system_id: None,
             pending_restart: Map::new(),
@@ -240,6 +307,7 @@ impl Agent {
             restart_replies: Vec::new(),
             touched: None,
             announced: (Role::Uninitialized, PgState::Stopped),
+            copies: handle::Copies::default(),
             said: None,
         }
     }
@@ -253,25 +321,29 @@ impl Agent {
         let mut postmaster = self.instance.postmaster().watch();
         let mut changes = self.dcs.changes();
         loop {
+            lease.beat();
             let wait = match lease.while_it_lasts(self.turn()).await {
                 Some(Ok(wait)) => wait,
                 Some(Err(exit)) => return exit,
                 None => {
-                    info!("a turn was cut short: the lease has run out");
+                    info!("a turn was cut short: the lease has run out or was lost");
                     continue;
                 }
             };
+            let counts = lease.counts();
             let mut timer = std::pin::pin!(tokio::time::sleep(wait));
             // Requests that need no turn are answered without one.
             loop {
+                lease.beat();
                 // Every arm is cancel-safe: it only waits for a change, or its owner keeps what it waited for.
                 tokio::select! {
                     biased;
                     signal = signals.next() => { lease.while_it_lasts(self.signal(signal)).await; }
-                    finished = self.jobs.finished() => self.job_ended(finished).await,
+                    () = lease.expired(), if counts => {}
+                    finished = self.jobs.finished() => self.job_ended(finished),
                     changed = losses.changed() => if changed.is_err() { return Exit::Internal },
                     changed = postmaster.changed() => if changed.is_err() { return Exit::Internal },
-                    Some(request) = self.requests.recv() => {
+                    Some(request) = self.inbox.next() => {
                         if lease.while_it_lasts(self.request(request)).await == Some(false) { continue; }
                     }
                     changed = changes.changed() => if changed.is_err() { return Exit::Internal },
@@ -284,8 +356,14 @@ impl Agent {
 
     /// One turn: look, decide, do, publish. Returns how long to wait for the next without an event.
     async fn turn(&mut self) -> Result<Duration, Exit> {
+        self.step_down_for_a_namesake();
         self.due_restart();
+        self.due_reinitialize();
         let mut view = self.observe().await;
+        if let Some(exit) = self.verdict.filter(|_| self.shutdown.is_none()) {
+            self.leave(exit, "see above").await;
+            return Err(exit);
+        }
         let mut last = None;
         for _ in 0..ROUNDS {
             let plan = ha::decide(&view, Boottime::now());
@@ -297,6 +375,7 @@ impl Agent {
                 Step::DecideAgain => {}
                 Step::LookAgain | Step::Wait => break,
                 Step::Exit(exit) => {
+                    let exit = self.final_status(exit);
                     self.leave(exit, &because).await;
                     return Err(exit);
                 }
@@ -306,6 +385,29 @@ impl Agent {
         let wait = self.wait_after(&plan, again);
         self.after(&view, &plan, wait).await;
         Ok(wait)
+    }
+
+    /// A stop that went well ends with the reason for it, or says that the others have to wait for the lock.
+    fn final_status(&self, exit: Exit) -> Exit {
+        match (exit, self.verdict) {
+            (Exit::Ok, Some(verdict)) => verdict,
+            (Exit::Ok, None) if self.lease.left_to_expire() => Exit::Dirty,
+            (exit, _) => exit,
+        }
+    }
+
+    /// Whoever took the lock under our name is alive and passed the check that we would fail now. Fighting for it
+    /// would make two primaries in turn.
+    fn step_down_for_a_namesake(&mut self) {
+        if self.verdict.is_none() && self.lease.lost_to().as_ref() == Some(&self.identity.member) {
+            tracing::error!(
+                member = %self.identity.member,
+                "another process with our name has taken the leader lock: stopping. Give every member a name of its \
+                 own (HOWDAH_NAME), or stop the other one"
+            );
+            self.verdict = Some(Exit::DuplicateName);
+            self.ask_to_stop(Shutdown::Fast, "the lock was taken under our name");
+        }
     }
 
     fn note_plan(&mut self, plan: &Plan, view: &mut View) {
@@ -358,7 +460,12 @@ impl Agent {
         if again {
             wait = wait.min(Duration::from_millis(100));
         }
-        if let Some(restart) = &self.scheduled_restart {
+        // While a job runs its end comes first, and wakes the loop.
+        if let Some(restart) = self
+            .scheduled_restart
+            .as_ref()
+            .filter(|_| self.jobs.view().is_none())
+        {
             let left = restart.at.duration_since(jiff::Timestamp::now());
             wait = wait.min(left.try_into().unwrap_or(Duration::ZERO));
         }
@@ -367,6 +474,7 @@ impl Agent {
 
     /// What every turn ends with.
     async fn after(&mut self, view: &View, plan: &Plan, wait: Duration) {
+        self.apply_dynamic().await;
         self.note_pending_restart();
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
@@ -378,7 +486,7 @@ impl Agent {
                     .as_ref()
                     .is_some_and(|leader| leader.name != self.identity.member)
             {
-                self.drop_stale_slots(&Arc::clone(cluster)).await;
+                self.replica_slots(&Arc::clone(cluster)).await;
             }
         }
     }
@@ -407,24 +515,65 @@ impl Agent {
             at: Boottime::now(),
             epoch_s: u64::try_from(epoch).unwrap_or(0),
         });
+        // Nothing of ours is in the store before this is known.
+        if let Some(exit) = self.namesake_in(cluster).await {
+            self.verdict = Some(exit);
+            return;
+        }
         if cluster.config.is_none() || cluster.config_version == self.config_version {
             return;
         }
-        self.config_version = cluster.config_version;
         let Some(raw) = &cluster.config else { return };
         let dynamic = Dynamic::from_map(raw);
+        self.config_version = cluster.config_version;
+        for promise in dynamic.unkept_promises() {
+            error!(
+                promise,
+                "the cluster's configuration asks for what this build does not do: replication stays asynchronous and \
+                 no other cluster is followed; take it out of /config"
+            );
+        }
         let old = std::mem::replace(&mut self.dynamic, dynamic);
         if old == self.dynamic {
             return;
         }
+        self.unapplied = true;
         info!(timing = ?self.dynamic.timing, "the dynamic configuration is in force");
         if old.timing != self.dynamic.timing {
             self.dcs
                 .set_timing(self.dynamic.timing.ttl, self.dynamic.timing.retry_timeout)
                 .await;
         }
-        if let Err(error) = self.instance.apply(&self.dynamic).await {
-            warn!(error, "could not apply the dynamic configuration to postgres");
+    }
+
+    /// A store that refuses us from the start will not change its mind: better to say so by ending than to wait for
+    /// ever. One that accepted us before, or a postgres that runs, is worth waiting for.
+    fn note_refused_credentials(&mut self, error: &str) {
+        if self.last_cluster.is_some() || self.sight.postmaster.pid().is_some() || self.verdict.is_some() {
+            return;
+        }
+        let user = match &self.started.config.dcs {
+            DcsConfig::Etcd3(etcd3) => etcd3.credentials.as_ref().map(|c| c.username.clone()),
+            DcsConfig::Embedded(_) => None,
+        };
+        error!(
+            user,
+            error,
+            "the DCS refuses user {}: check HOWDAH_ETCD3_USERNAME, HOWDAH_ETCD3_PASSWORD and the rights of this user",
+            user.as_deref().unwrap_or("(none given)")
+        );
+        self.verdict = Some(Exit::Unavailable);
+    }
+
+    /// Gives postgres the dynamic configuration it does not have yet; tried again by every turn. Not beside a job,
+    /// which writes the same files, and begins with the configuration as it was.
+    async fn apply_dynamic(&mut self) {
+        if !self.unapplied || self.jobs.view().is_some() {
+            return;
+        }
+        match self.instance.apply(&self.dynamic).await {
+            Ok(()) => self.unapplied = false,
+            Err(error) => warn!(error, "could not apply the dynamic configuration to postgres yet"),
         }
     }
 
@@ -439,10 +588,12 @@ impl Agent {
             let new = self.instance.wanted(&row.name).unwrap_or_else(|| "?".to_owned());
             (row.name.clone(), row.setting.clone(), new)
         });
-        self.pending_restart = publish::pending(rows);
+        let raised = self.instance.raised().into_iter();
+        let raised = raised.map(|raised| (raised.name, raised.old_value, raised.new_value));
+        self.pending_restart = publish::pending(rows.chain(raised));
     }
 
-    async fn job_ended(&mut self, finished: Finished) {
+    fn job_ended(&mut self, finished: Finished) {
         if finished.job == Job::Restart {
             let outcome = if finished.outcome.is_ok() {
                 RestartOutcome::Done
@@ -453,6 +604,12 @@ impl Agent {
                 // An asker that has gone away does not want to know.
                 let _gone = reply.send(outcome.clone());
             }
+        }
+        match (&finished.job, &finished.outcome) {
+            (Job::Bootstrap, _) => self.claim = None,
+            (Job::Clone { .. }, Ok(())) => self.copies.made += 1,
+            (Job::Clone { .. }, Err(_)) => self.copies.failed += 1,
+            _ => {}
         }
         self.progress.send_replace(None);
         self.finished = Some(finished);
@@ -471,23 +628,14 @@ impl Agent {
         if harder {
             info!(?mode, because, "asked to stop");
             self.shutdown = Some(mode);
+            if mode >= Shutdown::Fast {
+                self.hurried.cancel();
+            }
             if let Some(running) = self.jobs.view()
-                && matches!(running.job, Job::Demote { .. })
+                && matches!(running.job, Job::Demote { .. } | Job::Restart)
             {
                 self.instance.hurry(mode);
             }
-        }
-    }
-
-    /// Configuration files are read again; what can change without a restart is applied.
-    async fn reload(&mut self) {
-        info!("reloading the configuration");
-        let done = match (self.reread.0)() {
-            Ok(settings) => self.instance.reload(settings, &self.dynamic).await,
-            Err(mistakes) => Err(mistakes),
-        };
-        if let Err(error) = done {
-            warn!(error, "the reload failed, the old configuration stays in force");
         }
     }
 
@@ -499,6 +647,10 @@ impl Agent {
         self.publish(because, Duration::ZERO);
         if let Err(error) = self.guard.stopping() {
             debug!(%error, "could not tell init");
+        }
+        // The key is our namesake's; and a store that refuses us or did not even release the lock is not asked again.
+        if matches!(exit, Exit::DuplicateName | Exit::Unavailable) || self.lease.left_to_expire() {
+            return;
         }
         // Best effort: the key would expire by itself.
         let removed = tokio::time::timeout(Duration::from_secs(1), self.dcs.remove_member()).await;

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::{Agent, Sight, instance::chain};
 use crate::{
     clock::Boottime,
-    dcs::{Dcs, Hold},
+    dcs::{Dcs, DcsError, Hold},
     ha::{DcsView, Down, Job, Local, Parent, Running, Silence, Standing, View, lease},
     model::{Cluster, ControlData, DbState, Lsn, Timeline, Timing},
     postgres::{
@@ -33,7 +33,7 @@ impl Agent {
         let store = async {
             // A stop needs postgres and the lock only; it must not wait for a store that does not answer.
             if shutting_down {
-                Err("stopping".to_owned())
+                Err(Unread::Because("stopping".to_owned()))
             } else {
                 read(&*dcs, limit).await
             }
@@ -61,7 +61,7 @@ impl Agent {
         }
     }
 
-    async fn note_store(&mut self, store: Result<Cluster, String>) -> DcsView {
+    async fn note_store(&mut self, store: Result<Cluster, Unread>) -> DcsView {
         match store {
             Ok(cluster) => {
                 if let Some(since) = self.dcs_down_since.take() {
@@ -74,6 +74,13 @@ impl Agent {
             }
             Err(error) => {
                 let now = Boottime::now();
+                let error = match error {
+                    Unread::Because(error) => error,
+                    Unread::Credentials(error) => {
+                        self.note_refused_credentials(&error);
+                        error
+                    }
+                };
                 if self.dcs_down_since.is_none() && self.shutdown.is_none() {
                     warn!(
                         from = "reachable",
@@ -272,9 +279,10 @@ const fn silence(error: &QueryError) -> Option<Silence> {
     match error {
         QueryError::NotAccepting { .. } => None,
         QueryError::ConnectFailed { .. } | QueryError::Timeout { .. } => Some(Silence::NoAnswer),
-        QueryError::Auth { .. } | QueryError::Sql { .. } | QueryError::Decode { .. } => {
-            Some(Silence::Refused)
-        }
+        QueryError::Auth { .. }
+        | QueryError::Tls { .. }
+        | QueryError::Sql { .. }
+        | QueryError::Decode { .. } => Some(Silence::Refused),
     }
 }
 
@@ -323,11 +331,20 @@ fn upstream(primary_conninfo: &str) -> Option<(String, u16)> {
     Some((conninfo.get("host")?.to_owned(), port))
 }
 
-async fn read(dcs: &dyn Dcs, limit: Duration) -> Result<Cluster, String> {
+/// Why there is no view of the store.
+enum Unread {
+    /// It refused us.
+    Credentials(String),
+    /// Anything else.
+    Because(String),
+}
+
+async fn read(dcs: &dyn Dcs, limit: Duration) -> Result<Cluster, Unread> {
     match timeout(limit, dcs.cluster()).await {
         Ok(Ok(cluster)) => Ok(cluster),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {limit:?}")),
+        Ok(Err(error @ DcsError::Credentials { .. })) => Err(Unread::Credentials(error.to_string())),
+        Ok(Err(error)) => Err(Unread::Because(error.to_string())),
+        Err(_) => Err(Unread::Because(format!("no answer within {limit:?}"))),
     }
 }
 

@@ -64,6 +64,7 @@ impl Agent {
                 system_id: self.system_id.clone(),
                 pending_restart: self.pending_restart.clone(),
                 scheduled_restart: self.scheduled_restart.clone(),
+                copies: self.copies,
             },
             dcs: self.last_cluster.as_ref().map(|seen| DcsView {
                 cluster: Arc::clone(&seen.cluster),

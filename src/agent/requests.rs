@@ -1,8 +1,8 @@
 //! What the REST API asks of the loop.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     Agent,
@@ -38,7 +38,7 @@ impl Agent {
                     }
                     None => {
                         self.restart_replies.push(reply);
-                        self.begin_request(Job::Restart, "a restart was asked for");
+                        self.begin_request(Job::Restart, "a restart was asked for", filters.timeout);
                     }
                 }
                 true
@@ -83,13 +83,26 @@ impl Agent {
         }
     }
 
-    /// A scheduled restart whose time has come begins, unless its conditions no longer hold.
+    /// A scheduled restart whose time has come begins, unless its conditions no longer hold. One that could not begin
+    /// for long (another job, a suspended host) is no longer what was asked for.
     pub(super) fn due_restart(&mut self) {
-        let due = self
+        let now = jiff::Timestamp::now();
+        let Some(late) = self
             .scheduled_restart
             .as_ref()
-            .is_some_and(|restart| restart.at <= jiff::Timestamp::now());
-        if !due || self.jobs.view().is_some() || self.shutdown.is_some() {
+            .and_then(|restart| Duration::try_from(now.duration_since(restart.at)).ok())
+        else {
+            return;
+        };
+        if late > self.dynamic.timing.loop_wait * 3 / 2 {
+            warn!(
+                late_s = late.as_secs(),
+                "the scheduled restart was missed, dropping it"
+            );
+            self.scheduled_restart = None;
+            return;
+        }
+        if self.jobs.view().is_some() || self.shutdown.is_some() {
             return;
         }
         let Some(restart) = self.scheduled_restart.take() else {
@@ -97,47 +110,73 @@ impl Agent {
         };
         match self.refusal(&restart.filters) {
             Some(outcome) => info!(?outcome, "the scheduled restart does not take place"),
-            None => self.begin_request(Job::Restart, "a scheduled restart is due"),
+            None => self.begin_request(
+                Job::Restart,
+                "a scheduled restart is due",
+                restart.filters.timeout,
+            ),
+        }
+    }
+
+    /// A new copy that had to wait for the end of a job.
+    pub(super) fn due_reinitialize(&mut self) {
+        if !self.reinit_wanted || self.jobs.view().is_some() {
+            return;
+        }
+        self.reinit_wanted = false;
+        if self.shutdown.is_some() {
+            return;
+        }
+        // Whoever asks for a new copy does not want the old one.
+        match self.clone_source() {
+            Ok(from) => self.begin_request(Job::Clone { from, keep: false }, "a new copy was asked for", None),
+            Err(refused) => warn!(%refused, "the new copy that was asked for is not made"),
         }
     }
 
     fn reinitialize(&mut self, force: bool) -> Result<(), ReinitRefused> {
-        let me = &self.identity.member;
+        let from = self.clone_source()?;
+        let Some(running) = self.jobs.view() else {
+            self.begin_request(Job::Clone { from, keep: false }, "a new copy was asked for", None);
+            return Ok(());
+        };
+        // These end soon, and broken off they leave something worse behind.
+        let let_it_end = matches!(running.job, Job::Promote | Job::Demote { .. } | Job::Bootstrap);
+        if !force || let_it_end {
+            return Err(ReinitRefused::Busy(running.job.name().to_owned()));
+        }
+        info!(job = running.job.name(), "broken off for a new copy");
+        self.jobs.cancel();
+        self.reinit_wanted = true;
+        Ok(())
+    }
+
+    /// Whom to copy from: the leader, if it is another member.
+    fn clone_source(&self) -> Result<Upstream, ReinitRefused> {
         let seen = self.last_cluster.as_ref().ok_or(ReinitRefused::NoLeader)?;
         let leader = seen.cluster.leader.as_ref().ok_or(ReinitRefused::NoLeader)?;
-        if leader.name == *me || self.lease.hold().is_some() {
+        if leader.name == self.identity.member || self.lease.hold().is_some() {
             return Err(ReinitRefused::Leader);
-        }
-        if let Some(running) = self.jobs.view() {
-            if !force {
-                return Err(ReinitRefused::Busy(running.job.name().to_owned()));
-            }
-            // The slot frees itself within seconds; the asker repeats.
-            self.jobs.cancel();
-            return Err(ReinitRefused::Busy(running.job.name().to_owned()));
         }
         let (host, port) = seen
             .cluster
             .leader_member()
             .and_then(crate::model::Member::address)
             .ok_or(ReinitRefused::NoLeader)?;
-        let from = Upstream {
+        Ok(Upstream {
             member: leader.name.clone(),
             host,
             port,
-        };
-        // Whoever asks for a new copy does not want the old one.
-        self.begin_request(Job::Clone { from, keep: false }, "a new copy was asked for");
-        Ok(())
+        })
     }
 
-    fn begin_request(&mut self, job: Job, because: &str) {
+    fn begin_request(&mut self, job: Job, because: &str, start_limit: Option<Duration>) {
         info!(job = job.name(), because, "asked for");
-        let context = self.job_context(
-            self.last_cluster
-                .as_ref()
-                .map_or_else(StatusKey::default, |seen| seen.cluster.status.clone()),
-        );
+        let status = self
+            .last_cluster
+            .as_ref()
+            .map_or_else(StatusKey::default, |seen| seen.cluster.status.clone());
+        let context = self.job_context(status, start_limit);
         let what = job.clone();
         let begun = self
             .jobs
@@ -146,7 +185,7 @@ impl Agent {
     }
 
     /// What a job that begins now works with.
-    pub(super) fn job_context(&self, status: StatusKey) -> jobs::Context {
+    pub(super) fn job_context(&self, status: StatusKey, start_limit: Option<Duration>) -> jobs::Context {
         jobs::Context {
             instance: Arc::clone(&self.instance),
             lease: Arc::clone(&self.lease),
@@ -160,6 +199,9 @@ impl Agent {
             slots: self.slots_to_serve(),
             me: self.identity.member.clone(),
             progress: self.progress.clone(),
+            claim: self.claim,
+            start_limit,
+            hurried: self.hurried.clone(),
         }
     }
 }

@@ -22,15 +22,36 @@ pub enum Event {
     Reload,
 }
 
+/// Signals that must not end an agent that is still starting; received, they wait for the loop. Those that ask for a
+/// stop keep their usual effect until then: there is nothing to stop in order yet.
+#[derive(Debug)]
+pub struct Early {
+    hup: Signal,
+    usr1: Signal,
+    usr2: Signal,
+}
+
+impl Early {
+    /// Installs their handlers; to be called first of all.
+    ///
+    /// # Errors
+    /// The system refuses a handler.
+    pub fn install() -> io::Result<Self> {
+        Ok(Self {
+            hup: signal(SignalKind::hangup())?,
+            usr1: signal(SignalKind::user_defined1())?,
+            usr2: signal(SignalKind::user_defined2())?,
+        })
+    }
+}
+
 /// The source of events.
 #[derive(Debug)]
 pub struct Signals {
     term: Signal,
     int: Signal,
     quit: Signal,
-    hup: Signal,
-    usr1: Signal,
-    usr2: Signal,
+    early: Early,
     guard: Arc<Guard>,
     init_gone: bool,
     level: Arc<LevelHandle>,
@@ -38,18 +59,21 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Installs the handlers.
+    /// Installs the handlers of the signals that ask for a stop.
     ///
     /// # Errors
     /// The system refuses a handler.
-    pub fn install(guard: Arc<Guard>, level: Arc<LevelHandle>, handle: AgentHandle) -> io::Result<Self> {
+    pub fn install(
+        early: Early,
+        guard: Arc<Guard>,
+        level: Arc<LevelHandle>,
+        handle: AgentHandle,
+    ) -> io::Result<Self> {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
-            hup: signal(SignalKind::hangup())?,
-            usr1: signal(SignalKind::user_defined1())?,
-            usr2: signal(SignalKind::user_defined2())?,
+            early,
             guard,
             init_gone: false,
             level,
@@ -69,12 +93,12 @@ impl Signals {
                     self.init_gone = true;
                     return Event::InitGone;
                 }
-                _ = self.hup.recv() => return Event::Reload,
-                _ = self.usr1.recv() => {
+                _ = self.early.hup.recv() => return Event::Reload,
+                _ = self.early.usr1.recv() => {
                     let level = self.level.toggle_debug();
                     info!(level, "log level changed by SIGUSR1");
                 }
-                _ = self.usr2.recv() => info!(state = ?self.handle.current(), "state asked for by SIGUSR2"),
+                _ = self.early.usr2.recv() => info!(state = ?self.handle.current(), "state asked for by SIGUSR2"),
             }
         }
     }

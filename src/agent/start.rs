@@ -8,17 +8,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Agent, Identity, Parts, Reread, first_snapshot,
+    Agent, Identity, Namesake, Parts, Reread, first_snapshot,
     handle::{AgentHandle, VERSION},
     instance::{Instance, Settings, chain},
     lease::{Fence, Lease},
-    signals::Signals,
+    signals::{Early, Signals},
 };
 use crate::{
     api,
     client::{Client, Credentials},
     clock::Boottime,
-    config::{self, Config, DcsConfig, ProcessEnv, ThisHost, bin_dir, bracketed},
+    config::{self, Config, DcsConfig, Loaded, ProcessEnv, ThisHost, bin_dir, bracketed},
     dcs::{Dcs, embedded, etcd},
     exit::Exit,
     guard::Guard,
@@ -28,7 +28,7 @@ use crate::{
         binaries::Binaries,
         datadir::{self, DataDir},
         guc::Known,
-        postmaster::{Home, Postmaster},
+        postmaster::{Home, Postmaster, State, StopLadder, StopMode},
         staging,
     },
     telemetry::LevelHandle,
@@ -51,8 +51,13 @@ fn refuse(exit: Exit, message: impl Into<String>) -> Refusal {
 
 /// Requests of the REST API that may wait for the loop.
 const REQUESTS: usize = 64;
-/// etcd ends within this or is killed.
+/// etcd ends within this or is killed. With the limits of releasing the lock (2 s), of removing the member key (1 s) and
+/// of the API (beside etcd) it leaves postgres two of the eight seconds that fit into Docker's ten.
 const ETCD_STOP: Duration = Duration::from_secs(3);
+/// Callbacks that still run at the end, per lane.
+const CALLBACK_STOP: Duration = Duration::from_secs(1);
+/// Requests in flight end within this or are abandoned.
+const API_STOP: Duration = Duration::from_millis(800);
 
 impl Fence for Guard {
     fn arm(&self, until: Boottime, lease: i64) {
@@ -73,9 +78,18 @@ impl Fence for Guard {
 }
 
 /// Runs the agent to its end.
-pub async fn run(config: Config, guard: Guard, level: LevelHandle) -> Exit {
+pub async fn run(loaded: Loaded, guard: Guard, level: LevelHandle) -> Exit {
+    // First of all: until then these signals end the process, and a reload sent to a starting container would.
+    let early = match Early::install() {
+        Ok(early) => early,
+        Err(error) => {
+            error!(%error, "cannot install signal handlers");
+            return Exit::Os;
+        }
+    };
+    let config = &loaded.config;
     info!(version = VERSION, member = %config.name, scope = config.scope, "howdah starts");
-    match assemble(config, guard, level).await {
+    match assemble(loaded, guard, level, early).await {
         Ok(running) => Box::pin(running.run()).await,
         Err(refusal) => {
             error!(status = refusal.exit.code(), "cannot start: {refusal}");
@@ -89,40 +103,73 @@ struct Running {
     signals: Signals,
     lease: Arc<Lease>,
     guard: Arc<Guard>,
-    listener: tokio::net::TcpListener,
+    instance: Arc<Instance>,
+    listeners: Vec<tokio::net::TcpListener>,
     handle: AgentHandle,
     options: api::Options,
     embedded: Option<embedded::Embedded>,
 }
 
 impl Running {
+    /// Runs the loop, the lease keeper and the REST API to the end of the loop. The other two end before it only by a
+    /// bug: then this agent is of no use, and init starts another one, which goes on with postgres and lease.
     async fn run(self) -> Exit {
         let shutdown = CancellationToken::new();
-        let api = tokio::spawn(api::serve(
-            self.listener,
-            self.handle,
-            self.options,
-            shutdown.clone(),
-        ));
-        let keeper = tokio::spawn(self.lease.keep());
-        let exit = Box::pin(self.agent.run(self.signals)).await;
+        let serving = api::serve(self.listeners, self.handle, self.options, shutdown.clone());
+        let mut api = tokio::spawn(serving);
+        let mut keeper = tokio::spawn(self.lease.keep());
+        // Cancel-safe: nothing goes on with any of them after the first end.
+        let exit = tokio::select! {
+            exit = Box::pin(self.agent.run(self.signals)) => exit,
+            ended = &mut keeper => unexpected("the lease keeper", &ended),
+            ended = &mut api => unexpected("the REST API", &ended),
+        };
         keeper.abort();
-        Fence::disarm(&*self.guard);
+        if exit == Exit::Internal {
+            // Postgres goes on, and so do the fence and etcd, for the agent that init starts next.
+            if let Some(embedded) = self.embedded {
+                embedded.leave();
+            }
+            return exit;
+        }
+        // What may still write is to be ended in time, by whoever does it.
+        if matches!(self.instance.postmaster().state(), State::Stopped { .. }) {
+            Fence::disarm(&*self.guard);
+        } else {
+            warn!("postgres is not down yet, the fence stays armed");
+        }
         shutdown.cancel();
-        if tokio::time::timeout(Duration::from_secs(2), api).await.is_err() {
-            debug!("the REST API did not end in time");
-        }
-        if let Some(embedded) = self.embedded
-            && !embedded.stop(ETCD_STOP).await
-        {
-            warn!("etcd had to be killed");
-        }
+        let api = async {
+            if !api.is_finished() && tokio::time::timeout(API_STOP * 2, api).await.is_err() {
+                debug!("the REST API did not end in time");
+            }
+        };
+        let etcd = async {
+            if let Some(embedded) = self.embedded
+                && !embedded.stop(ETCD_STOP).await
+            {
+                warn!("etcd had to be killed");
+            }
+        };
+        let callbacks = self.instance.settle_callbacks(CALLBACK_STOP);
+        tokio::join!(api, etcd, callbacks);
         exit
     }
 }
 
-async fn assemble(config: Config, guard: Guard, level: LevelHandle) -> Result<Running, Refusal> {
+fn unexpected(what: &str, ended: &Result<(), tokio::task::JoinError>) -> Exit {
+    error!(?ended, "{what} ended by itself, this is a bug");
+    Exit::Internal
+}
+
+async fn assemble(
+    loaded: Loaded,
+    guard: Guard,
+    level: LevelHandle,
+    early: Early,
+) -> Result<Running, Refusal> {
     let cancel = CancellationToken::new();
+    let config = loaded.config.clone();
     let data_dir = &config.postgresql.data_dir;
     let binaries = look_at_data(&config, &cancel).await?;
     info!(postgres = %binaries.dir.display(), version = ?binaries.version, data_dir = %data_dir.display(), "found");
@@ -146,18 +193,29 @@ async fn assemble(config: Config, guard: Guard, level: LevelHandle) -> Result<Ru
         )
     })?;
     match postmaster.state().pid() {
-        Some(pid) => info!(pid, "adopted the running postmaster"),
+        Some(pid) => {
+            info!(pid, "adopted the running postmaster");
+            end_if_half_made(&postmaster, data_dir).await?;
+        }
         None => port_is_free(&config)?,
     }
-    let listen = config.restapi.listen.hosts.first().map_or("*", String::as_str);
-    let listener = api::bind(&format!("{}:{}", bracketed(listen), config.restapi.listen.port))
+    let identity = Identity::of(&config);
+    let http = Client::new(credentials(config.ctl.authentication.as_ref()).as_ref());
+    let namesake = match guard.adopted() {
+        Some(_) => Namesake::None,
+        None => Namesake::before_listening(&http, &identity.api_url, &identity.member, &identity.scope).await,
+    };
+    let listen = &config.restapi.listen;
+    let listeners = api::bind_all(&listen.hosts, listen.port)
         .await
         .map_err(|error| refuse(Exit::Permission, error.to_string()))?;
     let (dcs, embedded) = store(&config).await?;
+    let ttl = dcs.lease_ttl(config.bootstrap.timing.ttl);
+    let dcs: Arc<dyn Dcs> = Arc::new(dcs);
     let guard = Arc::new(guard);
     let adopted = guard
         .adopted()
-        .map(|record| hold_of_record(record.until, record.token, config.bootstrap.timing.ttl));
+        .map(|record| hold_of_record(record.until, record.token, ttl));
     if let Some(hold) = &adopted {
         info!(lease = hold.lease, "going on with the lease of the agent before");
         dcs.adopt(hold.lease).await;
@@ -170,44 +228,82 @@ async fn assemble(config: Config, guard: Guard, level: LevelHandle) -> Result<Ru
         known,
         postmaster,
     ));
-    let identity = identity(&config);
     let initial = Dynamic::from_map(&config.bootstrap.dcs);
     let published = watch::Sender::new(Arc::new(first_snapshot(&identity, &initial)));
     let (sender, requests) = mpsc::channel(REQUESTS);
     let handle = AgentHandle::new(published.subscribe(), sender, Arc::clone(&dcs));
-    let signals = Signals::install(Arc::clone(&guard), Arc::new(level), handle.clone())
+    let level = Arc::new(level);
+    let signals = Signals::install(early, Arc::clone(&guard), Arc::clone(&level), handle.clone())
         .map_err(|error| refuse(Exit::Os, format!("cannot install signal handlers: {error}")))?;
-    let http = Client::new(credentials(config.ctl.authentication.as_ref()).as_ref());
+    let (access, current) = watch::channel(api::Access::load(&config.restapi).await);
     let options = api::Options {
-        credentials: credentials(config.restapi.authentication.as_ref()),
+        access: current,
         client: http.clone(),
-        limits: api::Limits::default(),
+        limits: api::Limits {
+            drain_within: API_STOP,
+            ..api::Limits::default()
+        },
     };
-    let reread = Reread(Box::new(|| {
-        let loaded = Config::load(&ProcessEnv, &ThisHost).map_err(|mistakes| mistakes.to_string())?;
-        Ok(Settings::from_config(&loaded.config))
-    }));
+    let client = http.clone();
+    let reread = Reread {
+        load: Box::new(|| Config::load(&ProcessEnv, &ThisHost).map_err(|mistakes| mistakes.to_string())),
+        apply: Box::new(move |config| {
+            level.set(&config.log.directives());
+            client.set_credentials(credentials(config.ctl.authentication.as_ref()).as_ref());
+            let (access, restapi) = (access.clone(), config.restapi.clone());
+            // Looks names up, which the loop must not wait for.
+            tokio::spawn(async move { access.send_replace(api::Access::load(&restapi).await) });
+        }),
+    };
     let agent = Agent::new(Parts {
         identity,
         initial,
         dcs,
         lease: Arc::clone(&lease),
-        instance,
+        instance: Arc::clone(&instance),
         http,
         requests,
         published,
+        started: loaded,
         reread,
         guard: Arc::clone(&guard),
+        namesake,
     });
     Ok(Running {
         agent,
         signals,
         lease,
         guard,
-        listener,
+        instance,
+        listeners,
         handle,
         options,
         embedded,
+    })
+}
+
+/// A bootstrap whose agent was killed leaves a postgres behind that runs in a half-made directory. Nobody may take it
+/// for a member: stopped, the directory counts as empty.
+async fn end_if_half_made(postmaster: &Postmaster, data_dir: &Path) -> Result<(), Refusal> {
+    if datadir::classify(data_dir, None) != DataDir::Incomplete {
+        return Ok(());
+    }
+    warn!(data_dir = %data_dir.display(), "the data directory is half made, stopping the postgres that runs in it");
+    let ladder = StopLadder {
+        smart: Duration::ZERO,
+        fast: Duration::ZERO,
+        immediate: Duration::from_secs(3),
+    };
+    let stopped = postmaster.stop(StopMode::Immediate, ladder).await;
+    stopped.map(drop).map_err(|error| {
+        refuse(
+            Exit::Os,
+            format!(
+                "cannot stop the postgres of an unfinished bootstrap in {}: {}",
+                data_dir.display(),
+                chain(&error)
+            ),
+        )
     })
 }
 
@@ -318,7 +414,7 @@ fn port_is_free(config: &Config) -> Result<(), Refusal> {
     Ok(())
 }
 
-async fn store(config: &Config) -> Result<(Arc<dyn Dcs>, Option<embedded::Embedded>), Refusal> {
+async fn store(config: &Config) -> Result<(etcd::Etcd, Option<embedded::Embedded>), Refusal> {
     let (options, embedded) = match &config.dcs {
         DcsConfig::Etcd3(etcd3) => (remote(config, etcd3), None),
         DcsConfig::Embedded(own) => {
@@ -332,7 +428,8 @@ async fn store(config: &Config) -> Result<(Arc<dyn Dcs>, Option<embedded::Embedd
     };
     info!(endpoints = ?options.endpoints, "the DCS is etcd");
     let dcs = etcd::Etcd::new(options).map_err(|error| refuse(Exit::Config, format!("etcd: {error}")))?;
-    Ok((Arc::new(dcs), embedded))
+    let peers = matches!(&config.dcs, DcsConfig::Embedded(own) if own.peers.len() > 1);
+    Ok((if peers { dcs.beside_postgres() } else { dcs }, embedded))
 }
 
 async fn start_embedded(config: &Config, own: &config::Embedded) -> Result<embedded::Embedded, Refusal> {
@@ -347,6 +444,7 @@ async fn start_embedded(config: &Config, own: &config::Embedded) -> Result<embed
         data_dir: own.data_dir.clone(),
         peers: own.peers.iter().map(peer).collect(),
         name: own.this.name.0.clone(),
+        listen: own.listen.clone(),
         token: config.scope.clone(),
     };
     info!(data_dir = %own.data_dir.display(), members = own.peers.len(), "starting the embedded etcd");
@@ -419,18 +517,4 @@ pub fn credentials(given: Option<&config::Credentials>) -> Option<Credentials> {
         username: c.username.clone(),
         password: c.password.reveal().to_owned(),
     })
-}
-
-fn identity(config: &Config) -> Identity {
-    let at = |address: &config::Address| format!("{}:{}", bracketed(&address.host), address.port);
-    let postgresql = &config.postgresql;
-    let url = |address: &config::Address| format!("postgres://{}/{}", at(address), postgresql.database);
-    Identity {
-        member: config.name.clone(),
-        scope: config.scope.clone(),
-        tags: config.tags.clone(),
-        conn_url: url(&postgresql.connect_address),
-        api_url: format!("http://{}/patroni", at(&config.restapi.connect_address)),
-        proxy_url: postgresql.proxy_address.as_ref().map(url),
-    }
 }

@@ -16,7 +16,7 @@ use crate::{
     agent::handle::{Request, RestartOutcome, ScheduledRestart},
     client::probe_peers,
     dcs::{Key, When, Written},
-    model::{Dynamic, MemberName, merge_patch},
+    model::{Cluster, Dynamic, MemberName, merge_patch},
 };
 
 /// How long candidates may take to answer (contract: REST API §14).
@@ -25,8 +25,30 @@ const PROBE_WITHIN: Duration = Duration::from_secs(2);
 const RESTART_WITHIN: Duration = Duration::from_secs(3600);
 /// Short requests to the agent.
 const REPLY_WITHIN: Duration = Duration::from_secs(10);
+/// Reading the store.
+const STORE_WITHIN: Duration = Duration::from_secs(3);
 /// A PATCH is a merge, so losing a race only means merging again.
 const PATCH_ATTEMPTS: usize = 3;
+
+/// The cluster as stored now. A store that is away must not keep the client waiting for as long as it is away.
+async fn stored(api: &Api) -> Result<Cluster, Refusal> {
+    match tokio::time::timeout(STORE_WITHIN, api.handle.dcs().cluster()).await {
+        Ok(cluster) => Ok(cluster?),
+        Err(_) => Err(Refusal::unavailable(format!(
+            "cannot reach the DCS: no answer within {STORE_WITHIN:?}"
+        ))),
+    }
+}
+
+/// Writes to the store. After a timeout it may have been written or not.
+async fn write(api: &Api, key: Key, value: &str, when: When) -> Result<Written, Refusal> {
+    match tokio::time::timeout(REPLY_WITHIN, api.handle.dcs().write(key, value, when)).await {
+        Ok(written) => Ok(written?),
+        Err(_) => Err(Refusal::unavailable(format!(
+            "cannot reach the DCS: no answer within {REPLY_WITHIN:?}"
+        ))),
+    }
+}
 
 async fn wake(api: &Api) {
     if let Err(error) = api.handle.tell(Request::WakeUp).await {
@@ -46,18 +68,13 @@ async fn reply_within<T>(
 
 pub(super) async fn patch_config(api: &Api, patch: &Map<String, Value>) -> Result<Reply, Refusal> {
     for _ in 0..PATCH_ATTEMPTS {
-        let cluster = api.handle.dcs().cluster().await?;
+        let cluster = stored(api).await?;
         let (Some(mut config), Some(version)) = (cluster.config, cluster.config_version) else {
             return Err(Refusal::unavailable("there is no valid configuration in the DCS"));
         };
         if merge_patch(&mut config, patch) {
             let text = Value::Object(config.clone()).to_string();
-            match api
-                .handle
-                .dcs()
-                .write(Key::Config, &text, When::Version(version))
-                .await
-            {
+            match write(api, Key::Config, &text, When::Version(version)).await {
                 Ok(Written::Yes(_)) => {}
                 Ok(Written::Refused) => continue,
                 Err(error) => {
@@ -77,18 +94,17 @@ pub(super) async fn patch_config(api: &Api, patch: &Map<String, Value>) -> Resul
 }
 
 pub(super) async fn put_config(api: &Api, config: &Map<String, Value>) -> Result<Reply, Refusal> {
-    let cluster = api.handle.dcs().cluster().await?;
+    let not_taken = |error: &Refusal| Refusal::new(502, format!("the DCS did not take it: {error}"));
+    let cluster = stored(api).await.map_err(|error| not_taken(&error))?;
     let text = Value::Object(config.clone()).to_string();
     let stored = cluster.config.map(|stored| Value::Object(stored).to_string());
     if stored.as_deref() != Some(text.as_str()) {
-        match api.handle.dcs().write(Key::Config, &text, When::Always).await {
+        match write(api, Key::Config, &text, When::Always).await {
             Ok(Written::Yes(_)) => {
                 tracing::info!("dynamic configuration replaced through the REST API");
             }
             Ok(Written::Refused) => return Err(Refusal::new(502, "the DCS did not take it")),
-            Err(error) => {
-                return Err(Refusal::new(502, format!("the DCS did not take it: {error}")));
-            }
+            Err(error) => return Err(not_taken(&error)),
         }
     }
     Ok(reply::object(200, config))
@@ -99,7 +115,7 @@ pub(super) async fn change_leader(
     action: Action,
     body: &Map<String, Value>,
 ) -> Result<Reply, Refusal> {
-    let cluster = api.handle.dcs().cluster().await?;
+    let cluster = stored(api).await?;
     let dynamic = cluster.config.as_ref().map(Dynamic::from_map).unwrap_or_default();
     let plan = switchover::validate(action, body, Timestamp::now(), dynamic.pause)?;
     if plan.key.scheduled_at.is_none() {
@@ -116,12 +132,7 @@ pub(super) async fn change_leader(
     }
     // Subscribed before the write, so that the change it leads to cannot be missed.
     let changes = api.handle.dcs().changes();
-    match api
-        .handle
-        .dcs()
-        .write(Key::Failover, &plan.key.render(), When::Always)
-        .await
-    {
+    match write(api, Key::Failover, &plan.key.render(), When::Always).await {
         Ok(Written::Yes(_)) => {}
         Ok(Written::Refused) => {
             return Err(Refusal::unavailable("failed to write failover key into DCS"));
@@ -157,7 +168,7 @@ async fn follow(
             // No more news from the watch: the clock has to do.
             Ok(Err(_)) => tokio::time::sleep(tick).await,
         }
-        match api.handle.dcs().cluster().await {
+        match stored(api).await {
             Ok(cluster) => {
                 if let Some(outcome) = switchover::outcome(plan, old_leader, &cluster) {
                     return outcome.map(|text| reply::text(200, text));
@@ -170,17 +181,12 @@ async fn follow(
 }
 
 pub(super) async fn unschedule_switchover(api: &Api) -> Result<Reply, Refusal> {
-    let cluster = api.handle.dcs().cluster().await?;
+    let cluster = stored(api).await?;
     let scheduled = cluster.failover.is_some_and(|key| key.scheduled_at.is_some());
     let (true, Some(version)) = (scheduled, cluster.failover_version) else {
         return Err(Refusal::new(404, "no switchover is scheduled"));
     };
-    match api
-        .handle
-        .dcs()
-        .write(Key::Failover, "{}", When::Version(version))
-        .await?
-    {
+    match write(api, Key::Failover, "{}", When::Version(version)).await? {
         Written::Yes(_) => {
             wake(api).await;
             Ok(reply::text(200, "scheduled switchover deleted"))

@@ -39,6 +39,24 @@ pub enum BindError {
     },
 }
 
+/// Listens on every one of `hosts` (IPv6 with or without brackets), all of them or none.
+pub async fn bind_all(hosts: &[String], port: u16) -> Result<Vec<TcpListener>, BindError> {
+    let has = |host: &str| hosts.iter().any(|other| other == host);
+    // One socket takes both families; next to it there is nothing left to listen on.
+    let all = has("*") || (has("::") && has("0.0.0.0"));
+    let everywhere = ["*".to_owned()];
+    let mut listeners = Vec::new();
+    for host in if all { &everywhere } else { hosts } {
+        let host = if host.contains(':') && !host.starts_with('[') {
+            format!("[{host}]")
+        } else {
+            host.clone()
+        };
+        listeners.push(bind(&format!("{host}:{port}")).await?);
+    }
+    Ok(listeners)
+}
+
 /// Listens on `host:port`. An empty host or `*` means all addresses, IPv6 included where the host has it.
 pub async fn bind(address: &str) -> Result<TcpListener, BindError> {
     let owned = || address.to_owned();
@@ -108,6 +126,25 @@ mod tests {
             tokio::net::TcpStream::connect(("127.0.0.1", port))
                 .await
                 .expect("reachable by IPv4");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_host_is_listened_on() {
+        let free = bind("127.0.0.1:0").await.expect("a free port");
+        let port = free.local_addr().expect("bound").port();
+        drop(free);
+        let hosts = ["127.0.0.1".to_owned(), "127.0.0.2".to_owned()];
+        let listeners = bind_all(&hosts, port).await.expect("both are free");
+        let bound: Vec<String> = listeners
+            .iter()
+            .map(|listener| listener.local_addr().expect("bound").ip().to_string())
+            .collect();
+        assert_eq!(bound, hosts);
+        drop(listeners);
+        for all in [&["::", "0.0.0.0"][..], &["127.0.0.1", "*"]] {
+            let hosts: Vec<String> = all.iter().map(|host| (*host).to_owned()).collect();
+            assert_eq!(bind_all(&hosts, 0).await.expect("free").len(), 1, "{all:?}");
         }
     }
 

@@ -3,6 +3,8 @@
 //! [`ClusterView`] is made from the DCS or read back from another member's answer, so that `list` looks the same
 //! wherever its data comes from.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use crate::agent::handle::SyncMode;
@@ -130,6 +132,8 @@ pub struct ClusterView {
     pub pause: bool,
     /// A switchover that waits for its time.
     pub scheduled_switchover: Option<ScheduledSwitchover>,
+    /// How old this is; `None` if it was read from the store for this view.
+    pub seen_ago: Option<Duration>,
 }
 
 /// The synchronous mode a configuration document asks for.
@@ -182,6 +186,7 @@ impl ClusterView {
             members: cluster.members.iter().map(view).collect(),
             pause: Dynamic::from_map(config).pause,
             scheduled_switchover: scheduled,
+            seen_ago: None,
         }
     }
 
@@ -217,6 +222,9 @@ impl ClusterView {
             out.insert("scheduled_switchover".into(), object.into());
         }
         out.insert("scope".into(), self.scope.clone().into());
+        if let Some(age) = self.seen_ago {
+            out.insert("seen_seconds_ago".into(), age.as_secs().into());
+        }
         Value::Object(out)
     }
 
@@ -236,6 +244,10 @@ impl ClusterView {
             members: members.iter().filter_map(read_member).collect(),
             pause: value.get("pause").and_then(Value::as_bool).unwrap_or(false),
             scheduled_switchover: scheduled,
+            seen_ago: value
+                .get("seen_seconds_ago")
+                .and_then(Value::as_u64)
+                .map(Duration::from_secs),
         })
     }
 }

@@ -43,7 +43,7 @@ impl Checks {
             return Self {
                 replica,
                 leader: primary || standby_leader,
-                primary,
+                primary: primary && takes_writes(snapshot),
                 standby_leader,
             };
         }
@@ -51,7 +51,7 @@ impl Checks {
             (true, false) => Self {
                 replica,
                 leader: true,
-                primary: true,
+                primary: takes_writes(snapshot),
                 standby_leader: false,
             },
             (true, true) => Self {
@@ -72,6 +72,13 @@ impl Checks {
     const fn read_only(&self, replica: bool) -> bool {
         self.primary || self.standby_leader || replica
     }
+}
+
+/// Whether writes sent here can succeed, as far as is known. The contract looks at the lock alone; then a load balancer
+/// sends writes to a server that is still in recovery or down, and does not even retry elsewhere. A running primary
+/// that merely did not answer the last monitor query keeps its traffic: silence is load far more often than an end.
+fn takes_writes(snapshot: &Snapshot) -> bool {
+    snapshot.local.state == PgState::Running && snapshot.role() == Role::Primary
 }
 
 /// How far the leader is known to be: what the DCS says or what our own sender said, whichever is more.

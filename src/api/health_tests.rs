@@ -53,13 +53,51 @@ fn every_cell_of_the_role_table() {
 }
 
 #[test]
-fn the_lock_makes_a_primary_even_while_postgres_is_down() {
-    let mut snapshot = leader();
-    snapshot.local.state = PgState::Stopped;
-    snapshot.local.answer = None;
-    snapshot.local.role = Role::Replica;
-    assert_eq!(check(&snapshot, "/primary"), 200);
-    assert_eq!(check(&snapshot, "/health"), 503);
+fn the_holder_of_the_lock_gets_writes_only_while_it_can_take_them() {
+    let with = |state, role, answers: bool| {
+        let mut snapshot = leader();
+        (snapshot.local.state, snapshot.local.role) = (state, role);
+        if !answers {
+            snapshot.local.answer = None;
+        }
+        snapshot
+    };
+    let mut promoting = leader();
+    promoting.local.role = Role::Replica;
+    promoting.local.answer = replica().local.answer;
+    for (what, snapshot, expected) in [
+        ("running", leader(), 200),
+        ("silent", with(PgState::Running, Role::Primary, false), 200),
+        (
+            "silent in recovery",
+            with(PgState::Running, Role::Replica, false),
+            503,
+        ),
+        ("in recovery", promoting, 503),
+        ("starting", with(PgState::Starting, Role::Primary, false), 503),
+        ("restarting", with(PgState::Restarting, Role::Primary, true), 503),
+        ("stopping", with(PgState::Stopping, Role::Primary, true), 503),
+        ("stopped", with(PgState::Stopped, Role::Demoted, false), 503),
+        (
+            "start failed",
+            with(PgState::StartFailed, Role::Demoted, false),
+            503,
+        ),
+        ("crashed", with(PgState::Crashed, Role::Demoted, false), 503),
+    ] {
+        for path in ["/", "/primary", "/read-write", "/master"] {
+            assert_eq!(check(&snapshot, path), expected, "{what}: {path}");
+        }
+        assert_eq!(check(&snapshot, "/leader"), 200, "{what}: the lock alone");
+    }
+}
+
+#[test]
+fn a_member_being_promoted_still_serves_reads() {
+    let mut promoting = leader();
+    promoting.local.role = Role::Replica;
+    promoting.local.answer = replica().local.answer;
+    assert_eq!(check(&promoting, "/read-only"), 200);
 }
 
 #[test]
@@ -79,6 +117,8 @@ fn without_a_dcs_only_a_paused_cluster_has_a_primary() {
     assert_eq!(check(&snapshot, "/primary"), 200);
     assert_eq!(check(&snapshot, "/leader"), 200);
     assert_eq!(check(&snapshot, "/standby-leader"), 503);
+    snapshot.local.state = PgState::Stopping;
+    assert_eq!(check(&snapshot, "/primary"), 503);
 }
 
 #[test]

@@ -16,10 +16,11 @@
 //! | file | thought |
 //! |---|---|
 //! | `server` | sockets: accept, limit, time out, drain |
+//! | `access` | who may change something |
 //! | `routes`, `actions` | which handler; the ones that change something |
 //! | `health`, `render`, `cluster`, `switchover`, `restart`, `schedule` | pure: what to answer |
 
-mod access;
+pub mod access;
 mod actions;
 mod bind;
 pub mod cluster;
@@ -37,17 +38,20 @@ pub mod switchover;
 
 use std::time::Duration;
 
-pub use bind::{BindError, bind};
+pub use access::Access;
+pub use bind::{BindError, bind, bind_all};
 pub use refusal::Refusal;
 pub use server::serve;
 
-use crate::client::{Client, Credentials};
+use tokio::sync::watch;
+
+use crate::client::Client;
 
 /// What the server needs besides the agent.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Asked of every request that changes something.
-    pub credentials: Option<Credentials>,
+    /// Who may change something; a reload sends another.
+    pub access: watch::Receiver<Access>,
     /// For asking other members.
     pub client: Client,
     /// Bounds.

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::health::sync_standby;
 use crate::{
-    agent::handle::{Answer, ReplicationState, Snapshot, SyncMode, WIRE_VERSION, Xlog},
+    agent::handle::{Answer, Copies, ReplicationState, Snapshot, SyncMode, WIRE_VERSION, Xlog},
     clock::Boottime,
     model::Timeline,
 };
@@ -75,6 +75,9 @@ pub fn patroni(snapshot: &Snapshot, now: Boottime) -> Map<String, Value> {
     );
     if let Some(restart) = &snapshot.local.scheduled_restart {
         put("scheduled_restart", restart.to_json().into());
+    }
+    if snapshot.local.copies != Copies::default() {
+        put("copies", json!(snapshot.local.copies));
     }
     out
 }

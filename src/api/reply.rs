@@ -1,7 +1,7 @@
 //! The few shapes an answer has.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use serde::Serialize;
 
@@ -26,6 +26,16 @@ pub(super) fn bare(code: u16) -> Reply {
     reply(code, None, String::new())
 }
 
+/// The same answer with the operator's headers (contract: REST API §1, "Extra headers": not on a bare status).
+pub(super) fn with_headers(mut reply: Reply, headers: &HeaderMap) -> Reply {
+    if reply.headers().contains_key(header::CONTENT_TYPE) {
+        for (name, value) in headers {
+            reply.headers_mut().insert(name, value.clone());
+        }
+    }
+    reply
+}
+
 /// Plain text, without a newline: clients compare it.
 pub(super) fn text(code: u16, text: impl Into<String>) -> Reply {
     reply(code, Some("text/plain; charset=utf-8"), text.into())
@@ -34,6 +44,11 @@ pub(super) fn text(code: u16, text: impl Into<String>) -> Reply {
 /// JSON as Python writes it.
 pub(super) fn object(code: u16, value: &impl Serialize) -> Reply {
     reply(code, Some("application/json"), json::text(value))
+}
+
+/// 403.
+pub(super) fn denied() -> Reply {
+    text(403, "Access is denied")
 }
 
 /// 401. The realm is the contract's.

@@ -1,6 +1,6 @@
 //! Which handler answers, what a request must bring, and the handlers that change nothing.
 
-use std::time::Duration;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, header};
@@ -9,7 +9,8 @@ use hyper::body::Incoming;
 use serde_json::{Map, Value};
 
 use super::{
-    access, actions,
+    access::{Access, Denied},
+    actions,
     cluster::ClusterView,
     health,
     query::Query,
@@ -25,6 +26,9 @@ use crate::{clock::Boottime, model::Cluster, model::HistoryRow};
 const FRESH: Duration = Duration::from_millis(250);
 /// Peers give up after 2 s; an older observation in time is worth more to them than a fresh one too late.
 const FRESH_WITHIN: Duration = Duration::from_millis(1500);
+
+/// A store that is there answers within milliseconds; after this the last view is shown instead.
+const STORE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A handler that changes something.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +71,25 @@ enum Body {
 }
 
 /// Answers one request.
-pub(super) async fn answer(api: &Api, request: Request<Incoming>, activity: &Activity) -> Reply {
+pub(super) async fn answer(
+    api: &Api,
+    request: Request<Incoming>,
+    peer: IpAddr,
+    activity: &Activity,
+) -> Reply {
+    // One load of the configuration for the whole request.
+    let access = api.options.access.borrow().clone();
+    let reply = route(api, request, peer, &access, activity).await;
+    reply::with_headers(reply, access.headers())
+}
+
+async fn route(
+    api: &Api,
+    request: Request<Incoming>,
+    peer: IpAddr,
+    access: &Access,
+    activity: &Activity,
+) -> Reply {
     let path = request.uri().path();
     let segment = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     if *request.method() == Method::GET {
@@ -86,8 +108,17 @@ pub(super) async fn answer(api: &Api, request: Request<Incoming>, activity: &Act
             format!("Unsupported method ('{method}' on {path}). Server does not support this operation"),
         );
     };
-    if let Err(reason) = access::check(api.options.credentials.as_ref(), request.headers()) {
-        return reply::unauthorized(reason);
+    let snapshot = api.handle.current();
+    let ask_members = !matches!(change, Change::Failsafe);
+    // Who is a member is not forgotten with age: during an outage of the DCS members still need to reach each other.
+    let cluster = snapshot.dcs.as_ref().map(|view| &*view.cluster);
+    match access.check(peer, request.headers(), cluster, ask_members).await {
+        Ok(()) => {}
+        Err(Denied::Address) => {
+            tracing::warn!(%peer, ?change, "request denied: the address is not on the allowlist");
+            return reply::denied();
+        }
+        Err(Denied::Credentials(reason)) => return reply::unauthorized(reason),
     }
     let rule = match change {
         Change::PatchConfig | Change::PutConfig | Change::Lead(_) => Body::Required,
@@ -134,16 +165,35 @@ async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
             let snapshot = api.handle.fresh(FRESH, FRESH_WITHIN).await;
             reply::object(200, &render::patroni(&snapshot, Boottime::now()))
         }
-        "cluster" | "history" | "config" => match read_cluster(api, now).await {
-            Ok(cluster) => shared(api, segment, &cluster),
-            Err(refusal) => refusal.into(),
-        },
+        "cluster" | "history" | "config" => show(api, segment).await,
         "failsafe" => no_failsafe().into(),
         _ => {
             let snapshot = api.handle.current();
             let code = health::code(&snapshot, now, path, &Query::parse(query));
             reply::object(code, &render::patroni(&snapshot, now))
         }
+    }
+}
+
+/// What is remembered counts for `ttl` (contract: REST API §3, D). After that a client must not act on it, so the
+/// status is an error; a person who looks at `/cluster` is still told what was last seen, and when.
+async fn show(api: &Api, segment: &str) -> Reply {
+    let snapshot = api.handle.current();
+    match read_cluster(api).await {
+        Shown::Stored(cluster) => shared(api, segment, &cluster),
+        Shown::Remembered(cluster, age, refusal) => {
+            let old = age > snapshot.dynamic.timing.ttl;
+            match (segment, old) {
+                ("cluster", _) => {
+                    let mut view = ClusterView::of(&snapshot.scope, &cluster);
+                    view.seen_ago = Some(age);
+                    reply::object(if old { 503 } else { 200 }, &view.to_json())
+                }
+                (_, false) => shared(api, segment, &cluster),
+                (_, true) => refusal.into(),
+            }
+        }
+        Shown::Unknown(refusal) => refusal.into(),
     }
 }
 
@@ -164,14 +214,28 @@ fn shared(api: &Api, segment: &str, cluster: &Cluster) -> Reply {
     }
 }
 
-/// What is stored now; while the store cannot be asked, what was seen there at most `ttl` ago.
-async fn read_cluster(api: &Api, now: Boottime) -> Result<Cluster, Refusal> {
-    match api.handle.dcs().cluster().await {
-        Ok(cluster) => Ok(cluster),
-        Err(error) => match api.handle.current().cluster(now) {
-            Some(cluster) => Ok(cluster.clone()),
-            None => Err(error.into()),
-        },
+/// The cluster as it can be shown.
+enum Shown {
+    /// As stored now.
+    Stored(Cluster),
+    /// The store cannot be asked: as this member last saw it, this long ago.
+    Remembered(Arc<Cluster>, Duration, Refusal),
+    /// It cannot be asked and never could.
+    Unknown(Refusal),
+}
+
+async fn read_cluster(api: &Api) -> Shown {
+    let refusal = match tokio::time::timeout(STORE_WITHIN, api.handle.dcs().cluster()).await {
+        Ok(Ok(cluster)) => return Shown::Stored(cluster),
+        Ok(Err(error)) => error.into(),
+        Err(_) => Refusal::unavailable(format!("cannot reach the DCS: no answer within {STORE_WITHIN:?}")),
+    };
+    match &api.handle.current().dcs {
+        Some(view) => {
+            let age = Boottime::now().since(view.seen_at);
+            Shown::Remembered(view.cluster.clone(), age, refusal)
+        }
+        None => Shown::Unknown(refusal),
     }
 }
 

@@ -2,12 +2,13 @@
 //!
 //! | task | input | output | ended by |
 //! |---|---|---|---|
-//! | [`serve`] | connections | one task each | the shutdown token, then `drain_within` |
+//! | [`serve`] | connections of all listeners | one task each | the shutdown token, then `drain_within` |
 //! | connection | requests | answers | the client, a timeout, being evicted, shutdown |
 
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    net::IpAddr,
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -79,53 +80,34 @@ impl Connections {
     }
 }
 
+/// What the tasks of all listeners share.
+#[derive(Clone)]
+struct Shared {
+    api: Arc<Api>,
+    connections: Arc<Mutex<Connections>>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+    abandon: CancellationToken,
+}
+
 /// Answers requests until `shutdown`, then gives those in flight `drain_within` and returns.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     handle: AgentHandle,
     options: Options,
     shutdown: CancellationToken,
 ) {
     let limits = options.limits;
-    let api = Arc::new(Api { handle, options });
-    let connections = Arc::new(Mutex::new(Connections::default()));
-    let tasks = TaskTracker::new();
-    let abandon = CancellationToken::new();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            // cancel-safe: a connection not returned stays in the backlog
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Either the client is gone already or we are out of descriptors; the latter needs a breath.
-                tracing::warn!(%error, "REST API cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let Some((id, activity, evict)) = lock(&connections).admit(limits.connections_max) else {
-            tracing::warn!(
-                limit = limits.connections_max,
-                "REST API has no room for another connection"
-            );
-            continue;
-        };
-        let (api, connections) = (api.clone(), connections.clone());
-        let (shutdown, abandon) = (shutdown.clone(), abandon.clone());
-        tasks.spawn(async move {
-            tokio::select! {
-                () = connection(stream, api, activity, shutdown) => {}
-                () = evict.cancelled() => {}
-                () = abandon.cancelled() => {}
-            }
-            lock(&connections).open.remove(&id);
-        });
-    }
-    drop(listener);
+    let shared = Shared {
+        api: Arc::new(Api { handle, options }),
+        connections: Arc::default(),
+        tasks: TaskTracker::new(),
+        shutdown,
+        abandon: CancellationToken::new(),
+    };
+    let accepting = listeners.into_iter().map(|listener| accept(listener, &shared));
+    futures::future::join_all(accepting).await;
+    let Shared { tasks, abandon, .. } = shared;
     tasks.close();
     if tokio::time::timeout(limits.drain_within, tasks.wait())
         .await
@@ -137,18 +119,62 @@ pub async fn serve(
     }
 }
 
+/// Takes connections of one listener until shutdown.
+async fn accept(listener: TcpListener, shared: &Shared) {
+    let limits = shared.api.options.limits;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shared.shutdown.cancelled() => return,
+            // cancel-safe: a connection not returned stays in the backlog
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, peer.ip()),
+            Err(error) => {
+                // Either the client is gone already or we are out of descriptors; the latter needs a breath.
+                tracing::warn!(%error, "REST API cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Some((id, activity, evict)) = lock(&shared.connections).admit(limits.connections_max) else {
+            tracing::warn!(
+                limit = limits.connections_max,
+                "REST API has no room for another connection"
+            );
+            continue;
+        };
+        let own = shared.clone();
+        shared.tasks.spawn(async move {
+            tokio::select! {
+                () = connection(stream, peer, own.api, activity, own.shutdown) => {}
+                () = evict.cancelled() => {}
+                () = own.abandon.cancelled() => {}
+            }
+            lock(&own.connections).open.remove(&id);
+        });
+    }
+}
+
 fn lock(connections: &Mutex<Connections>) -> std::sync::MutexGuard<'_, Connections> {
     connections.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn connection(stream: TcpStream, api: Arc<Api>, activity: Activity, shutdown: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    peer: IpAddr,
+    api: Arc<Api>,
+    activity: Activity,
+    shutdown: CancellationToken,
+) {
     if let Err(error) = tune(&stream) {
         tracing::debug!(%error, "socket options");
     }
     let limits = api.options.limits;
     let service = service_fn(move |request| {
         let (api, activity) = (api.clone(), activity.clone());
-        async move { Ok::<_, Infallible>(routes::answer(&api, request, &activity).await) }
+        async move { Ok::<_, Infallible>(routes::answer(&api, request, peer, &activity).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

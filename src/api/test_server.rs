@@ -1,7 +1,10 @@
 //! For tests: the server on a real socket, with an agent and a store made of plain memory.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Limits, Options, bind, serve};
+use super::{Access, Limits, Options, bind, serve};
 use crate::{
     agent::handle::{
         AgentHandle, ReinitRefused, Request, RestartOutcome, Snapshot,
@@ -31,6 +34,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Store {
     entries: Mutex<Vec<Entry>>,
+    silent: AtomicBool,
     changes: watch::Sender<u64>,
 }
 
@@ -38,12 +42,18 @@ impl Store {
     pub(crate) fn new(pairs: &[(&str, &str)]) -> Arc<Self> {
         let store = Self {
             entries: Mutex::new(Vec::new()),
+            silent: AtomicBool::new(false),
             changes: watch::Sender::new(0),
         };
         for (path, value) in pairs {
             store.put(path, value);
         }
         Arc::new(store)
+    }
+
+    /// From now on no question is answered, as behind a network that drops everything.
+    pub(crate) fn fall_silent(&self) {
+        self.silent.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn put(&self, path: &str, value: &str) -> Version {
@@ -75,6 +85,9 @@ impl Store {
 #[async_trait]
 impl Dcs for Store {
     async fn cluster(&self) -> Result<Cluster, DcsError> {
+        if self.silent.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         let entries = self.entries.lock().expect("no panic while locked").clone();
         if entries.is_empty() {
             return Err(DcsError::Timeout {
@@ -139,7 +152,8 @@ pub(crate) struct Server {
     pub(crate) address: String,
     pub(crate) client: Client,
     pub(crate) store: Arc<Store>,
-    pub(super) snapshot: watch::Sender<Arc<Snapshot>>,
+    pub(super) access: watch::Sender<Access>,
+    pub(crate) snapshot: watch::Sender<Arc<Snapshot>>,
     pub(super) requests: Option<mpsc::Receiver<Request>>,
     pub(super) shutdown: CancellationToken,
     pub(super) task: JoinHandle<()>,
@@ -173,16 +187,18 @@ pub(super) async fn server_with(
     let handle = AgentHandle::new(receiver, sender, store.clone());
     let shutdown = CancellationToken::new();
     let client = Client::new(credentials.as_ref());
+    let (access, current) = watch::channel(Access::with_credentials(credentials));
     let options = Options {
-        credentials,
+        access: current,
         client: client.clone(),
         limits,
     };
-    let task = tokio::spawn(serve(listener, handle, options, shutdown.clone()));
+    let task = tokio::spawn(serve(vec![listener], handle, options, shutdown.clone()));
     Server {
         address,
         client,
         store,
+        access,
         snapshot,
         requests: Some(requests),
         shutdown,

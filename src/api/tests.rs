@@ -9,13 +9,17 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::test_server::{limits, n2_at, rest_of, server, server_with};
+use super::{
+    Access,
+    test_server::{limits, n2_at, rest_of, server, server_with},
+};
 use crate::{
     agent::handle::{
         Request,
         fixtures::{HEALTHY, leader, live},
     },
     client::Credentials,
+    config::{Config, FixedHost, MapEnv},
     dcs::Dcs,
 };
 
@@ -219,6 +223,95 @@ async fn changes_need_the_credentials_and_reading_does_not() {
             .contains(" 200 ")
     );
     agent.abort();
+}
+
+#[tokio::test]
+async fn changes_come_only_from_the_allowlist_and_reading_from_everywhere() {
+    let rest = |vars: &[(&str, &str)]| {
+        let env = vars
+            .iter()
+            .fold(MapEnv::new(&[("POSTGRES_PASSWORD", "s")]), |env, (n, v)| {
+                env.var(n, v)
+            });
+        Config::load(
+            &env,
+            &FixedHost {
+                hostname: Some("pg1".into()),
+                address: None,
+            },
+        )
+        .expect("valid")
+        .config
+        .restapi
+    };
+    let mut server = server(HEALTHY).await;
+    let agent = server.agent();
+    let denied = (403, "Access is denied".to_owned());
+    let elsewhere = rest(&[
+        ("HOWDAH_RESTAPI_ALLOWLIST", "192.0.2.0/24"),
+        ("HOWDAH_RESTAPI_USERNAME", "u"),
+        ("HOWDAH_RESTAPI_PASSWORD", "p"),
+        ("HOWDAH_RESTAPI_HTTP_EXTRA_HEADERS", "X-Frame-Options: DENY"),
+    ]);
+    server.access.send_replace(Access::load(&elsewhere).await);
+    for (method, path) in [
+        (Method::POST, "/reload"),
+        (Method::PATCH, "/config"),
+        (Method::DELETE, "/restart"),
+        (Method::POST, "/failsafe"),
+    ] {
+        assert_eq!(server.says(method, path, None).await, denied, "{path}");
+    }
+    let read = server.raw(b"GET /config HTTP/1.0\r\n\r\n").await;
+    assert!(read.contains(" 200 "), "{read}");
+    assert!(read.contains("\r\nx-frame-options: DENY\r\n"), "{read}");
+    let bare = server.raw(b"GET /liveness HTTP/1.0\r\n\r\n").await;
+    assert!(!bare.contains("x-frame-options"), "{bare}");
+    let by_name = rest(&[("HOWDAH_RESTAPI_ALLOWLIST", "192.0.2.0/24, localhost")]);
+    server.access.send_replace(Access::load(&by_name).await);
+    assert_eq!(server.says(Method::POST, "/reload", None).await.0, 202);
+    let members = rest(&[("HOWDAH_RESTAPI_ALLOWLIST_INCLUDE_MEMBERS", "on")]);
+    server.access.send_replace(Access::load(&members).await);
+    assert_eq!(server.says(Method::POST, "/reload", None).await, denied);
+    assert_eq!(server.says(Method::POST, "/failsafe", None).await.0, 502);
+    agent.abort();
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_is_not_waited_for() {
+    let server = server(HEALTHY).await;
+    server.store.fall_silent();
+    let begun = std::time::Instant::now();
+    let cluster = server.get("/cluster").await;
+    assert_eq!(cluster.status, 200);
+    let cluster = cluster.json().expect("JSON");
+    assert_eq!(
+        (&cluster["scope"], &cluster["seen_seconds_ago"]),
+        (&json!("demo"), &json!(1))
+    );
+    assert_eq!(server.get("/history").await.status, 200);
+    let (code, text) = server.says(Method::PATCH, "/config", Some(json!({"a": 1}))).await;
+    assert_eq!(code, 503);
+    assert!(text.starts_with("cannot reach the DCS: no answer"), "{text}");
+    let (code, _) = server.says(Method::PUT, "/config", Some(json!({"a": 1}))).await;
+    assert_eq!(code, 502);
+    assert!(begun.elapsed() < Duration::from_secs(15));
+}
+
+#[tokio::test]
+async fn an_old_view_is_shown_to_people_and_not_to_be_acted_on() {
+    let server = server(&[]).await;
+    let mut old = live(leader());
+    if let Some(view) = &mut old.dcs {
+        view.seen_at = view.seen_at.minus(Duration::from_secs(45));
+    }
+    server.snapshot.send_replace(Arc::new(old));
+    let answer = server.get("/cluster").await;
+    assert_eq!(answer.status, 503);
+    let cluster = answer.json().expect("JSON");
+    assert_eq!(cluster["members"][0]["name"], "n1");
+    assert_eq!(cluster["seen_seconds_ago"], 45);
+    assert_eq!(server.get("/config").await.status, 503);
 }
 
 #[tokio::test]

@@ -55,8 +55,8 @@ pub enum Command {
     History(HistoryArgs),
     /// Show the version of this program and of members
     Version(VersionArgs),
-    /// Exit with 0 if the member on this host is ready, else with 1
-    Health,
+    /// Exit with 0 if the member on this host is alive, else with 1
+    Health(HealthArgs),
     /// Read the configuration again on members
     Reload(ReloadArgs),
     /// Switch automatic failover off (maintenance mode)
@@ -203,6 +203,28 @@ pub struct VersionArgs {
     /// The cluster, members or both; without any, only the version of this program
     #[arg(value_name = "MEMBER")]
     pub members: Vec<String>,
+}
+
+/// `health`.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct HealthArgs {
+    /// Only if it is ready too: leads, or streams from the leader and is not far behind. Without this a member that is
+    /// still being made, or waits for the DCS, is well
+    #[arg(long)]
+    pub ready: bool,
+}
+
+impl Command {
+    /// Whether the command asks the store of the cluster. To open it costs connections and a watch, which a health
+    /// check every few seconds must not.
+    #[must_use]
+    pub fn needs_store(&self) -> bool {
+        match self {
+            Self::Health(_) => false,
+            Self::Version(args) => !args.members.is_empty(),
+            _ => true,
+        }
+    }
 }
 
 /// `reload`.

@@ -338,8 +338,13 @@ async fn fall_back(context: &Context, wish: &Wish) -> anyhow::Result<()> {
     let Some(dcs) = &context.dcs else {
         anyhow::bail!("neither the member's REST API nor a DCS can be reached");
     };
-    dcs.write(Key::Failover, &wish.key().render(), When::Always)
-        .await?;
+    let key = wish.key().render();
+    let written = dcs.write(Key::Failover, &key, When::Always);
+    tokio::time::timeout(ANSWER_WITHIN / 10, written)
+        .await
+        .map_err(|_| {
+            anyhow::anyhow!("the DCS does not answer; the request may have been written or not")
+        })??;
     Ok(())
 }
 

@@ -83,8 +83,9 @@ pub(super) async fn restart(context: &Context, ui: &mut dyn Ui, args: RestartArg
             return Ok(Exit::Ok);
         }
     }
-    if args.any {
-        members.truncate(1);
+    if args.any && members.len() > 1 {
+        let index = any_of(members.len());
+        members = vec![members.swap_remove(index)];
     }
     confirmed(ui, "restart", &members, args.force)?;
     let pg_version = match args.pg_version {
@@ -152,6 +153,13 @@ pub(super) async fn restart(context: &Context, ui: &mut dyn Ui, args: RestartArg
     Ok(exit)
 }
 
+/// Any index below `count`. The standard library seeds its hashers anew for each process; that is chance enough.
+fn any_of(count: usize) -> usize {
+    use std::hash::{BuildHasher, RandomState};
+    let random = RandomState::new().hash_one(count);
+    usize::try_from(random % count.max(1) as u64).unwrap_or(0)
+}
+
 pub(super) async fn reinit(context: &Context, ui: &mut dyn Ui, args: ReinitArgs) -> anyhow::Result<Exit> {
     let source = Source::load(context, ui).await?;
     ui.say(&source.table(Look::PLAIN));
@@ -173,6 +181,7 @@ pub(super) async fn reinit(context: &Context, ui: &mut dyn Ui, args: ReinitArgs)
     let mut exit = Exit::Ok;
     let mut started = Vec::new();
     for member in members {
+        let before = copies(context, member).await;
         let ask_member = async |force: bool| {
             let body = json!({"force": force, "from_leader": args.from_leader});
             call(context, member, Method::POST, "reinitialize", Some(&body), SHORT).await
@@ -190,23 +199,59 @@ pub(super) async fn reinit(context: &Context, ui: &mut dyn Ui, args: ReinitArgs)
         }
         if matches!(&answer, Ok(answer) if answer.status == 200) {
             ui.say(&format!("Success: reinitialize for member {}", member.name));
-            started.push(member);
+            started.push((member, before));
         } else {
             failed(ui, "reinitialize", member, &answer);
             exit = Exit::Failed;
         }
     }
     if args.wait {
-        for member in started {
-            wait_for_clone(context, ui, member).await?;
+        for (member, before) in started {
+            if !wait_for_clone(context, ui, member, before).await? {
+                exit = Exit::Failed;
+            }
         }
     }
     Ok(exit)
 }
 
-async fn wait_for_clone(context: &Context, ui: &mut dyn Ui, member: &MemberView) -> Result<(), CliError> {
+/// Copies of data a member has made and given up on, by its own count; `None` if it does not say.
+type Copies = Option<(u64, u64)>;
+
+fn copies_of(status: &Value) -> Copies {
+    status["state"].as_str()?;
+    let count = |key: &str| status["copies"][key].as_u64().unwrap_or(0);
+    Some((count("made"), count("failed")))
+}
+
+async fn copies(context: &Context, member: &MemberView) -> Copies {
+    let status = context.ask_status(&member.api_url).await;
+    status.ok().as_ref().and_then(copies_of)
+}
+
+/// How the copy that was asked for went: `None` while it goes on.
+fn outcome(before: Copies, status: &Value) -> Option<bool> {
+    let state = status["state"].as_str()?;
+    let counted = status.get("copies").is_some();
+    match (before, copies_of(status)) {
+        (Some((made, _)), Some((now, _))) if now > made => Some(true),
+        (Some((_, failed)), Some((_, now))) if now > failed => Some(false),
+        // It counts, and nothing has ended; the counts of an agent that was started again mean nothing.
+        (Some(before), Some(now)) if counted && now == before => None,
+        // Other software does not count: there, what is not being made is done, unless it does not run.
+        _ if state == PgState::CreatingReplica.as_str() => None,
+        _ => (state == PgState::Running.as_str()).then_some(true),
+    }
+}
+
+/// Whether the copy was made.
+async fn wait_for_clone(
+    context: &Context,
+    ui: &mut dyn Ui,
+    member: &MemberView,
+    before: Copies,
+) -> Result<bool, CliError> {
     let begun = tokio::time::Instant::now();
-    let cloning = PgState::CreatingReplica.as_str();
     ui.say(&format!(
         "Waiting for reinitialize to complete on: {}",
         member.name
@@ -214,9 +259,19 @@ async fn wait_for_clone(context: &Context, ui: &mut dyn Ui, member: &MemberView)
     while begun.elapsed() < CLONE_WITHIN {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let status = context.ask_status(&member.api_url).await;
-        if status.is_ok_and(|status| status["state"].as_str().is_some_and(|state| state != cloning)) {
-            ui.say(&format!("Reinitialize is completed on: {}", member.name));
-            return Ok(());
+        match status.ok().and_then(|status| outcome(before, &status)) {
+            Some(true) => {
+                ui.say(&format!("Reinitialize is completed on: {}", member.name));
+                return Ok(true);
+            }
+            Some(false) => {
+                ui.say(&format!(
+                    "Failed: reinitialize did not work on: {}; its log says why",
+                    member.name
+                ));
+                return Ok(false);
+            }
+            None => {}
         }
     }
     Err(CliError::refused(format!(
@@ -253,4 +308,41 @@ pub(super) async fn reload(context: &Context, ui: &mut dyn Ui, args: ReloadArgs)
         }
     }
     Ok(exit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_failed_is_not_taken_for_the_old_data_that_runs_again() {
+        let status = |state: &str, copies: Option<(u64, u64)>| {
+            let mut status = json!({"state": state});
+            if let Some((made, failed)) = copies {
+                status["copies"] = json!({"made": made, "failed": failed});
+            }
+            status
+        };
+        for (before, state, copies, expected) in [
+            (Some((0, 0)), "creating replica", None, None),
+            (Some((0, 0)), "running", Some((1, 0)), Some(true)),
+            (Some((0, 0)), "starting", Some((1, 0)), Some(true)),
+            (Some((0, 0)), "running", Some((0, 1)), Some(false)),
+            (Some((2, 1)), "stopped", Some((2, 2)), Some(false)),
+            (Some((2, 1)), "running", Some((2, 1)), None),
+            (Some((2, 1)), "running", None, Some(true)),
+            (None, "creating replica", None, None),
+            (None, "stopped", None, None),
+            (None, "running", None, Some(true)),
+        ] {
+            let got = outcome(before, &status(state, copies));
+            assert_eq!(got, expected, "{before:?} {state} {copies:?}");
+        }
+    }
+
+    #[test]
+    fn any_means_any() {
+        let chosen: std::collections::BTreeSet<usize> = (0..200).map(|_| any_of(3)).collect();
+        assert_eq!(chosen, (0..3).collect());
+    }
 }

@@ -4,7 +4,8 @@
 //! ask, and sends REST requests to members. It never touches postgres or a data directory. Tables are pure
 //! functions in `table` and `members`; everything printed goes through `ui`.
 //!
-//! Exit status: 0 done, 1 not done (also where `patronictl` says 0: a failed switchover, restart …), 2 usage.
+//! Exit status: 0 done, 1 not done (also where `patronictl` says 0: a failed switchover, restart …), 2 usage,
+//! 64 mistakes in the configuration.
 
 mod args;
 mod config;
@@ -17,14 +18,18 @@ mod targets;
 mod ui;
 mod when;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use jiff::Zoned;
 use serde_json::Value;
+use tokio::time::Instant;
 
 pub use args::{
-    ClusterArg, Command, FailoverArgs, HistoryArgs, ReinitArgs, ReloadArgs, RestartArgs, RoleFilter,
-    SwitchoverArgs, VersionArgs,
+    ClusterArg, Command, FailoverArgs, HealthArgs, HistoryArgs, ReinitArgs, ReloadArgs, RestartArgs,
+    RoleFilter, SwitchoverArgs, VersionArgs,
 };
 use members::{Look, Shape};
 use source::Source;
@@ -44,6 +49,24 @@ pub struct Context {
     pub client: Client,
     /// Base URL of the REST API on this host, e.g. `http://127.0.0.1:8008`.
     pub local_api: String,
+    /// When the store last gave no answer.
+    pub silent: Silence,
+}
+
+/// Remembers that the store did not answer: one command asks it several times, and must wait for it only once.
+#[derive(Debug, Clone, Default)]
+pub struct Silence(Arc<Mutex<Option<Instant>>>);
+
+impl Silence {
+    fn begin(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// A command that shows the cluster again and again finds out some time that the store is back.
+    fn lasts(&self) -> bool {
+        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() < Duration::from_secs(30))
+    }
 }
 
 /// Why a command ends without having done its work. The texts are part of the contract.
@@ -65,7 +88,7 @@ impl CliError {
 
 /// Runs a command to its end. An error is to be printed as `Error: <text>` and ends with [`Exit::Failed`].
 pub async fn run(command: Command, context: Context) -> anyhow::Result<Exit> {
-    run_with(command, &context, &mut Console).await
+    run_with(command, &context, &mut Console::default()).await
 }
 
 async fn run_with(command: Command, context: &Context, ui: &mut dyn Ui) -> anyhow::Result<Exit> {
@@ -94,7 +117,7 @@ async fn run_with(command: Command, context: &Context, ui: &mut dyn Ui) -> anyho
         Command::Reload(args) => Box::pin(member_jobs::reload(context, ui, args)).await,
         Command::History(args) => history(context, ui, &args).await,
         Command::Version(args) => Box::pin(version(context, ui, args)).await,
-        Command::Health => Ok(health(context, ui).await),
+        Command::Health(args) => Ok(health(context, ui, args).await),
         Command::Pause(args) => Box::pin(config::set_pause(context, ui, &args, true)).await,
         Command::Resume(args) => Box::pin(config::set_pause(context, ui, &args, false)).await,
         Command::ShowConfig(args) => config::show(context, ui, &args).await,
@@ -139,6 +162,9 @@ async fn list(
             return Ok(Exit::Ok);
         };
         ui.say(&format!("\x1b[2J\x1b[H{text}"));
+        if ui.is_gone() {
+            return Ok(Exit::Ok);
+        }
         tokio::time::sleep(every).await;
     }
 }
@@ -212,19 +238,24 @@ fn version_line(name: &str, status: &Value) -> String {
     format!("{name}: Patroni {wire}{postgres}")
 }
 
-async fn health(context: &Context, ui: &mut dyn Ui) -> Exit {
-    let url = format!("{}/readiness", context.local_api);
+async fn health(context: &Context, ui: &mut dyn Ui, args: HealthArgs) -> Exit {
+    let (path, word) = if args.ready {
+        ("readiness", "ready")
+    } else {
+        ("liveness", "alive")
+    };
+    let url = format!("{}/{path}", context.local_api);
     match context.client.get(&url, Duration::from_secs(3)).await {
         Ok(answer) if answer.status == 200 => {
-            ui.say("ready");
+            ui.say(word);
             Exit::Ok
         }
         Ok(answer) => {
-            ui.say(&format!("not ready: {url} answered {}", answer.status));
+            ui.say(&format!("not {word}: {url} answered {}", answer.status));
             Exit::Failed
         }
         Err(error) => {
-            ui.say(&format!("not ready: {error}"));
+            ui.say(&format!("not {word}: {error}"));
             Exit::Failed
         }
     }

@@ -15,6 +15,8 @@ use crate::{
 };
 
 const REST_WITHIN: Duration = Duration::from_secs(5);
+/// A store that is there answers within milliseconds.
+const DCS_WITHIN: Duration = Duration::from_secs(3);
 
 /// The cluster as a command sees it.
 #[derive(Debug)]
@@ -33,13 +35,14 @@ impl Source {
                 identity: cluster.initialize,
             });
         }
-        let document = from_rest(context, "/cluster").await?;
-        let view = ClusterView::from_json(&document).ok_or_else(|| {
-            anyhow::anyhow!(
-                "{}/cluster answered something else than a cluster",
-                context.local_api
-            )
-        })?;
+        let view = remembered(context).await?;
+        if let Some(age) = view.seen_ago {
+            ui.warn(&format!(
+                "{} cannot ask the DCS either; this is the cluster as it was seen there {} s ago",
+                context.local_api,
+                age.as_secs()
+            ));
+        }
         let status = context
             .ask_status(&format!("{}/patroni", context.local_api))
             .await;
@@ -77,15 +80,33 @@ pub(super) async fn config(context: &Context, ui: &mut dyn Ui) -> anyhow::Result
 }
 
 async fn from_dcs(context: &Context, ui: &mut dyn Ui) -> Option<Cluster> {
-    match context.dcs.as_ref()?.cluster().await {
-        Ok(cluster) => Some(cluster),
-        Err(error) => {
-            ui.warn(&format!(
-                "the DCS cannot be asked ({error}); asking {} instead",
-                context.local_api
-            ));
-            None
-        }
+    let dcs = context.dcs.as_ref()?;
+    if context.silent.lasts() {
+        return None;
+    }
+    let reason = match tokio::time::timeout(DCS_WITHIN, dcs.cluster()).await {
+        Ok(Ok(cluster)) => return Some(cluster),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {DCS_WITHIN:?}"),
+    };
+    context.silent.begin();
+    ui.warn(&format!(
+        "the DCS cannot be asked ({reason}); asking {} instead",
+        context.local_api
+    ));
+    None
+}
+
+/// The cluster as the member on this host shows it. A view too old to act on comes with an error status, and is still
+/// worth showing.
+async fn remembered(context: &Context) -> anyhow::Result<ClusterView> {
+    let url = format!("{}/cluster", context.local_api);
+    let answer = context.client.get(&url, REST_WITHIN).await?;
+    let view = answer.json().as_ref().and_then(ClusterView::from_json);
+    match (view, answer.status) {
+        (Some(view), _) => Ok(view),
+        (None, 200) => anyhow::bail!("{url} answered something else than a cluster"),
+        (None, status) => anyhow::bail!("{url} answered {status}: {}", answer.text()),
     }
 }
 

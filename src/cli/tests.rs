@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{ui::script::Script, *};
 use crate::{
-    agent::handle::fixtures::HEALTHY,
+    agent::handle::fixtures::{HEALTHY, leader, live, replica},
     api::test_server::{Server, Store, n2_at, server},
+    model::PgState,
 };
 
 struct World {
@@ -28,6 +29,7 @@ async fn world() -> World {
         dcs: Some(server.store.clone()),
         client: server.client.clone(),
         local_api: format!("http://{}", server.address),
+        silent: Silence::default(),
     };
     World { server, context }
 }
@@ -80,6 +82,7 @@ async fn without_a_store_the_member_on_this_host_is_asked() {
     assert_eq!(exit, Ok(Exit::Ok));
     assert!(shown.contains("demo\tn1\t\tLeader\trunning\t4"), "{shown}");
     world.context.dcs = Some(Store::new(&[]));
+    world.context.silent = Silence::default();
     let (exit, shown) = world.run(typed("list"), &[]).await;
     assert_eq!(exit, Ok(Exit::Ok));
     assert!(shown.starts_with("! the DCS cannot be asked ("), "{shown}");
@@ -235,8 +238,8 @@ async fn only_replicas_are_reinitialized() {
 }
 
 #[tokio::test]
-async fn history_version_and_health() {
-    let mut world = world().await;
+async fn history_and_version() {
+    let world = world().await;
     let (_, shown) = world.run(typed("history"), &[]).await;
     assert_eq!(
         shown,
@@ -253,9 +256,75 @@ async fn history_version_and_health() {
         shown.ends_with("\n\nn2: Patroni 4.1.4 PostgreSQL 17.4"),
         "{shown}"
     );
-    assert_eq!(world.run(Command::Health, &[]).await.0, Ok(Exit::Ok));
+}
+
+#[tokio::test]
+async fn a_member_that_is_still_being_made_is_well_but_not_ready() {
+    let mut world = world().await;
+    let all = ["health", "health --ready"];
+    for line in all {
+        assert_eq!(world.run(typed(line), &[]).await.0, Ok(Exit::Ok), "{line}");
+        assert!(!typed(line).needs_store(), "{line}");
+    }
+    let mut cloning = live(replica());
+    cloning.local.state = PgState::CreatingReplica;
+    cloning.local.answer = None;
+    cloning.dcs = None;
+    world.server.snapshot.send_replace(Arc::new(cloning.clone()));
+    let (exit, shown) = world.run(typed("health"), &[]).await;
+    assert_eq!((exit, shown.as_str()), (Ok(Exit::Ok), "alive"));
+    let (exit, shown) = world.run(typed("health --ready"), &[]).await;
+    assert_eq!(exit, Ok(Exit::Failed));
+    assert!(
+        shown.starts_with("not ready: http://") && shown.ends_with(" 503"),
+        "{shown}"
+    );
+    // A loop that has not turned for two ttl.
+    cloning.next_run = cloning.next_run.minus(Duration::from_secs(100));
+    world.server.snapshot.send_replace(Arc::new(cloning));
+    assert_eq!(world.run(typed("health"), &[]).await.0, Ok(Exit::Failed));
     world.context.local_api = "http://127.0.0.1:1".into();
-    assert_eq!(world.run(Command::Health, &[]).await.0, Ok(Exit::Failed));
+    for line in all {
+        assert_eq!(world.run(typed(line), &[]).await.0, Ok(Exit::Failed), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_silent_store_is_waited_for_once_and_the_last_view_is_shown() {
+    let world = world().await;
+    world.server.store.fall_silent();
+    let mut old = live(leader());
+    if let Some(view) = &mut old.dcs {
+        view.seen_at = view.seen_at.minus(Duration::from_secs(45));
+    }
+    world.server.snapshot.send_replace(Arc::new(old));
+    let begun = Instant::now();
+    let (exit, shown) = world.run(typed("list"), &[]).await;
+    assert_eq!(exit, Ok(Exit::Ok));
+    assert!(
+        shown.starts_with("! the DCS cannot be asked (no answer within 3s); asking http://"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("this is the cluster as it was seen there 4"),
+        "{shown}"
+    );
+    assert!(shown.contains("| n2     |"), "{shown}");
+    let (exit, shown) = world.run(typed("topology"), &[]).await;
+    assert_eq!(exit, Ok(Exit::Ok));
+    assert!(shown.starts_with("! http://"), "not asked again: {shown}");
+    assert!(begun.elapsed() < Duration::from_secs(9));
+}
+
+#[tokio::test]
+async fn a_table_shown_again_and_again_ends_with_its_reader() {
+    let world = world().await;
+    let mut ui = Script::typing(&[]);
+    ui.reads = Some(2);
+    let shown = run_with(typed("list -w 0.1"), &world.context, &mut ui);
+    let exit = tokio::time::timeout(Duration::from_secs(5), shown).await;
+    assert_eq!(exit.expect("it ends").expect("no error"), Exit::Ok);
+    assert_eq!(ui.shown.len(), 2);
 }
 
 #[tokio::test]

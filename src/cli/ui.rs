@@ -15,22 +15,32 @@ pub(super) trait Ui: Send {
     fn say(&mut self, text: &str);
     /// A line on standard error.
     fn warn(&mut self, text: &str);
+    /// Whether nobody reads what is said any more.
+    fn is_gone(&self) -> bool {
+        false
+    }
     /// Asks and reads a line; `None` at the end of the input.
     fn read(&mut self, prompt: &str) -> io::Result<Option<String>>;
 }
 
 /// Standard input, output and error.
 #[derive(Debug, Default)]
-pub(super) struct Console;
+pub(super) struct Console {
+    gone: bool,
+}
 
 impl Ui for Console {
     fn say(&mut self, text: &str) {
-        // A reader that went away (`| head`) is no reason to panic.
-        let _closed = writeln!(io::stdout(), "{text}");
+        // A reader that went away (`| head`) is no reason to panic, but one to stop.
+        self.gone |= writeln!(io::stdout(), "{text}").is_err();
     }
 
     fn warn(&mut self, text: &str) {
         let _closed = writeln!(io::stderr(), "{text}");
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone
     }
 
     fn read(&mut self, prompt: &str) -> io::Result<Option<String>> {
@@ -81,6 +91,8 @@ pub(super) mod script {
     pub(in crate::cli) struct Script {
         pub(in crate::cli) answers: VecDeque<String>,
         pub(in crate::cli) shown: Vec<String>,
+        /// Nobody reads beyond this many lines.
+        pub(in crate::cli) reads: Option<usize>,
     }
 
     impl Script {
@@ -88,6 +100,7 @@ pub(super) mod script {
             Self {
                 answers: answers.iter().map(|text| (*text).to_owned()).collect(),
                 shown: Vec::new(),
+                reads: None,
             }
         }
 
@@ -102,6 +115,9 @@ pub(super) mod script {
         }
         fn warn(&mut self, text: &str) {
             self.shown.push(format!("! {text}"));
+        }
+        fn is_gone(&self) -> bool {
+            self.reads.is_some_and(|lines| self.shown.len() >= lines)
         }
         fn read(&mut self, prompt: &str) -> io::Result<Option<String>> {
             let answer = self.answers.pop_front();

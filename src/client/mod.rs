@@ -5,7 +5,10 @@
 mod credentials;
 mod probe;
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, header};
@@ -74,11 +77,11 @@ pub enum ClientError {
     },
 }
 
-/// The client. Cheap to clone; clones share connections.
+/// The client. Cheap to clone; clones share connections and credentials.
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: legacy::Client<HttpConnector, Full<Bytes>>,
-    authorization: Option<HeaderValue>,
+    authorization: Arc<RwLock<Option<HeaderValue>>>,
 }
 
 impl Client {
@@ -95,8 +98,14 @@ impl Client {
             .build(connector);
         Self {
             inner,
-            authorization: credentials.and_then(Credentials::header),
+            authorization: Arc::new(RwLock::new(credentials.and_then(Credentials::header))),
         }
+    }
+
+    /// Other credentials from now on, for all clones.
+    pub fn set_credentials(&self, credentials: Option<&Credentials>) {
+        let mut present = self.authorization.write().unwrap_or_else(PoisonError::into_inner);
+        *present = credentials.and_then(Credentials::header);
     }
 
     /// Sends a request, with a JSON body if there is one, and reads the whole answer within `timeout`.
@@ -112,7 +121,12 @@ impl Client {
             return Err(bad_url());
         }
         let mut builder = Request::builder().method(method).uri(url);
-        if let Some(value) = &self.authorization {
+        let authorization = self
+            .authorization
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if let Some(value) = authorization {
             builder = builder.header(header::AUTHORIZATION, value);
         }
         if body.is_some() {

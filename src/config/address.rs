@@ -45,11 +45,16 @@ pub struct Listen {
 }
 
 impl Listen {
-    /// Reads `host[,host…][:port]`, the port once, at the end.
+    /// Reads `host[,host…][:port]`, the port once, at the end; `:port` alone means all addresses.
     #[must_use]
     pub fn parse(text: &str, default_port: u16) -> Option<Self> {
         let mut parts: Vec<&str> = text.split(',').map(str::trim).collect();
         let (last, port) = split(parts.pop()?, default_port)?;
+        let last = if parts.is_empty() && last.is_empty() && text.contains(':') {
+            "*"
+        } else {
+            last
+        };
         parts.push(last);
         let hosts = parts
             .into_iter()
@@ -122,7 +127,7 @@ fn split(text: &str, default_port: u16) -> Option<(&str, u16)> {
     }
 }
 
-fn host_name(host: &str) -> Option<String> {
+pub(super) fn host_name(host: &str) -> Option<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let ok = host == "*"
         || host.parse::<Ipv6Addr>().is_ok()
@@ -174,6 +179,9 @@ mod tests {
             ("127.0.0.1,[::1]:5433", Some(("127.0.0.1,::1", 5433))),
             ("[::1], 10.0.0.1:7", Some(("::1,10.0.0.1", 7))),
             ("[::]:5432", Some(("::", 5432))),
+            (":8008", Some(("*", 8008))),
+            ("a,:1", None),
+            (":", None),
             ("a:1,b:2", None),
             ("a,,b:1", None),
             ("", None),

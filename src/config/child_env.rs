@@ -1,12 +1,22 @@
 //! The environment postgres and its children get: ours, without what is only for us and without secrets
 //! (contract: environment §1).
 
-use std::ffi::OsString;
+use std::{ffi::OsString, sync::LazyLock};
 
 use super::{other_names, vars};
 
-const PREFIXES: &[&str] = &["HOWDAH_", "PATRONI_", "KUBERNETES_", "PGPASSWORD"];
-const NAMES: &[&str] = &["NOTIFY_SOCKET", "SPILO_CONFIGURATION", "SPILO_CONFIGURATION_FILE"];
+const PREFIXES: &[&str] = &["HOWDAH_", "PATRONI_", "PGPASSWORD", "SPILO_CONFIGURATION"];
+/// Kept from the server too, though other children (callbacks) may want them.
+const SERVER_PREFIXES: &[&str] = &["KUBERNETES_"];
+const NAMES: &[&str] = &["NOTIFY_SOCKET"];
+
+static SECRETS: LazyLock<Vec<String>> = LazyLock::new(secret_names);
+
+/// Whether a variable is this program's own setting or a secret by any of its names. No child gets those.
+#[must_use]
+pub fn is_private(name: &str) -> bool {
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || SECRETS.iter().any(|secret| secret == name)
+}
 
 /// The variables to start postgres with. `PG_MALLOC_ARENA_MAX` becomes its `MALLOC_ARENA_MAX`.
 #[must_use]
@@ -16,13 +26,11 @@ pub fn child_environment(vars: impl IntoIterator<Item = (OsString, OsString)>) -
         .iter()
         .find(|(name, _)| name == "PG_MALLOC_ARENA_MAX")
         .map(|(_, value)| value.clone());
-    let secrets = secret_names();
     let mut kept: Vec<(OsString, OsString)> = vars
         .into_iter()
         .filter(|(name, _)| {
             let name = name.to_string_lossy();
-            let private =
-                PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || secrets.iter().any(|s| *s == name);
+            let private = is_private(&name) || SERVER_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
             let replaced = name == "PG_MALLOC_ARENA_MAX" || (name == "MALLOC_ARENA_MAX" && arena.is_some());
             !private && !replaced && !NAMES.contains(&&*name)
         })

@@ -8,6 +8,7 @@
 //! Not here: the cluster's own (dynamic) configuration, see `model::Dynamic`; files of PostgreSQL, see `postgres`.
 
 mod address;
+mod allow;
 pub mod bin_dir;
 mod build;
 pub mod check;
@@ -29,7 +30,8 @@ pub mod vars;
 mod tests;
 
 pub use address::{Address, Listen, bracketed};
-pub use child_env::child_environment;
+pub use allow::{Allowed, Network};
+pub use child_env::{child_environment, is_private};
 pub use env::{Env, FixedHost, Host, MapEnv, ProcessEnv, ThisHost};
 pub use kind::Kind;
 pub use mistakes::{Mistake, Mistakes};

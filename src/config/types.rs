@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde_json::{Map, Value};
 
-use super::{Address, Listen, Secret};
+use super::{Address, Allowed, Listen, Secret};
 use crate::model::{MemberName, Tags, Timing};
 
 /// The configuration of one member.
@@ -132,7 +132,7 @@ pub struct RestApi {
     /// What requests that change something must show.
     pub authentication: Option<Credentials>,
     /// Who may send requests that change something: hosts, addresses, networks. Empty: everybody.
-    pub allowlist: Vec<String>,
+    pub allowlist: Vec<Allowed>,
     /// Members of the cluster may, too.
     pub allowlist_include_members: bool,
     /// Headers of every answer.

@@ -19,7 +19,7 @@ mod rejoin;
 mod supervise;
 
 use std::{
-    net::{IpAddr, TcpListener},
+    net::{IpAddr, TcpListener, ToSocketAddrs},
     path::PathBuf,
     time::Duration,
 };
@@ -166,6 +166,8 @@ pub struct Options {
     pub peers: Vec<Peer>,
     /// Our name among the peers.
     pub name: String,
+    /// Host or address to listen on; `0.0.0.0` and `::` mean every one, of both families where there are two.
+    pub listen: String,
     /// Name of the etcd cluster, so that two clusters never mix; the scope.
     pub token: String,
 }
@@ -201,15 +203,12 @@ impl Options {
 
     /// The flags, but for the list of members. All exist in etcd 3.4, 3.5 and 3.6.
     fn flags(&self, me: &Peer, alone: bool) -> Vec<String> {
-        // Alone, an election has nobody to wait for: the timeout is mere delay at every start. Among peers 1 s is
-        // ten heartbeats, enough for a busy disk, and a lost leader is replaced in 1 to 2 s.
-        let (heartbeat, election) = if alone { (20, 100) } else { (100, 1000) };
-        let everywhere = everywhere(me, alone);
-        let mut hosts = vec!["127.0.0.1".to_owned()];
-        if let Some(host) = everywhere {
-            hosts = vec![host];
-        }
-        let listen = |port: u16| {
+        // Alone, an election has nobody to wait for: the timeout is mere delay at every start. Among peers half a
+        // second is five heartbeats, and a lost leader is replaced within one: when it dies together with the
+        // postgres beside it, this is part of the time nobody leads.
+        let (heartbeat, election) = if alone { (20, 100) } else { (100, 500) };
+        let (clients, peers) = self.listen_hosts(me);
+        let urls = |hosts: &[String], port: u16| {
             let urls: Vec<String> = hosts.iter().map(|host| format!("http://{host}:{port}")).collect();
             urls.join(",")
         };
@@ -220,12 +219,12 @@ impl Options {
                 "data-dir",
                 &process::etcd_dir(&self.data_dir).display().to_string(),
             ),
-            flag("listen-client-urls", &listen(me.client_port)),
+            flag("listen-client-urls", &urls(&clients, me.client_port)),
             flag(
                 "advertise-client-urls",
                 &format!("http://{}", me.client_endpoint()),
             ),
-            flag("listen-peer-urls", &listen(me.peer_port)),
+            flag("listen-peer-urls", &urls(&peers, me.peer_port)),
             flag("initial-advertise-peer-urls", &me.peer_url()),
             flag("initial-cluster-token", &self.token),
             flag("heartbeat-interval", &heartbeat.to_string()),
@@ -245,13 +244,30 @@ impl Options {
         ]
     }
 
+    /// The hosts to listen on for clients and for peers. A member whose own address is a loopback one (several on one
+    /// host) stays there; everybody else also listens on the loopback address, where our own client asks.
+    fn listen_hosts(&self, me: &Peer) -> (Vec<String>, Vec<String>) {
+        let anywhere = self.listen.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified());
+        let (host, local) = match (anywhere, is_loopback(&me.host)) {
+            (true, true) => return (vec![me.bracketed()], vec![me.bracketed()]),
+            (true, false) => return (vec![everywhere()], vec![everywhere()]),
+            (false, true) => (resolved(&self.listen), me.bracketed()),
+            (false, false) => (resolved(&self.listen), LOCAL.to_owned()),
+        };
+        let mut clients = vec![host.clone()];
+        if host != local {
+            clients.push(local);
+        }
+        (clients, vec![host])
+    }
+
     /// Where the client should look: our own etcd first, then the peers'.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
         let (mine, others): (Vec<_>, Vec<_>) = self.peers.iter().partition(|peer| peer.name == self.name);
         let local = mine.into_iter().map(|me| match is_loopback(&me.host) {
             true => me.client_endpoint(),
-            false => format!("127.0.0.1:{}", me.client_port),
+            false => format!("{LOCAL}:{}", me.client_port),
         });
         local
             .chain(others.into_iter().map(Peer::client_endpoint))
@@ -263,17 +279,25 @@ fn is_loopback(host: &str) -> bool {
     host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
-/// The host part etcd listens on: a loopback address stays what it is; a cluster of one listens on loopback only, for
-/// nobody else needs it and it asks no password; peers need all interfaces (both families, where IPv6 exists).
-fn everywhere(me: &Peer, alone: bool) -> Option<String> {
-    if is_loopback(&me.host) {
-        return Some(me.bracketed());
-    }
-    if alone {
-        return None;
-    }
+/// Our own host for our own client.
+const LOCAL: &str = "127.0.0.1";
+
+/// All interfaces, in both families where IPv6 exists.
+fn everywhere() -> String {
     let both = TcpListener::bind("[::]:0").is_ok();
-    Some(if both { "[::]" } else { "0.0.0.0" }.to_owned())
+    if both { "[::]" } else { "0.0.0.0" }.to_owned()
+}
+
+/// etcd binds to addresses only. A name that cannot be resolved stays, for etcd's own message.
+fn resolved(host: &str) -> String {
+    if host.parse::<IpAddr>().is_ok() {
+        return bracketed(host);
+    }
+    let found = (host, 0)
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut found| found.next());
+    found.map_or_else(|| host.to_owned(), |found| bracketed(&found.ip().to_string()))
 }
 
 /// A supervised etcd. Dropping it sends SIGTERM and waits for nothing.
@@ -321,6 +345,13 @@ impl Embedded {
         self.state.borrow().adopted
     }
 
+    /// Leaves etcd running, for the next agent to go on with.
+    pub fn leave(self) {
+        self.task.abort();
+        // Its drop would end etcd.
+        std::mem::forget(self);
+    }
+
     /// Ends etcd: SIGTERM, and SIGKILL once `patience` is over. Whether it ended by itself.
     pub async fn stop(mut self, patience: Duration) -> bool {
         self.stop.send_replace(Some(patience));
@@ -351,6 +382,7 @@ mod tests {
             data_dir: "/data/etcd".into(),
             peers: Peer::parse_list(list).unwrap_or_default(),
             name: name.into(),
+            listen: "127.0.0.1".into(),
             token: "demo".into(),
         }
     }
@@ -409,6 +441,25 @@ mod tests {
             "{flags:?}"
         );
         assert!(flags.contains(&"--election-timeout=100".to_owned()), "{flags:?}");
+    }
+
+    #[test]
+    fn peers_listen_where_they_are_told_and_for_themselves() {
+        let hosts = |list: &str, listen: &str| {
+            let options = Options {
+                listen: listen.into(),
+                ..options(list, "pg1")
+            };
+            options.listen_hosts(&options.peers[0])
+        };
+        let owned = |hosts: &[&str]| hosts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let expected = (owned(&["10.0.0.1", "127.0.0.1"]), owned(&["10.0.0.1"]));
+        assert_eq!(hosts("pg1,pg2", "10.0.0.1"), expected);
+        let expected = (owned(&["[fd00::1]", "127.0.0.1"]), owned(&["[fd00::1]"]));
+        assert_eq!(hosts("pg1,pg2", "fd00::1"), expected);
+        let expected = (owned(&["127.0.0.2"]), owned(&["127.0.0.2"]));
+        assert_eq!(hosts("pg1=127.0.0.2,pg2", "0.0.0.0"), expected);
+        assert_eq!(hosts("pg1,pg2", "0.0.0.0").0, [everywhere()]);
     }
 
     #[test]

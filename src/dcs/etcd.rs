@@ -118,6 +118,17 @@ impl Options {
     }
 }
 
+/// Whether a predecessor of ours (a process of this name that has ended) left the lock behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inherited {
+    /// The store has not been read yet.
+    Unknown,
+    /// It did, under this lease.
+    Lease(i64),
+    /// It did not.
+    Nothing,
+}
+
 /// What changes at run time.
 #[derive(Debug, Clone, Copy)]
 struct Timing {
@@ -136,6 +147,9 @@ pub struct Etcd {
     member: Mutex<Option<(String, i64)>>,
     /// Lease the leader key was last proven to be bound to, while it is ours.
     held: Mutex<Option<i64>>,
+    inherited: Mutex<Inherited>,
+    /// See [`Etcd::beside_postgres`].
+    beside_postgres: bool,
     changes: signal::Sender<u64>,
     watcher: JoinHandle<()>,
 }
@@ -191,9 +205,31 @@ impl Etcd {
             lease: Lease::default(),
             member: Mutex::new(None),
             held: Mutex::new(None),
+            inherited: Mutex::new(Inherited::Unknown),
+            beside_postgres: false,
             changes,
             watcher,
         })
+    }
+
+    /// etcd's own leader may run beside our postgres and die with it. The next one extends all leases by their whole
+    /// ttl, counted from its election; a lease that is shorter by about the time of an election lets the lock go as
+    /// early as it would on a store of its own.
+    #[must_use]
+    pub fn beside_postgres(mut self) -> Self {
+        self.beside_postgres = true;
+        let timing = self.timing.get_mut().unwrap_or_else(PoisonError::into_inner);
+        timing.ttl = shortened(timing.ttl);
+        self
+    }
+
+    /// The ttl that the store is asked for where this one is configured.
+    #[must_use]
+    pub fn lease_ttl(&self, configured: Duration) -> Duration {
+        match self.beside_postgres {
+            true => shortened(configured),
+            false => configured,
+        }
     }
 
     fn timing(&self) -> Timing {
@@ -271,6 +307,28 @@ impl Etcd {
         Ok(())
     }
 
+    /// Only what was there before our first word can be a predecessor's. Its lock and its member key hang on one lease;
+    /// a lock alone is a process of our name that has just begun.
+    fn note_inheritance(&self, entries: &[Entry]) {
+        let mut inherited = lock(&self.inherited);
+        if *inherited != Inherited::Unknown {
+            return;
+        }
+        let member = format!("members/{}", self.name);
+        let leader = entries
+            .iter()
+            .find(|e| e.path == "leader" && e.value == self.name);
+        // Who goes on with a predecessor's lease is the only one of its name: init started it in the other's place.
+        let adopted = self.lease.current().is_some();
+        let left = leader.filter(|leader| {
+            adopted
+                || entries
+                    .iter()
+                    .any(|e| e.path == member && e.lease == leader.lease)
+        });
+        *inherited = left.map_or(Inherited::Nothing, |leader| Inherited::Lease(leader.lease));
+    }
+
     /// A read that shows our member key missing or changed makes the next touch write it again.
     fn check_member(&self, entries: &[Entry]) {
         let path = format!("members/{}", self.name);
@@ -283,6 +341,10 @@ impl Etcd {
             *last = None;
         }
     }
+}
+
+fn shortened(ttl: Duration) -> Duration {
+    ttl - (ttl / 5).min(Duration::from_secs(1))
 }
 
 fn conditions(path: &str, when: When) -> Vec<Compare> {
@@ -325,6 +387,7 @@ impl Dcs for Etcd {
             })
             .await?;
         self.check_member(&asked.value);
+        self.note_inheritance(&asked.value);
         Ok(super::view(&asked.value))
     }
 
@@ -385,6 +448,7 @@ impl Dcs for Etcd {
     }
 
     async fn set_timing(&self, ttl: Duration, retry_timeout: Duration) {
+        let ttl = self.lease_ttl(ttl);
         let old = std::mem::replace(&mut *lock(&self.timing), Timing { ttl, retry_timeout });
         if old.ttl != ttl {
             // The old lease is left to expire: revoking it would take the leader key with it.
@@ -432,6 +496,14 @@ mod tests {
     #[test]
     fn endpoints_get_the_protocol_they_lack() {
         assert_eq!(options("s", "m").urls(), ["http://h:2379", "https://i:1"]);
+    }
+
+    #[test]
+    fn beside_postgres_a_lease_is_shorter_by_an_election() {
+        let seconds = |s: u64| shortened(Duration::from_secs(s));
+        assert_eq!(seconds(30), Duration::from_secs(29));
+        assert_eq!(seconds(5), Duration::from_secs(4));
+        assert_eq!(seconds(2), Duration::from_millis(1600));
     }
 
     #[test]

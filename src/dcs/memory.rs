@@ -4,7 +4,7 @@
 //! themselves.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -165,6 +165,8 @@ impl Store {
             ttl: Mutex::new(ttl),
             lease: Mutex::new(None),
             held: Mutex::new(None),
+            ours: Mutex::new(BTreeSet::new()),
+            inherited: Mutex::new(None),
             outage: Mutex::new(None),
             watcher,
         }
@@ -304,6 +306,10 @@ pub struct Memory {
     ttl: Mutex<Duration>,
     lease: Mutex<Option<i64>>,
     held: Mutex<Option<i64>>,
+    /// All leases that were ours.
+    ours: Mutex<BTreeSet<i64>>,
+    /// The lease of a lock that carried our name at the first read; `None`: nothing was read yet.
+    inherited: Mutex<Option<Option<i64>>>,
     outage: Mutex<Option<Outage>>,
     watcher: Arc<Watcher>,
 }
@@ -367,6 +373,7 @@ impl Memory {
             _ => {
                 let id = state.grant(wanted, now);
                 *lease = Some(id);
+                guard(&self.ours).insert(id);
                 Hold {
                     sent_at: now,
                     ttl: wanted,
@@ -374,6 +381,21 @@ impl Memory {
                 }
             }
         }
+    }
+
+    /// Ours, or a predecessor's; anything else with our name is a namesake's.
+    fn may_take(&self, lease: i64) -> bool {
+        guard(&self.ours).contains(&lease) || *guard(&self.inherited) == Some(Some(lease))
+    }
+
+    /// Only what was there before our first word can be a predecessor's, whose member key hangs on the same lease.
+    fn note_inheritance(&self, state: &State) {
+        let leader = state.items.get(LEADER).filter(|item| item.value == self.name);
+        let member = state.items.get(&self.member_path());
+        let left = leader
+            .map(|item| item.lease)
+            .filter(|lease| member.is_some_and(|item| item.lease == *lease));
+        guard(&self.inherited).get_or_insert(left);
     }
 
     fn held(&self, hold: Hold) -> Lock {
@@ -391,7 +413,7 @@ const LEADER: &str = "leader";
 #[async_trait]
 impl Dcs for Memory {
     async fn cluster(&self) -> Result<Cluster, DcsError> {
-        self.call(|_, _, _| ())?;
+        self.call(|state, _, _| self.note_inheritance(state))?;
         Ok(super::view(&self.store.entries()))
     }
 
@@ -401,6 +423,9 @@ impl Dcs for Memory {
             match state.items.get(LEADER) {
                 None => state.put(LEADER, &self.name, hold.lease, woken),
                 Some(item) if item.value == self.name && item.lease == hold.lease => {}
+                Some(item) if item.value == self.name && guard(&self.ours).contains(&item.lease) => {
+                    state.put(LEADER, &self.name, hold.lease, woken);
+                }
                 Some(item) => return Lock::Lost(Some(MemberName(item.value.clone()))),
             }
             self.held(hold)
@@ -415,6 +440,9 @@ impl Dcs for Memory {
                     return Lock::Lost(Some(MemberName(item.value.clone())));
                 }
                 Some(item) if item.lease == hold.lease => {}
+                Some(item) if !self.may_take(item.lease) => {
+                    return Lock::Lost(Some(MemberName(item.value.clone())));
+                }
                 _ => state.put(LEADER, &self.name, hold.lease, woken),
             }
             self.held(hold)
@@ -471,6 +499,7 @@ impl Dcs for Memory {
 
     async fn adopt(&self, lease: i64) {
         *guard(&self.lease) = Some(lease);
+        guard(&self.ours).insert(lease);
     }
 
     async fn set_timing(&self, ttl: Duration, _retry_timeout: Duration) {

@@ -144,7 +144,9 @@ pub trait Dcs: Send + Sync + std::fmt::Debug {
     /// Tries to take the free lock. Must not succeed while somebody (also we under another lease) holds it.
     async fn acquire(&self) -> Result<Lock, DcsError>;
 
-    /// Keeps the lock. If our lease is gone but the key is free, takes it again; that counts as held.
+    /// Keeps the lock. If our lease is gone but the key is free, takes it again; that counts as held. A key with our
+    /// name is ours only under a lease of ours, or under the one it had at our first [`Dcs::cluster`], which
+    /// a predecessor left; else it is a namesake's, and the answer is [`Lock::Lost`] with our own name.
     async fn renew(&self) -> Result<Lock, DcsError>;
 
     /// Gives the lock up if it is ours, writing `/status` in the same step when given.

@@ -13,11 +13,15 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::postgres::staging;
 use nix::unistd::{Gid, Uid, User, geteuid, initgroups, setresgid, setresuid};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, chownat, fstat, openat};
 
 /// Bit of a directory everybody may write to, such as `/tmp`: usable as it is.
 const WRITABLE_BY_ALL: u32 = 0o002;
+
+/// Parts of the names that directories made for a database have.
+const OUR_NAMES: [&str; 5] = ["postgres", "pgsql", "pgdata", "pgroot", "howdah"];
 
 /// A directory the postgres user needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,18 @@ pub struct Directory {
     pub path: PathBuf,
     /// Permission bits if it has to be made; those of an existing one stay.
     pub mode: u32,
+    /// What it is to postgres.
+    pub part: Part,
+}
+
+/// How much a directory is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Named in the configuration: ours.
+    Own,
+    /// The one around the data. Often it is the volume, and then the agent works beside the data in it; but it may as
+    /// well be `/` or `/var/lib`, which are not to be given away.
+    Around,
 }
 
 /// What [`prepare`] did.
@@ -134,8 +150,19 @@ pub enum PrivilegeError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
     Missing,
-    Directory { owner: u32, mode: u32 },
+    Directory { owner: u32, mode: u32, place: Place },
     Other,
+}
+
+/// What tells a volume made for us from a directory of the system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// A volume was put there.
+    Mounted,
+    /// Nothing is in it, and its name is ours.
+    EmptyAndNamed,
+    /// Anything else.
+    Shared,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,7 +218,7 @@ fn lookup(user: &str) -> Result<User, PrivilegeError> {
 /// A link counts as what it points to: data directories are often moved that way.
 fn look(path: &Path) -> Result<Found, PrivilegeError> {
     match std::fs::metadata(path) {
-        Ok(metadata) => Ok(classify(&metadata)),
+        Ok(metadata) => Ok(classify(path, &metadata)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Missing),
         Err(source) => Err(PrivilegeError::Step {
             path: path.into(),
@@ -201,14 +228,36 @@ fn look(path: &Path) -> Result<Found, PrivilegeError> {
     }
 }
 
-fn classify(metadata: &Metadata) -> Found {
+fn classify(path: &Path, metadata: &Metadata) -> Found {
     if metadata.is_dir() {
         Found::Directory {
             owner: metadata.uid(),
             mode: metadata.mode() & 0o7777,
+            place: place(path),
         }
     } else {
         Found::Other
+    }
+}
+
+fn place(path: &Path) -> Place {
+    if staging::is_mount_point(path) {
+        return Place::Mounted;
+    }
+    // A volume's own directory does not count.
+    let empty = std::fs::read_dir(path).is_ok_and(|mut entries| {
+        entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found"))
+    });
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .to_lowercase();
+    let named = OUR_NAMES.iter().any(|ours| name.contains(ours));
+    if empty && named {
+        Place::EmptyAndNamed
+    } else {
+        Place::Shared
     }
 }
 
@@ -216,6 +265,9 @@ fn plan(user: &str, uid: u32, directories: &[(&Directory, Found)]) -> Result<Vec
     let mut steps = Vec::new();
     for (directory, found) in directories {
         let path = directory.path.clone();
+        if directory.part == Part::Around && stays_as_it_is(&path, *found) {
+            continue;
+        }
         let inside = path
             .components()
             .all(|part| !matches!(part, std::path::Component::ParentDir));
@@ -245,6 +297,18 @@ fn plan(user: &str, uid: u32, directories: &[(&Directory, Found)]) -> Result<Vec
         }
     }
     Ok(steps)
+}
+
+/// Whether a directory around the data is somebody else's, so that the data has to do without it.
+fn stays_as_it_is(path: &Path, found: Found) -> bool {
+    path.parent().is_none()
+        || matches!(
+            found,
+            Found::Directory {
+                place: Place::Shared,
+                ..
+            }
+        )
 }
 
 fn carry_out(step: &Step, account: &User) -> Result<(), PrivilegeError> {
@@ -309,15 +373,49 @@ mod tests {
     const POSTGRES: u32 = 101;
 
     fn planned(path: &str, found: Found) -> Result<Vec<Step>, String> {
+        planned_as(Part::Own, path, found)
+    }
+
+    fn planned_as(part: Part, path: &str, found: Found) -> Result<Vec<Step>, String> {
         let directory = Directory {
             path: path.into(),
             mode: 0o700,
+            part,
         };
         plan("postgres", POSTGRES, &[(&directory, found)]).map_err(|error| error.to_string())
     }
 
     fn found(owner: u32, mode: u32) -> Found {
-        Found::Directory { owner, mode }
+        Found::Directory {
+            owner,
+            mode,
+            place: Place::Shared,
+        }
+    }
+
+    #[test]
+    fn around_the_data_only_what_was_made_for_it_is_given_away() {
+        let around = |path: &str, place| {
+            let found = Found::Directory {
+                owner: 0,
+                mode: 0o755,
+                place,
+            };
+            planned_as(Part::Around, path, found)
+        };
+        let give = |path: &str| Ok(vec![Step::Give { path: path.into() }]);
+        assert_eq!(around("/", Place::Mounted), Ok(vec![]));
+        assert_eq!(around("/var/lib", Place::Shared), Ok(vec![]));
+        assert_eq!(around("/volume", Place::Mounted), give("/volume"));
+        assert_eq!(around("/postgresql", Place::EmptyAndNamed), give("/postgresql"));
+        assert_eq!(place(Path::new("/proc")), Place::Mounted);
+        assert_eq!(place(Path::new("/usr/lib")), Place::Shared);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let ours = dir.path().join("pgdata");
+        std::fs::create_dir(&ours).expect("writable");
+        assert_eq!(place(&ours), Place::EmptyAndNamed);
+        std::fs::write(ours.join("x"), "").expect("writable");
+        assert_eq!(place(&ours), Place::Shared);
     }
 
     #[test]

@@ -29,23 +29,36 @@ pub fn read_int(value: &Value) -> Option<i64> {
         Value::Number(number) => number.as_i64().or_else(|| rounded(number.as_f64()?)),
         Value::String(text) => {
             let text = text.trim();
-            let (sign, digits) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
-            let unsigned = if let Some(hex) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X"))
-            {
-                i64::from_str_radix(hex, 16).ok()
-            } else if digits.len() > 1
-                && digits.starts_with('0')
-                && digits.bytes().all(|b| b.is_ascii_digit())
-            {
-                i64::from_str_radix(digits, 8).ok()
-            } else {
-                digits.parse().ok()
+            let (negative, digits) = match text.strip_prefix('-') {
+                Some(rest) => (true, rest),
+                None => (false, text.strip_prefix('+').unwrap_or(text)),
             };
-            unsigned
-                .map(|n: i64| sign * n)
-                .or_else(|| rounded(text.parse().ok()?))
+            // The parsers below would take a sign of their own: "--5", "0x-5".
+            if !digits.starts_with(|c: char| c.is_ascii_digit()) {
+                return None;
+            }
+            match read_magnitude(digits) {
+                Some(n) => i64::try_from(if negative { -i128::from(n) } else { n.into() }).ok(),
+                None => rounded(text.parse().ok()?),
+            }
         }
         _ => None,
+    }
+}
+
+/// Decimal, C-style hexadecimal or octal digits.
+fn read_magnitude(digits: &str) -> Option<u64> {
+    if let Some(hex) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        return hex
+            .bytes()
+            .all(|b| b.is_ascii_hexdigit())
+            .then(|| u64::from_str_radix(hex, 16).ok())?;
+    }
+    let octal = digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
+    if octal {
+        u64::from_str_radix(digits, 8).ok()
+    } else {
+        digits.parse().ok()
     }
 }
 
@@ -136,7 +149,8 @@ impl Dynamic {
                 .unwrap_or(default)
         };
         let postgresql = raw.get("postgresql").and_then(Value::as_object);
-        let seconds = |n: i64| Duration::from_secs(u64::try_from(n).unwrap_or(0));
+        // A year is as good as for ever, and no sum of it with a clock overflows.
+        let seconds = |n: i64| Duration::from_secs(n.clamp(0, 366 * 86_400).unsigned_abs());
         Self {
             timing: Timing::adjusted(
                 int(&["ttl"], 30),
@@ -165,11 +179,34 @@ impl Dynamic {
         }
     }
 
+    /// Promises in the document that this build does not keep; see [`unkept_promises`].
+    #[must_use]
+    pub fn unkept_promises(&self) -> Vec<&'static str> {
+        unkept_promises(&self.raw)
+    }
+
     /// The `postgresql` part of the document.
     #[must_use]
     pub fn postgresql(&self) -> Option<&Map<String, Value>> {
         self.raw.get("postgresql").and_then(Value::as_object)
     }
+}
+
+/// Promises of a `/config` document about durability and about whose data this is that the core does not keep yet. They
+/// must never look kept: a member's own configuration that asks for one is refused, a stored one is complained about.
+#[must_use]
+pub fn unkept_promises(document: &Map<String, Value>) -> Vec<&'static str> {
+    let synchronous = document
+        .get("synchronous_mode")
+        .is_some_and(|value| !value.is_null() && read_bool(value) != Some(false));
+    let standby = document
+        .get("standby_cluster")
+        .and_then(Value::as_object)
+        .is_some_and(|section| !section.is_empty());
+    [(synchronous, "synchronous_mode"), (standby, "standby_cluster")]
+        .into_iter()
+        .filter_map(|(asked, name)| asked.then_some(name))
+        .collect()
 }
 
 /// Merges a PATCH into a document: `null` removes, objects merge into objects, anything else replaces when
@@ -242,6 +279,58 @@ mod tests {
             (nonsense.timing, nonsense.pause),
             (Dynamic::default().timing, false)
         );
+    }
+
+    #[test]
+    fn numbers_in_text_have_one_sign_and_may_not_fit() {
+        for (text, expected) in [
+            ("5", Some(5)),
+            ("-5", Some(-5)),
+            ("+5", Some(5)),
+            (" 0x1e ", Some(30)),
+            ("-0x1E", Some(-30)),
+            ("010", Some(8)),
+            ("0", Some(0)),
+            ("1.6", Some(2)),
+            ("-1.6", Some(-2)),
+            ("1e3", Some(1000)),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("-9223372036854775808", Some(i64::MIN)),
+            ("-9223372036854775809", None),
+            ("9223372036854775808", None),
+            ("99999999999999999999", None),
+            ("-0xffffffffffffffff", None),
+            ("--9223372036854775808", None),
+            ("--5", None),
+            ("-+5", None),
+            ("+-5", None),
+            ("0x-5", None),
+            ("0x", None),
+            ("-", None),
+            ("", None),
+            ("nan", None),
+            ("inf", None),
+        ] {
+            assert_eq!(read_int(&json!(text)), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn promises_that_are_not_kept_are_named() {
+        for (document, expected) in [
+            (json!({}), &[][..]),
+            (json!({"synchronous_mode": false, "standby_cluster": null}), &[]),
+            (json!({"synchronous_mode": "off", "standby_cluster": {}}), &[]),
+            (json!({"synchronous_mode": true}), &["synchronous_mode"]),
+            (json!({"synchronous_mode": "quorum"}), &["synchronous_mode"]),
+            (
+                json!({"synchronous_mode": "on", "standby_cluster": {"host": "h"}}),
+                &["synchronous_mode", "standby_cluster"],
+            ),
+        ] {
+            let dynamic = Dynamic::from_map(&map(document.clone()));
+            assert_eq!(dynamic.unkept_promises(), expected, "{document}");
+        }
     }
 
     #[test]

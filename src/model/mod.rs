@@ -18,7 +18,7 @@ mod timeline;
 
 pub use cluster::{Cluster, Entry, Leader, SyncKey, Version};
 pub use control::{ControlData, DbState};
-pub use dynamic::{Dynamic, Timing, merge_patch, read_bool, read_int};
+pub use dynamic::{Dynamic, Timing, merge_patch, read_bool, read_int, unkept_promises};
 pub use failover::FailoverKey;
 pub use lsn::{Lsn, ParseLsnError};
 pub use member::{Member, MemberData};

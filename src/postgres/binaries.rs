@@ -1,6 +1,7 @@
 //! Finding PostgreSQL's programs.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     path::{Path, PathBuf},
     time::Duration,
@@ -68,9 +69,18 @@ pub struct Binaries {
     pub dir: PathBuf,
     /// What `postgres --version` says.
     pub version: Version,
+    /// Other names of programs (`postgresql.bin_name`); a path counts from the folder.
+    pub names: BTreeMap<String, String>,
 }
 
 impl Binaries {
+    /// The same with other names for programs.
+    #[must_use]
+    pub fn named(mut self, names: &BTreeMap<String, String>) -> Self {
+        self.names.clone_from(names);
+        self
+    }
+
     /// Finds the folder, checks that it is complete and asks for the version.
     ///
     /// # Errors
@@ -92,7 +102,11 @@ impl Binaries {
         if !version.major.is_supported() {
             return Err(Error::TooOld { found: version });
         }
-        Ok(Self { dir, version })
+        Ok(Self {
+            dir,
+            version,
+            names: BTreeMap::new(),
+        })
     }
 
     /// The major version.
@@ -104,7 +118,8 @@ impl Binaries {
     /// The path of a program.
     #[must_use]
     pub fn path(&self, program: &str) -> PathBuf {
-        self.dir.join(program)
+        self.dir
+            .join(self.names.get(program).map_or(program, String::as_str))
     }
 
     /// A call of a program, with messages in English because they are read by this program too.
@@ -200,6 +215,19 @@ mod tests {
             find_dir(Some(configured), Some(links.as_os_str()), &[]).expect("found"),
             configured
         );
+    }
+
+    #[test]
+    fn a_program_may_have_another_name() {
+        let binaries = Binaries {
+            dir: "/pg/bin".into(),
+            version: Version::parse("x (PostgreSQL) 15.1").expect("valid"),
+            names: BTreeMap::new(),
+        };
+        let names = [("pg_rewind".to_owned(), "my_rewind".to_owned())].into();
+        let named = binaries.named(&names);
+        assert_eq!(named.path("pg_rewind"), Path::new("/pg/bin/my_rewind"));
+        assert_eq!(named.path("psql"), Path::new("/pg/bin/psql"));
     }
 
     #[test]

@@ -93,7 +93,8 @@ pub struct Input<'a> {
     pub options: &'a Value,
     /// How often to try, at least once.
     pub attempts: u32,
-    /// Longest time without a new byte before the copy is given up.
+    /// Longest time without a new byte before the copy is given up. The clock starts with the first byte: before that
+    /// the source makes a checkpoint, which may take minutes.
     pub stall: Duration,
     /// User and group to run as, when we are root.
     pub identity: Option<(u32, u32)>,
@@ -128,6 +129,22 @@ pub fn arguments(major: Major, source: &Conninfo, options: &Value) -> (Vec<Strin
     args.extend(["--progress", "--no-password"].map(str::to_owned));
     args.extend(given.args);
     (args, refused)
+}
+
+/// Whether a line of progress says that every tablespace has arrived: `…, 2/2 tablespaces`. What follows then (the
+/// last WAL, writing everything to disk) shows no progress, and the byte counts need not meet, because the total is
+/// an estimate.
+#[must_use]
+pub fn is_complete(line: &str) -> bool {
+    let counts = line
+        .split_once("%), ")
+        .and_then(|(_, rest)| rest.split_once(" tablespace"));
+    let pair = counts.and_then(|(counts, _)| counts.split_once('/'));
+    pair.is_some_and(|(done, total)| {
+        done.trim()
+            .parse::<u32>()
+            .is_ok_and(|done| done > 0 && total.trim().parse() == Ok(done))
+    })
 }
 
 /// Reads a line of progress: `  23456/34567 kB (67%), 0/1 tablespace (…)`.
@@ -202,6 +219,7 @@ struct Meter {
     moved: Instant,
     logged: Instant,
     logged_bytes: u64,
+    complete: bool,
 }
 
 impl Meter {
@@ -212,6 +230,7 @@ impl Meter {
             moved: now,
             logged: now,
             logged_bytes: 0,
+            complete: false,
         }
     }
 
@@ -220,9 +239,10 @@ impl Meter {
             return;
         };
         let now = Instant::now();
-        if at.done_bytes != self.at.done_bytes || self.at.total_bytes == 0 {
+        if at.done_bytes != self.at.done_bytes {
             self.moved = now;
         }
+        self.complete |= is_complete(line);
         self.at = at;
         progress.send_replace(at);
         let since = now.duration_since(self.logged);
@@ -243,9 +263,9 @@ impl Meter {
         }
     }
 
-    /// Everything has arrived: what follows (the last WAL, writing to disk) shows no progress and is not watched.
-    fn complete(&self) -> bool {
-        self.at.total_bytes > 0 && self.at.done_bytes >= self.at.total_bytes
+    /// Bytes are coming and more are expected.
+    const fn is_watched(&self) -> bool {
+        self.at.done_bytes > 0 && !self.complete
     }
 }
 
@@ -274,7 +294,7 @@ async fn one_attempt(
             result = &mut run => break result,
             () = tokio::time::sleep_until(until.max(Instant::now() + Duration::from_millis(50))), if stalled.is_none() => {
                 let meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
-                if meter.moved.elapsed() >= stall && !meter.complete() {
+                if meter.moved.elapsed() >= stall && meter.is_watched() {
                     stalled = Some(meter.at);
                     stop.cancel();
                 }
@@ -361,6 +381,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_number_of_tablespaces_tells_the_end() {
+        for (line, complete) in [
+            ("  10/20 kB (50%), 0/1 tablespace (...ata/base/1)", false),
+            ("  10/20 kB (50%), 1/2 tablespaces", false),
+            ("  19/20 kB (99%), 1/1 tablespace", true),
+            ("  19/20 kB (99%), 2/2 tablespaces", true),
+            ("waiting for checkpoint", false),
+            ("  0/0 kB (100%), 0/0 tablespaces", false),
+        ] {
+            assert_eq!(is_complete(line), complete, "{line}");
+        }
+    }
+
     #[tokio::test]
     async fn progress_is_published() {
         let (sender, receiver) = watch::channel(Progress::default());
@@ -398,9 +432,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn writing_to_disk_at_the_end_is_no_standstill() {
+    async fn neither_the_checkpoint_before_nor_the_disk_after_is_a_standstill() {
         let (sender, _receiver) = watch::channel(Progress::default());
-        let script = sh("echo '  20/20 kB (100%), 1/1 tablespace'; sleep 0.6");
+        let script = sh(
+            "echo '  0/20 kB (0%), 0/2 tablespaces (x)'; sleep 0.5; echo '  19/20 kB (99%), 2/2 tablespaces'; sleep 0.6",
+        );
         one_attempt(
             script,
             Duration::from_millis(200),
@@ -425,6 +461,7 @@ mod tests {
         let binaries = Binaries {
             dir: dir.path().into(),
             version,
+            names: std::collections::BTreeMap::new(),
         };
         let staging = Staging::prepare(&data).expect("prepared");
         let (sender, _receiver) = watch::channel(Progress::default());

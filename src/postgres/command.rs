@@ -392,13 +392,10 @@ enum End {
     Cancelled,
 }
 
-/// Variables that hold this program's own configuration, secrets included. What runs below PostgreSQL
-/// (archive commands, extensions, init scripts) has no business with them.
+/// What runs below PostgreSQL (archive commands, extensions, init scripts) has no business with our settings and
+/// secrets. The list is that of the configuration, so that a new secret cannot be forgotten here.
 fn is_private(name: &OsStr) -> bool {
-    let name = name.to_string_lossy();
-    ["HOWDAH_", "PATRONI_", "SPILO_", "POSTGRES_PASSWORD", "PGPASSWORD"]
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
+    crate::config::is_private(&name.to_string_lossy())
 }
 
 async fn stop(child: &mut Child, group: Option<Pid>) {
@@ -568,7 +565,10 @@ mod tests {
         for name in [
             "HOWDAH_ETCD3_PASSWORD",
             "PATRONI_X",
+            "POSTGRES_PASSWORD",
             "POSTGRES_PASSWORD_FILE",
+            "ETCD3_PASSWORD",
+            "ETCD_PASSWORD",
             "PGPASSWORD_SUPERUSER",
         ] {
             assert!(is_private(OsStr::new(name)), "{name}");

@@ -34,7 +34,8 @@ pub struct Input<'a> {
     pub listen_addresses: &'a str,
     /// `port`.
     pub port: u16,
-    /// `unix_socket_directories` when the user does not set it.
+    /// Directory of our own connections: `unix_socket_directories` when the user does not set it, one of them if he
+    /// does.
     pub socket_dir: Option<&'a str>,
     /// `postgresql.parameters` of the dynamic configuration.
     pub dynamic: &'a Map<String, Value>,
@@ -117,6 +118,9 @@ pub fn effective(input: &Input<'_>) -> Effective {
             result.take(input, source, name, value);
         }
     }
+    if let Some(dir) = input.socket_dir {
+        result.keep_socket(dir);
+    }
     result.protect(input);
     for (name, value) in input.forced {
         result.parameters.insert((*name).to_owned(), value.clone());
@@ -177,6 +181,28 @@ impl Effective {
             return self.warn(&name, text, format!("dropped, {objection}"));
         }
         self.parameters.insert(name, text);
+    }
+
+    /// Without a socket where the agent looks for it the server would run unseen.
+    fn keep_socket(&mut self, dir: &str) {
+        let list = self
+            .parameters
+            .entry("unix_socket_directories".to_owned())
+            .or_default();
+        let there = |list: &str| list.split(',').any(|one| one.trim().trim_matches('"') == dir);
+        if !there(list) {
+            // A directory with a comma in its name needs quotes here (PostgreSQL: SplitDirectoriesString).
+            let dir = if dir.contains([',', '"']) {
+                format!("\"{}\"", dir.replace('"', "\"\""))
+            } else {
+                dir.to_owned()
+            };
+            *list = if list.trim().is_empty() {
+                dir
+            } else {
+                format!("{list}, {dir}")
+            };
+        }
     }
 
     fn protect(&mut self, input: &Input<'_>) {
@@ -407,6 +433,29 @@ mod tests {
         assert_eq!(value(&effective, "max_connections"), "150");
         assert_eq!(value(&effective, "max_wal_senders"), "10");
         assert_eq!(effective.warnings.len(), 2);
+    }
+
+    #[test]
+    fn our_socket_is_always_among_the_directories() {
+        for (given, expected) in [
+            (json!({}), "/run/howdah"),
+            (json!({"unix_socket_directories": ""}), "/run/howdah"),
+            (json!({"unix_socket_directories": null}), "/run/howdah"),
+            (json!({"unix_socket_directories": "/tmp"}), "/tmp, /run/howdah"),
+            (
+                json!({"unix_socket_directories": "/tmp,/run/howdah"}),
+                "/tmp,/run/howdah",
+            ),
+        ] {
+            assert_eq!(
+                value(&with(given.clone(), json!({})), "unix_socket_directories"),
+                expected
+            );
+            assert_eq!(
+                value(&with(json!({}), given), "unix_socket_directories"),
+                expected
+            );
+        }
     }
 
     #[test]

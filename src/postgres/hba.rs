@@ -13,20 +13,34 @@ pub fn render(lines: &[String]) -> Option<String> {
     (!lines.is_empty()).then(|| format!("{HEADER}{}\n", lines.join("\n")))
 }
 
+/// Puts the line our own connection needs before a list that may have none for the Unix socket: without it the agent
+/// could not see its own server. First, because the first line that fits decides.
+#[must_use]
+pub fn with_own_access(superuser: &str, lines: Vec<String>) -> Vec<String> {
+    let own = format!("local all {} scram-sha-256", always_quoted(superuser));
+    let others = lines.into_iter().filter(|line| *line != own).collect::<Vec<_>>();
+    std::iter::once(own).chain(others).collect()
+}
+
 /// Lines used when the user gives none. Nobody is trusted, not even on the socket: in a container any process may
 /// reach it, and peer authentication cannot work for arbitrary user ids.
 ///
-/// `require_tls` admits the network only encrypted.
+/// `require_tls` admits the network only encrypted. `added` are the lines of `bootstrap.pg_hba`: who gives some says
+/// who may come over the network, so they stand in place of the line that lets everybody try.
 #[must_use]
-pub fn default_lines(replication_user: &str, require_tls: bool) -> Vec<String> {
+pub fn default_lines(replication_user: &str, require_tls: bool, added: &[String]) -> Vec<String> {
     let host = if require_tls { "hostssl" } else { "host" };
     let user = quoted(replication_user);
-    vec![
+    let mut lines = vec![
         "local all all scram-sha-256".to_owned(),
         format!("local replication {user} scram-sha-256"),
         format!("{host} replication {user} all scram-sha-256"),
-        format!("{host} all all all scram-sha-256"),
-    ]
+    ];
+    if added.is_empty() {
+        lines.push(format!("{host} all all all scram-sha-256"));
+    }
+    lines.extend(added.iter().cloned());
+    lines
 }
 
 /// Lines that make a freshly restored copy reachable for its own agent only, because the passwords in it are not
@@ -49,6 +63,10 @@ fn quoted(name: &str) -> String {
     if !name.is_empty() && name.bytes().all(plain) && !keyword {
         return name.to_owned();
     }
+    always_quoted(name)
+}
+
+fn always_quoted(name: &str) -> String {
     let clean: String = name
         .chars()
         .filter(|c| !matches!(c, '\n' | '\r' | '\0'))
@@ -75,7 +93,7 @@ mod tests {
 
     #[test]
     fn nobody_is_trusted_by_default() {
-        let lines = default_lines("replicator", false);
+        let lines = default_lines("replicator", false, &[]);
         assert_eq!(weak_lines(&lines), Vec::<&str>::new());
         insta::assert_snapshot!(render(&lines).expect("lines"), @r"
         # Written by Howdah. Changes made here are lost; change the configuration instead.
@@ -89,10 +107,29 @@ mod tests {
     #[test]
     fn tls_can_be_required() {
         assert!(
-            default_lines("r", true)
+            default_lines("r", true, &[])
                 .iter()
                 .all(|line| !line.starts_with("host "))
         );
+    }
+
+    #[test]
+    fn lines_for_the_bootstrap_replace_the_one_for_everybody() {
+        let added = ["hostssl all all 10.0.0.0/8 scram-sha-256".to_owned()];
+        insta::assert_snapshot!(default_lines("r", false, &added).join("\n"), @r"
+        local all all scram-sha-256
+        local replication r scram-sha-256
+        host replication r all scram-sha-256
+        hostssl all all 10.0.0.0/8 scram-sha-256
+        ");
+    }
+
+    #[test]
+    fn our_own_access_comes_first_and_once() {
+        let given = vec!["local all all reject".to_owned()];
+        let lines = with_own_access("all", given);
+        assert_eq!(lines, ["local all \"all\" scram-sha-256", "local all all reject"]);
+        assert_eq!(with_own_access("all", lines.clone()), lines);
     }
 
     #[test]

@@ -222,6 +222,7 @@ mod tests {
         Binaries {
             dir: "/nonexistent/bin".into(),
             version,
+            names: std::collections::BTreeMap::new(),
         }
     }
 

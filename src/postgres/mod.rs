@@ -9,6 +9,7 @@ pub mod binaries;
 pub mod clone;
 pub mod command;
 pub mod conf;
+pub mod confcheck;
 pub mod confdir;
 pub mod conninfo;
 pub mod control;

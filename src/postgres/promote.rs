@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     postmaster::{Postmaster, SignalError},
@@ -57,9 +58,37 @@ pub enum PromoteError {
         #[source]
         last: Option<QueryError>,
     },
+    /// Postgres ended after the request.
+    #[error("postgres ended {waited:?} after the request")]
+    Ended {
+        /// How long was waited since the signal.
+        waited: Duration,
+    },
+    /// Nobody wanted the promotion any more before it was requested.
+    #[error("cancelled before the request")]
+    Withdrawn,
+    /// Nobody wants the promotion any more. The request stands, as with a deadline.
+    #[error("cancelled {waited:?} after the request")]
+    Cancelled {
+        /// How long was waited since the signal.
+        waited: Duration,
+    },
 }
 
-/// Promotes and waits at most `limit` in all until writes are accepted. A dropped future takes back nothing.
+impl PromoteError {
+    /// Postgres was asked: it may be promoted at any later moment, even where the request file could be removed again
+    /// (its startup process may just have looked).
+    #[must_use]
+    pub const fn requested(&self) -> bool {
+        match self {
+            Self::Request { .. } | Self::Signal(_) | Self::Ask(_) | Self::Withdrawn => false,
+            Self::Deadline { .. } | Self::Ended { .. } | Self::Cancelled { .. } => true,
+        }
+    }
+}
+
+/// Promotes and waits at most `limit` in all until writes are accepted. A dropped future takes back nothing, and
+/// neither does the token: it only ends the waiting.
 ///
 /// # Errors
 /// See [`PromoteError`].
@@ -67,6 +96,7 @@ pub async fn promote(
     postmaster: &Postmaster,
     monitor: &Monitor,
     limit: Duration,
+    cancel: &CancellationToken,
 ) -> Result<Promotion, PromoteError> {
     let begun = Instant::now();
     let deadline = begun + limit;
@@ -80,6 +110,10 @@ pub async fn promote(
             already: true,
         });
     }
+    // The answer may have taken a while: from here on there is no way back.
+    if cancel.is_cancelled() {
+        return Err(PromoteError::Withdrawn);
+    }
     let path = request_path(&postmaster.home().data_dir);
     fs::write(&path, "").map_err(|source| PromoteError::Request {
         path: path.clone(),
@@ -92,13 +126,30 @@ pub async fn promote(
     let requested = begun.elapsed().saturating_sub(prepared);
     let signalled = Instant::now();
     let mut last = None;
+    let mut state = postmaster.watch();
     loop {
+        let waited = signalled.elapsed();
+        if cancel.is_cancelled() {
+            return Err(PromoteError::Cancelled { waited });
+        }
+        if state.borrow_and_update().pid().is_none() {
+            return Err(PromoteError::Ended { waited });
+        }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let waited = signalled.elapsed();
             return Err(PromoteError::Deadline { waited, last });
         }
-        match monitor.in_recovery(left).await {
+        // Both arms are cancel-safe: a dropped question costs its connection, the watch keeps what it has seen.
+        let answer = tokio::select! {
+            answer = monitor.in_recovery(left) => answer,
+            () = cancel.cancelled() => continue,
+            changed = state.changed() => match changed {
+                Ok(()) => continue,
+                // The owner of the process is gone, and with it everything that could still be said.
+                Err(_) => return Err(PromoteError::Ended { waited: signalled.elapsed() }),
+            },
+        };
+        match answer {
             Ok(false) => {
                 return Ok(Promotion {
                     prepared,

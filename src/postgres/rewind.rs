@@ -213,27 +213,44 @@ pub fn missing_wal(output: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// A directory to recover.
+#[derive(Debug, Clone)]
+pub struct Recovery<'a> {
+    /// The directory and its configuration.
+    pub conf: &'a ConfDir,
+    /// The postmaster's arguments (`--config-file=…`, protected values).
+    pub args: &'a [String],
+    /// A live process that has the pid in the stale `postmaster.pid` and is no postmaster: PostgreSQL would take it
+    /// for a rival, except for the process named by `PG_GRANDPARENT_PID` (`CreateLockFile` in `miscinit.c`).
+    pub stranger: Option<i32>,
+    /// Ends it after this time.
+    pub deadline: Duration,
+    /// User and group to run as, when we are root.
+    pub identity: Option<(u32, u32)>,
+}
+
 /// Crash recovery of a stopped directory in single-user mode, as far as its own WAL goes; needed before a rewind
 /// because pg_rewind wants a clean shutdown and single-user mode refuses a standby. The caller writes
-/// `standby.signal` again. `args` are the postmaster's (`--config-file=…`, protected values).
+/// `standby.signal` again.
 ///
 /// # Errors
 /// PostgreSQL could not recover, or not in time.
 pub async fn crash_recovery(
     binaries: &Binaries,
-    conf: &ConfDir,
-    args: &[String],
-    deadline: Duration,
-    identity: Option<(u32, u32)>,
+    recovery: &Recovery<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
+    let (conf, identity) = (recovery.conf, recovery.identity);
     conf.set_standby(false)?;
-    let command = binaries
+    let mut command = binaries
         .command("postgres")
         .arg("--single")
         .arg("-D")
         .arg(&conf.data_dir)
-        .args(args);
+        .args(recovery.args);
+    if let Some(pid) = recovery.stranger {
+        command = command.env("PG_GRANDPARENT_PID", pid.to_string());
+    }
     let mut temporary = Temporary::default();
     let command = with_user_name(command, &conf.data_dir, identity, &mut temporary)?;
     // Nothing it writes now may reach the archive: its history may be the wrong one.
@@ -247,7 +264,7 @@ pub async fn crash_recovery(
     let result = command
         .identity(identity)
         .stdin(Vec::new())
-        .deadline(deadline)
+        .deadline(recovery.deadline)
         .run(cancel)
         .await;
     result.map(drop).map_err(Error::Run)

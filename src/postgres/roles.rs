@@ -4,12 +4,14 @@
 use super::login::Login;
 
 /// Sent first in the session that will mention passwords: nothing of it may reach the server's log or statistics.
+/// Terse errors have no CONTEXT line, which would quote the failed statement of a DO block.
 pub const SILENCE: &str = "SET log_statement TO none; \
     SET log_duration TO off; \
     SET log_min_duration_statement TO -1; \
     SET log_min_duration_sample TO -1; \
     SET log_transaction_sample_rate TO 0; \
     SET log_min_error_statement TO panic; \
+    SET log_error_verbosity TO terse; \
     SET pg_stat_statements.track_utility TO off; \
     SET auto_explain.log_min_duration TO -1; \
     SET pgaudit.log TO none";
@@ -17,6 +19,7 @@ pub const SILENCE: &str = "SET log_statement TO none; \
 /// Sent last in that session.
 pub const UNSILENCE: &str = "RESET log_statement; RESET log_duration; RESET log_min_duration_statement; \
     RESET log_min_duration_sample; RESET log_transaction_sample_rate; RESET log_min_error_statement; \
+    RESET log_error_verbosity; \
     RESET pg_stat_statements.track_utility; RESET auto_explain.log_min_duration; RESET pgaudit.log";
 
 /// Functions a rewind role needs (documentation of pg_rewind, "Notes").
@@ -64,14 +67,17 @@ pub fn replication(login: &Login) -> String {
 /// Creates or alters the rewind role and lets it read the files of the server, nothing else.
 #[must_use]
 pub fn rewind(login: &Login) -> String {
-    let mut sql = role(login, "");
-    for function in REWIND_FUNCTIONS {
-        sql.push_str(&format!(
-            "\nGRANT EXECUTE ON FUNCTION {function} TO {};",
-            identifier(&login.username)
-        ));
-    }
-    sql
+    role(login, "") + &rewind_grants(&login.username)
+}
+
+/// What the rewind role may do. Functions belong to a database, so this goes to each one the agents connect to.
+#[must_use]
+pub fn rewind_grants(user: &str) -> String {
+    let user = identifier(user);
+    REWIND_FUNCTIONS
+        .iter()
+        .map(|function| format!("\nGRANT EXECUTE ON FUNCTION {function} TO {user};"))
+        .collect()
 }
 
 /// An ordinary role that may log in, e.g. `POSTGRES_USER` when it is not the superuser.
@@ -165,6 +171,6 @@ mod tests {
             .filter_map(|part| part.trim().strip_prefix("RESET "))
             .collect();
         assert_eq!(set, reset);
-        assert_eq!(set.len(), 9);
+        assert_eq!(set.len(), 10);
     }
 }

@@ -27,6 +27,8 @@ use super::{
 const INSTALLING: &str = ".howdah-installing";
 /// Name of the side directory inside a data directory that cannot be renamed.
 const INSIDE: &str = ".howdah-new";
+/// Begin of the name of kept data inside a data directory that cannot be renamed.
+const ATTIC: &str = ".replaced-";
 /// Ending of the side directory next to the data directory.
 const BESIDE: &str = ".howdah-new";
 
@@ -166,7 +168,7 @@ impl Staging {
 
     fn move_in(&self, old: OldData, stamp: &str) -> Result<Option<PathBuf>, Error> {
         files::write_atomic(&self.data_dir.join(INCOMPLETE), b"", 0o600)?;
-        let attic = self.data_dir.join(format!(".replaced-{stamp}"));
+        let attic = self.data_dir.join(format!("{ATTIC}{stamp}"));
         let mut kept = None;
         // Once an entry of the new copy has arrived, what is visible is no longer (only) the old data. The
         // version file arrives first, so its absence here means: everything old is already out of the way.
@@ -272,6 +274,21 @@ pub fn finish_interrupted(data_dir: &Path) -> Result<bool, Error> {
     Ok(false)
 }
 
+/// Kept data inside the data directory, where a volume is mounted exactly there. Every base backup carries it along and
+/// pg_rewind destroys it.
+#[must_use]
+pub fn attics_inside(data_dir: &Path) -> Vec<PathBuf> {
+    let kept = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(ATTIC))
+    };
+    entries(data_dir)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(kept)
+        .collect()
+}
+
 /// The time as it is put into the names of kept data.
 #[must_use]
 pub fn stamp(now: jiff::Timestamp) -> String {
@@ -328,7 +345,7 @@ fn remove_all(path: &Path) -> Result<(), Error> {
 }
 
 /// Whether something is mounted exactly here (then it cannot be renamed).
-pub(super) fn is_mount_point(dir: &Path) -> bool {
+pub(crate) fn is_mount_point(dir: &Path) -> bool {
     let Ok(real) = dir.canonicalize() else {
         return false;
     };
@@ -472,6 +489,16 @@ mod tests {
             );
             assert!(place.data.join(".hidden").exists() && !place.data.join("precious").exists());
         }
+    }
+
+    #[test]
+    fn data_kept_inside_is_found() {
+        let place = place(&["precious"]);
+        assert!(attics_inside(&place.data).is_empty());
+        let staging = inside(&place);
+        fill(staging.dir());
+        let kept = staging.install(OldData::KeepRenamed, "T").expect("installed");
+        assert_eq!(attics_inside(&place.data), [kept.expect("kept")]);
     }
 
     #[test]

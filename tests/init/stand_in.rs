@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use howdah::clock::Boottime;
 use howdah::guard::Guard;
-use howdah::init::privileges::{Directory, prepare};
+use howdah::init::privileges::{Directory, Part, prepare};
 use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{getegid, geteuid, getgroups, getppid};
@@ -196,7 +196,11 @@ impl StandIn {
     fn drop_root(&self, user: &str) {
         let paths = ["volume", "volume/data"].map(|name| self.directory.join(name));
         fs::create_dir(&paths[0]).expect("a volume of root");
-        let directories = paths.clone().map(|path| Directory { path, mode: 0o700 });
+        let directories = paths.clone().map(|path| Directory {
+            path,
+            mode: 0o700,
+            part: Part::Own,
+        });
         // The directory of the test itself must be passable for the user.
         fs::set_permissions(&self.directory, Permissions::from_mode(0o711)).expect("chmod");
         prepare(user, &directories).expect("drop root");

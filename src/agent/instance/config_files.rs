@@ -1,6 +1,12 @@
 //! Writing postgresql.conf, pg_hba.conf, pg_ident.conf, the signal files and the password file for a role.
 
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
 use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{Instance, chain, lock, settings::Account};
@@ -9,22 +15,28 @@ use crate::{
     model::{ControlData, Dynamic},
     postgres::{
         conf::{self, Effective},
+        confcheck::{self, Verdict},
         conninfo::Conninfo,
-        hba, pgpass,
+        files, hba, pgpass,
         recovery::{Follow, Recovery, recovery_settings},
     },
 };
 
+/// So many bad values are put right one after the other; then the old file stays.
+const CORRECTIONS_MAX: usize = 32;
+/// Configurations remembered as usable: one per role and a few changes.
+const REMEMBERED_MAX: usize = 8;
+
 impl Instance {
     /// Writes everything a postmaster in this role reads; returns its arguments.
-    pub(super) fn write_files(
+    pub(super) async fn write_files(
         &self,
         start_as: &StartAs,
         dynamic: &Dynamic,
         control: Option<&ControlData>,
     ) -> Result<Vec<String>, String> {
         let replica = matches!(start_as, StartAs::Replica(_));
-        let effective = self.effective(dynamic, control.filter(|_| replica));
+        let mut effective = self.effective(dynamic, control.filter(|_| replica));
         for warning in &effective.warnings {
             warn!(
                 parameter = warning.name,
@@ -37,40 +49,143 @@ impl Instance {
             StartAs::Primary => None,
             StartAs::Replica(upstream) => Some(self.recovery(upstream.as_ref(), dynamic)?),
         };
-        self.write_all(&effective, recovery.as_ref(), dynamic)
-            .map_err(|error| chain(&error))?;
-        self.conf.set_standby(replica).map_err(|error| chain(&error))?;
-        let args = conf::postmaster_args(&effective);
-        let config_file = format!("--config-file={}", self.conf.main().display());
-        *lock(&self.written) = effective.parameters;
-        Ok(std::iter::once(config_file).chain(args).collect())
+        let conf = self.conf();
+        let prepared = conf.adopt_base().and_then(|()| conf.restore_missing());
+        prepared.map_err(|error| chain(&error))?;
+        if let Some(text) = self.checked(&mut effective, recovery.as_ref()).await? {
+            conf.write(&conf.main(), &text).map_err(|error| chain(&error))?;
+            lock(&self.written).clone_from(&effective.parameters);
+        }
+        self.write_others(dynamic).map_err(|error| chain(&error))?;
+        conf.set_standby(replica).map_err(|error| chain(&error))?;
+        let args = self.arguments(&effective);
+        *lock(&self.raised) = effective.pending_restart;
+        Ok(args)
     }
 
-    fn write_all(
-        &self,
-        effective: &Effective,
-        recovery: Option<&Recovery>,
-        dynamic: &Dynamic,
-    ) -> Result<(), crate::postgres::files::Error> {
-        let conf = &self.conf;
-        conf.adopt_base()?;
-        conf.restore_missing()?;
-        let (include, hba_file, ident_file) = (conf.include(), conf.hba(), conf.ident());
+    fn arguments(&self, effective: &Effective) -> Vec<String> {
+        let config_file = format!("--config-file={}", self.conf().main().display());
+        std::iter::once(config_file)
+            .chain(conf::postmaster_args(effective))
+            .collect()
+    }
+
+    fn render(&self, effective: &Effective, recovery: Option<&Recovery>) -> String {
+        let (include, hba_file, ident_file) = (self.conf().include(), self.conf().hba(), self.conf().ident());
         let frame = conf::Frame {
             include: &include,
             hba_file: &hba_file.to_string_lossy(),
             ident_file: &ident_file.to_string_lossy(),
             recovery,
         };
-        conf.write(&conf.main(), &conf::render_postgresql_conf(&frame, effective))?;
+        conf::render_postgresql_conf(&frame, effective)
+    }
+
+    /// The text of postgresql.conf once PostgreSQL accepts it. One bad value in the cluster's configuration would
+    /// otherwise keep every member from ever starting again. A value it refuses is replaced by the one in force before, or left
+    /// out; `None` when it does not say which one is bad: then the old file stays.
+    async fn checked(
+        &self,
+        effective: &mut Effective,
+        recovery: Option<&Recovery>,
+    ) -> Result<Option<String>, String> {
+        let main = self.conf().main();
+        let candidate = files::neighbour(&main, ".check");
+        for _ in 0..CORRECTIONS_MAX {
+            let text = self.render(effective, recovery);
+            let fingerprint = fingerprint(&effective.parameters, recovery);
+            if lock(&self.accepted).contains(&fingerprint) {
+                return Ok(Some(text));
+            }
+            self.conf()
+                .write(&candidate, &text)
+                .map_err(|error| chain(&error))?;
+            let (args, cancel) = (self.arguments(effective), CancellationToken::new());
+            let verdict = confcheck::check(
+                &self.binaries,
+                self.data_dir(),
+                &candidate,
+                &args,
+                "port",
+                &cancel,
+            )
+            .await;
+            if let Err(error) = std::fs::remove_file(&candidate) {
+                warn!(file = %candidate.display(), %error, "cannot remove a temporary file");
+            }
+            match verdict {
+                Verdict::Usable(_) => {
+                    self.remember(fingerprint);
+                    return Ok(Some(text));
+                }
+                Verdict::Unknown(error) => {
+                    warn!(
+                        error,
+                        "could not check the new postgresql.conf, using it as it is"
+                    );
+                    return Ok(Some(text));
+                }
+                Verdict::Refused(reason) => {
+                    let before = lock(&self.written).clone();
+                    if !correct(&mut effective.parameters, &before, &reason) {
+                        return Ok(self.keep_old(text, &reason));
+                    }
+                }
+            }
+        }
+        Ok(self.keep_old(self.render(effective, recovery), "too many bad values"))
+    }
+
+    fn keep_old(&self, text: String, reason: &str) -> Option<String> {
+        let main = self.conf().main();
+        if main.exists() {
+            warn!(file = %main.display(), reason, "PostgreSQL refuses the new configuration, the old file stays");
+            return None;
+        }
+        warn!(file = %main.display(), reason, "PostgreSQL refuses the configuration and there is no older one");
+        Some(text)
+    }
+
+    fn remember(&self, fingerprint: u64) {
+        let mut accepted = lock(&self.accepted);
+        if accepted.len() == REMEMBERED_MAX {
+            accepted.remove(0);
+        }
+        accepted.push(fingerprint);
+    }
+
+    /// Why PostgreSQL would not start with the files as they are, if it is their fault.
+    pub(super) async fn fault_of_files(&self, args: &[String]) -> Option<String> {
+        let cancel = CancellationToken::new();
+        let main = self.conf().main();
+        match confcheck::check(&self.binaries, self.data_dir(), &main, args, "port", &cancel).await {
+            Verdict::Refused(reason) => Some(reason),
+            Verdict::Usable(_) | Verdict::Unknown(_) => None,
+        }
+    }
+
+    /// The value a parameter would have at the next start, whichever file it comes from.
+    pub(super) async fn value_at_start(&self, args: &[String], parameter: &str) -> Option<String> {
+        let cancel = CancellationToken::new();
+        let main = self.conf().main();
+        match confcheck::check(&self.binaries, self.data_dir(), &main, args, parameter, &cancel).await {
+            Verdict::Usable(value) => Some(value),
+            Verdict::Refused(reason) | Verdict::Unknown(reason) => {
+                warn!(parameter, reason, "cannot tell its value");
+                None
+            }
+        }
+    }
+
+    fn write_others(&self, dynamic: &Dynamic) -> Result<(), files::Error> {
+        let conf = self.conf();
         if let Some(text) = hba::render(&self.hba_lines(dynamic)) {
-            conf.write(&hba_file, &text)?;
+            conf.write(&conf.hba(), &text)?;
         }
         if let Some(text) = hba::render(&self.ident_lines(dynamic)) {
-            conf.write(&ident_file, &text)?;
+            conf.write(&conf.ident(), &text)?;
         }
-        conf.strip_auto_conf()?;
-        Ok(())
+        conf.strip_auto_conf().map(drop)
     }
 
     fn effective(&self, dynamic: &Dynamic, control: Option<&ControlData>) -> Effective {
@@ -98,16 +213,17 @@ impl Instance {
 
     fn hba_lines(&self, dynamic: &Dynamic) -> Vec<String> {
         let settings = self.settings();
-        if !settings.pg_hba.is_empty() {
-            return settings.pg_hba.clone();
-        }
         let shared = lines(dynamic, "pg_hba");
-        if !shared.is_empty() {
-            return shared;
+        let given = if settings.pg_hba.is_empty() {
+            shared
+        } else {
+            settings.pg_hba.clone()
+        };
+        if given.is_empty() {
+            let user = &settings.replication.login.username;
+            return hba::default_lines(user, false, &settings.bootstrap_pg_hba);
         }
-        let mut own = hba::default_lines(&settings.replication.login.username, false);
-        own.extend(settings.bootstrap_pg_hba.iter().cloned());
-        own
+        hba::with_own_access(&settings.superuser.login.username, given)
     }
 
     fn ident_lines(&self, dynamic: &Dynamic) -> Vec<String> {
@@ -139,7 +255,7 @@ impl Instance {
             &Follow {
                 primary: conninfo.as_ref(),
                 slot: dynamic.use_slots.then_some(slot.as_str()),
-                user: Some(&settings.recovery_conf),
+                user: Some(&recovery_conf(dynamic, &settings.recovery_conf)),
                 standby_cluster: Vec::new(),
             },
         ))
@@ -180,6 +296,54 @@ impl Instance {
     }
 }
 
+/// The cluster's `recovery_conf` with this member's on top.
+fn recovery_conf(dynamic: &Dynamic, local: &Map<String, Value>) -> Map<String, Value> {
+    let shared = dynamic
+        .postgresql()
+        .and_then(|pg| pg.get("recovery_conf"))
+        .and_then(Value::as_object);
+    let lower = |(name, value): (&String, &Value)| (name.to_ascii_lowercase(), value.clone());
+    shared.into_iter().flatten().chain(local).map(lower).collect()
+}
+
+/// What the check judges: everything that is not made by ourselves.
+fn fingerprint(parameters: &BTreeMap<String, String>, recovery: Option<&Recovery>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    parameters.hash(&mut hasher);
+    let settings = recovery.into_iter().flat_map(|recovery| &recovery.settings);
+    for setting in settings.filter(|(name, _)| !name.starts_with("primary_")) {
+        setting.hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+/// Takes the values PostgreSQL refused back to those in force before, or out. Returns whether it named any of them.
+fn correct(
+    parameters: &mut BTreeMap<String, String>,
+    before: &BTreeMap<String, String>,
+    reason: &str,
+) -> bool {
+    let mut corrected = false;
+    for name in confcheck::named_parameters(reason) {
+        let Some(bad) = parameters.remove(&name) else {
+            continue;
+        };
+        corrected = true;
+        let old = before.get(&name).filter(|old| **old != bad).cloned();
+        warn!(
+            parameter = name,
+            value = bad,
+            used = old.as_deref().unwrap_or("the default"),
+            reason,
+            "PostgreSQL refuses this value"
+        );
+        if let Some(old) = old {
+            parameters.insert(name, old);
+        }
+    }
+    corrected
+}
+
 fn lines(dynamic: &Dynamic, key: &str) -> Vec<String> {
     let list = dynamic
         .postgresql()
@@ -190,4 +354,57 @@ fn lines(dynamic: &Dynamic, key: &str) -> Vec<String> {
         .filter_map(Value::as_str)
         .map(str::to_owned)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parameters(list: &[(&str, &str)]) -> BTreeMap<String, String> {
+        list.iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn a_refused_value_goes_back_to_the_one_before_or_out() {
+        let before = parameters(&[("work_mem", "8MB"), ("fsync", "on")]);
+        let reason =
+            r#"invalid value for parameter "work_mem": "32Mb"; parameter "jit" requires a Boolean value"#;
+        let mut new = parameters(&[("work_mem", "32Mb"), ("jit", "x"), ("fsync", "off")]);
+        assert!(correct(&mut new, &before, reason));
+        assert_eq!(new, parameters(&[("work_mem", "8MB"), ("fsync", "off")]));
+        // The value before was just as bad: out with it, or this would never end.
+        let before = parameters(&[("work_mem", "32Mb")]);
+        let mut new = before.clone();
+        assert!(correct(&mut new, &before, reason));
+        assert!(new.is_empty());
+        assert!(!correct(&mut new, &before, "syntax error"));
+    }
+
+    #[test]
+    fn the_members_recovery_settings_win_over_the_clusters() {
+        let raw =
+            json!({"postgresql": {"recovery_conf": {"restore_command": "a", "recovery_end_command": "e"}}});
+        let dynamic = Dynamic::from_map(raw.as_object().expect("a map"));
+        let local = json!({"Restore_Command": "b"});
+        let merged = recovery_conf(&dynamic, local.as_object().expect("a map"));
+        assert_eq!(
+            Value::Object(merged),
+            json!({"restore_command": "b", "recovery_end_command": "e"})
+        );
+    }
+
+    #[test]
+    fn a_new_upstream_alone_needs_no_check() {
+        let recovery = |conninfo: &str, command: &str| Recovery {
+            standby: true,
+            settings: parameters(&[("primary_conninfo", conninfo), ("restore_command", command)]),
+        };
+        let of = |recovery: &Recovery| fingerprint(&parameters(&[("a", "b")]), Some(recovery));
+        assert_eq!(of(&recovery("host=a", "x")), of(&recovery("host=b", "x")));
+        assert_ne!(of(&recovery("host=a", "x")), of(&recovery("host=a", "y")));
+    }
 }

@@ -1,40 +1,57 @@
 //! The one local postgres as jobs and the loop use it: the adapters of `postgres/` put together for this member.
 //!
-//! Here: starting, stopping, following, small questions. [`config_files`] writes the configuration files, [`timelines`] knows where the data ends, [`work`] does what
-//! takes long (bootstrap, clone, rewind, promote). What should be done is decided in `ha`.
+//! Here: starting, stopping, following, small questions. [`config_files`] writes the configuration files,
+//! [`timelines`] knows where the data ends, [`work`] does what takes long (bootstrap, clone, promote), [`rewinding`]
+//! rewinds, [`callbacks`] runs the operator's commands. What should be done is decided in `ha`.
+//!
+//! Failures are texts for people; two kinds begin with a word programs may look at: [`CONFIGURATION`], [`RETRYABLE`].
 
+mod callbacks;
 mod config_files;
+mod rewinding;
 mod settings;
 mod timelines;
 mod work;
 
 use std::{
     collections::BTreeMap,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
     agent::jobs,
+    clock::Boottime,
     ha::{Shutdown, StartAs, Upstream},
     model::{ControlData, Dynamic, Lsn, Timeline},
     postgres::{
         binaries::Binaries,
+        conf::PendingRestart,
         confdir::ConfDir,
         conninfo::Conninfo,
         control,
-        datadir::{self, DataDir},
+        datadir::{self, DataDir, Reason},
         guc::Known,
         postmaster::{NotReady, Postmaster, StartSpec, StopLadder, StopMode},
         query::{Address, LeaderProbe, Monitor, Target, leader_probe},
     },
 };
+use callbacks::{Callbacks, Event};
 pub use settings::Settings;
-pub use work::Progress;
+pub use work::{Progress, PromoteFailed};
+
+/// Begins the text of a failed start whose cause is a configuration PostgreSQL refuses: no repair of the data helps.
+pub const CONFIGURATION: &str = "configuration:";
+/// Begins the text of a failure that says nothing about the data: the same may work a moment later.
+pub const RETRYABLE: &str = "retryable:";
 
 /// Small statements on the local server.
 const SMALL: Duration = Duration::from_secs(2);
@@ -47,13 +64,23 @@ pub struct Instance {
     settings: RwLock<Arc<Settings>>,
     binaries: Binaries,
     known: Known,
-    conf: ConfDir,
+    data_dir: PathBuf,
+    conf: RwLock<Arc<ConfDir>>,
+    callbacks: Callbacks,
     postmaster: Postmaster,
     monitor: Monitor,
     /// As what it was last started or reconfigured; `None` for an adopted one.
     role: Mutex<Option<StartAs>>,
+    /// The next stop and start belong together.
+    restarting: AtomicBool,
     /// Parameters last written.
     written: Mutex<BTreeMap<String, String>>,
+    /// Values a replica runs with because its primary had more; what is configured waits for a restart.
+    raised: Mutex<Vec<PendingRestart>>,
+    /// Fingerprints of configurations PostgreSQL has accepted, so that it need not be asked again.
+    accepted: Mutex<Vec<u64>>,
+    /// Timelines in use elsewhere, to be kept free by the next promotion.
+    reserved: Mutex<Vec<Timeline>>,
     /// Position and end of the last checkpoint record looked up.
     checkpoint_end: Mutex<Option<(Lsn, Option<Lsn>)>>,
     /// Start of the postmaster and the timeline it replayed while it received nothing.
@@ -64,34 +91,23 @@ impl Instance {
     /// Puts the instance together; does not start anything.
     #[must_use]
     pub fn new(settings: Settings, binaries: Binaries, known: Known, postmaster: Postmaster) -> Self {
-        let conf = ConfDir {
-            data_dir: settings.data_dir.clone(),
-            config_dir: settings.config_dir.clone(),
-            base_name: settings.config_base_name.clone(),
-            custom_conf: settings.custom_conf.clone(),
-        };
-        let monitor = Monitor::new(Target {
-            address: Address::Socket(settings.socket_dir.clone()),
-            port: settings.port,
-            user: settings.superuser.login.username.clone(),
-            password: settings
-                .superuser
-                .login
-                .password
-                .as_ref()
-                .map(|p| p.reveal().to_owned()),
-            dbname: settings.database.clone(),
-            application_name: format!("Howdah {}", settings.member),
-        });
+        let monitor = Monitor::new(settings.local_target(&settings.database));
+        let conf = Arc::new(conf_dir(&settings));
         Self {
+            data_dir: settings.data_dir.clone(),
+            binaries: binaries.named(&settings.bin_names),
             settings: RwLock::new(Arc::new(settings)),
-            binaries,
             known,
-            conf,
+            conf: RwLock::new(conf),
+            callbacks: Callbacks::default(),
             postmaster,
             monitor,
             role: Mutex::new(None),
+            restarting: AtomicBool::new(false),
             written: Mutex::new(BTreeMap::new()),
+            raised: Mutex::new(Vec::new()),
+            accepted: Mutex::new(Vec::new()),
+            reserved: Mutex::new(Vec::new()),
             checkpoint_end: Mutex::new(None),
             identified: Mutex::new(None),
         }
@@ -113,20 +129,45 @@ impl Instance {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn data_dir(&self) -> &Path {
-        &self.conf.data_dir
+    fn conf(&self) -> Arc<ConfDir> {
+        Arc::clone(&self.conf.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What the data directory is.
+    fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// What the data directory is. A mode PostgreSQL refuses (a volume mounted with group rights) is put right on the
+    /// way, because that harms nobody; everything else is told.
     #[must_use]
     pub fn classify(&self) -> DataDir {
-        datadir::classify(self.data_dir(), None)
+        let found = datadir::classify(self.data_dir(), None);
+        let DataDir::Unusable(Reason::Mode { mode }) = found else {
+            return found;
+        };
+        match datadir::repair_mode(self.data_dir()) {
+            Ok(()) => {
+                info!(
+                    dir = %self.data_dir().display(),
+                    from = format!("{mode:o}"),
+                    "took away rights on the data directory that PostgreSQL refuses"
+                );
+                datadir::classify(self.data_dir(), None)
+            }
+            Err(error) => {
+                warn!(
+                    error = chain(&error),
+                    "the mode of the data directory cannot be put right"
+                );
+                DataDir::Unusable(Reason::Mode { mode })
+            }
+        }
     }
 
     /// `standby.signal` is there.
     #[must_use]
     pub fn standby_signal(&self) -> bool {
-        self.conf.is_standby()
+        self.conf().is_standby()
     }
 
     /// Reads `pg_control`.
@@ -148,11 +189,16 @@ impl Instance {
         limit: Duration,
         cancel: &CancellationToken,
     ) -> Result<(), String> {
+        self.release_timelines();
+        self.warn_of_attic();
+        if let DataDir::Unusable(reason) = self.classify() {
+            return Err(format!("data directory {}: {reason}", self.data_dir().display()));
+        }
         let control = self.control().await.ok();
-        let args = self.write_files(start_as, dynamic, control.as_ref())?;
+        let args = self.write_files(start_as, dynamic, control.as_ref()).await?;
         self.launch(args, limit, cancel).await?;
-        *lock(&self.role) = Some(start_as.clone());
-        if let Err(error) = self.conf.backup() {
+        self.announce_start(start_as);
+        if let Err(error) = self.conf().backup() {
             warn!(
                 error = chain(&error),
                 "could not keep copies of the configuration files"
@@ -161,6 +207,31 @@ impl Instance {
         Ok(())
     }
 
+    /// Tells the operator's commands: another role is news of its own, and hides the start it came with.
+    fn announce_start(&self, start_as: &StartAs) {
+        let before = lock(&self.role).replace(start_as.clone());
+        let restart = self.restarting.swap(false, Ordering::Relaxed);
+        let event = match before {
+            Some(before) if role_name(&before) != role_name(start_as) => Event::RoleChange,
+            _ if restart => Event::Restart,
+            _ => Event::Start,
+        };
+        self.fire(event, role_name(start_as));
+    }
+
+    fn fire(&self, event: Event, role: &'static str) {
+        let settings = self.settings();
+        self.callbacks
+            .fire(&settings.callbacks, event, role, &settings.scope);
+    }
+
+    /// Waits for callbacks that still run, at most this long each; for the very end of the agent.
+    pub async fn settle_callbacks(&self, limit: Duration) {
+        self.callbacks.settle(limit).await;
+    }
+
+    /// Starts the process and waits. Without the files being at fault a failure is told as it is; otherwise it begins
+    /// with [`CONFIGURATION`].
     async fn launch(
         &self,
         args: Vec<String>,
@@ -168,12 +239,21 @@ impl Instance {
         cancel: &CancellationToken,
     ) -> Result<(), String> {
         self.monitor.disconnect().await;
+        // Files and arguments are those of the present settings, and so is where the server will listen.
+        let settings = self.settings();
+        self.monitor
+            .retarget(settings.local_target(&settings.database))
+            .await;
         let spec = StartSpec {
             bin_dir: self.binaries.dir.clone(),
-            args,
-            env: self.settings().child_env.clone(),
+            args: args.clone(),
+            env: settings.child_env.clone(),
             timeout: CLEANUP_LIMIT,
         };
+        // What came before may have taken a while; a start nobody wants any more must not begin now.
+        if cancel.is_cancelled() {
+            return Err("cancelled".to_owned());
+        }
         self.postmaster.start(spec).await.map_err(|error| chain(&error))?;
         // Cancel-safe: waiting changes nothing; a cancelled start leaves a starting postmaster, which the loop sees.
         let ready = tokio::select! {
@@ -189,25 +269,77 @@ impl Instance {
                 );
                 Ok(())
             }
-            Err(error @ NotReady::Ended { .. }) => {
-                Err(format!("{error}; the reason is in postgres's own lines above"))
-            }
+            Err(error @ NotReady::Ended { .. }) => match self.fault_of_files(&args).await {
+                Some(reason) => Err(format!("{CONFIGURATION} {reason}")),
+                None => Err(format!("{error}; the reason is in postgres's own lines above")),
+            },
             Err(error) => Err(error.to_string()),
         }
     }
 
-    /// Stops postgres; returns what ended it, for the log.
+    /// Stops postgres; returns what ended it, for the log. `before_stop` is asked first, within the time of the ladder.
     pub async fn stop(&self, mode: StopMode, ladder: StopLadder) -> Result<String, String> {
+        let role = self.running_role();
+        let ladder = self.before_stop(mode, ladder).await;
+        let halted = self.halt(mode, ladder).await;
+        if halted.is_err() {
+            self.restarting.store(false, Ordering::Relaxed);
+        }
+        let ended_by = halted?;
+        if ended_by.is_some() && !self.restarting.load(Ordering::Relaxed) {
+            self.fire(Event::Stop, role);
+        }
+        Ok(ended_by.map_or_else(
+            || "was not running".to_owned(),
+            |rung| format!("{rung:?}").to_lowercase(),
+        ))
+    }
+
+    /// Stops postgres without telling anybody.
+    async fn halt(&self, mode: StopMode, ladder: StopLadder) -> Result<Option<StopMode>, String> {
         let outcome = self
             .postmaster
             .stop(mode, ladder)
             .await
             .map_err(|error| chain(&error))?;
         self.monitor.disconnect().await;
-        Ok(outcome.ended_by.map_or_else(
-            || "was not running".to_owned(),
-            |rung| format!("{rung:?}").to_lowercase(),
-        ))
+        Ok(outcome.ended_by)
+    }
+
+    /// Asks the operator's command for at most half of the first rung; what it took is missing there. An immediate stop
+    /// is about milliseconds and asks nobody.
+    async fn before_stop(&self, mode: StopMode, mut ladder: StopLadder) -> StopLadder {
+        let Some(command) = self.settings().before_stop.clone() else {
+            return ladder;
+        };
+        let rung = match mode {
+            StopMode::Smart => &mut ladder.smart,
+            StopMode::Fast => &mut ladder.fast,
+            StopMode::Immediate | StopMode::Kill => return ladder,
+        };
+        if self.postmaster.state().pid().is_none() {
+            return ladder;
+        }
+        let begun = Boottime::now();
+        let (limit, cancel) = (*rung / 2, CancellationToken::new());
+        let ask = callbacks::ask("before_stop", Some(&command), limit, &cancel);
+        // The command gets a grace after its limit; the stop does not wait for that.
+        match timeout(limit, ask).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(error, "stopping all the same"),
+            Err(_) => warn!(?limit, "before_stop took too long, stopping all the same"),
+        }
+        *rung = rung.saturating_sub(Boottime::now().since(begun));
+        ladder
+    }
+
+    /// The role in the words of the callbacks.
+    fn running_role(&self) -> &'static str {
+        match &*lock(&self.role) {
+            Some(role) => role_name(role),
+            None if self.standby_signal() => "replica",
+            None => "primary",
+        }
     }
 
     /// A stop under way is to go faster.
@@ -226,7 +358,13 @@ impl Instance {
         drop(self.postmaster.begin_stop(mode, ladder));
     }
 
-    /// As what postgres runs now, to start it again as the same.
+    /// As what postgres is to be started again. The stop and the start that follow are one restart to the callbacks.
+    pub async fn begin_restart(&self) -> StartAs {
+        self.restarting.store(true, Ordering::Relaxed);
+        self.present_role().await
+    }
+
+    /// As what postgres runs now.
     pub async fn present_role(&self) -> StartAs {
         if !self.standby_signal() {
             return StartAs::Primary;
@@ -253,7 +391,7 @@ impl Instance {
     pub async fn follow(&self, upstream: Option<&Upstream>, dynamic: &Dynamic) -> Result<(), String> {
         let role = StartAs::Replica(upstream.cloned());
         let control = self.control().await.ok();
-        self.write_files(&role, dynamic, control.as_ref())?;
+        self.write_files(&role, dynamic, control.as_ref()).await?;
         *lock(&self.role) = Some(role);
         self.postmaster.reload().await.map_err(|error| chain(&error))
     }
@@ -266,20 +404,43 @@ impl Instance {
         }
         let role = self.present_role().await;
         let control = self.control().await.ok();
-        self.write_files(&role, dynamic, control.as_ref())?;
+        self.write_files(&role, dynamic, control.as_ref()).await?;
         self.postmaster.reload().await.map_err(|error| chain(&error))
     }
 
     /// New settings of this member, then as [`Instance::apply`].
     pub async fn reload(&self, settings: Settings, dynamic: &Dynamic) -> Result<(), String> {
+        let wanted = settings.local_target(&settings.database);
+        let conf = Arc::new(conf_dir(&settings));
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
-        self.apply(dynamic).await
+        *self.conf.write().unwrap_or_else(PoisonError::into_inner) = conf;
+        // An included file may have changed without our noticing.
+        lock(&self.accepted).clear();
+        // Address and port follow with the next start: until then the server listens where it did.
+        let present = self.monitor.target();
+        let target = Target {
+            address: present.address.clone(),
+            port: present.port,
+            ..wanted
+        };
+        self.monitor.retarget(target).await;
+        self.apply(dynamic).await?;
+        if self.postmaster.state().pid().is_some() {
+            self.fire(Event::Reload, self.running_role());
+        }
+        Ok(())
     }
 
     /// The value of a parameter as last written.
     #[must_use]
     pub fn wanted(&self, name: &str) -> Option<String> {
         lock(&self.written).get(name).cloned()
+    }
+
+    /// Parameters a replica had to raise for its last start, with the configured value that waits for a restart.
+    #[must_use]
+    pub fn raised(&self) -> Vec<PendingRestart> {
+        lock(&self.raised).clone()
     }
 
     /// CHECKPOINT, without failing if it takes too long.
@@ -293,19 +454,8 @@ impl Instance {
     /// Asks the leader's postgres for its timeline history.
     pub async fn probe(&self, leader: &Upstream, limit: Duration) -> Result<LeaderProbe, String> {
         let settings = self.settings();
-        let target = Target {
-            address: Address::Tcp(leader.host.clone()),
-            port: leader.port,
-            user: settings.rewind.login.username.clone(),
-            password: settings
-                .rewind
-                .login
-                .password
-                .as_ref()
-                .map(|p| p.reveal().to_owned()),
-            dbname: settings.database.clone(),
-            application_name: format!("Howdah {}", settings.member),
-        };
+        let address = Address::Tcp(leader.host.clone());
+        let target = settings.target(&settings.rewind, address, leader.port, &settings.database);
         leader_probe(&target, limit).await.map_err(|error| chain(&error))
     }
 
@@ -325,6 +475,24 @@ impl Instance {
             .await
             .map(drop)
             .map_err(|error| chain(&error))
+    }
+}
+
+/// Where the files are. What cannot change without a restart of the agent is taken from the first settings anyway.
+fn conf_dir(settings: &Settings) -> ConfDir {
+    ConfDir {
+        data_dir: settings.data_dir.clone(),
+        config_dir: settings.config_dir.clone(),
+        base_name: settings.config_base_name.clone(),
+        custom_conf: settings.custom_conf.clone(),
+    }
+}
+
+/// A role in the words of the callbacks.
+const fn role_name(role: &StartAs) -> &'static str {
+    match role {
+        StartAs::Primary => "primary",
+        StartAs::Replica(_) => "replica",
     }
 }
 

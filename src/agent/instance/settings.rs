@@ -10,7 +10,10 @@ use serde_json::{Map, Value};
 use crate::{
     config::{self, Config},
     model::MemberName,
-    postgres::login::Login,
+    postgres::{
+        login::Login,
+        query::{Address, Target, TlsOptions},
+    },
 };
 
 /// A role and the libpq options of its connections.
@@ -77,11 +80,38 @@ pub struct Settings {
     pub scripts_dir: PathBuf,
     /// Command after bootstrap.
     pub post_bootstrap: Option<String>,
+    /// Commands to run when something happened.
+    pub callbacks: config::Callbacks,
+    /// Command to run before a promotion; its failure prevents it.
+    pub pre_promote: Option<String>,
+    /// Command to run before a stop.
+    pub before_stop: Option<String>,
+    /// Other names of programs.
+    pub bin_names: BTreeMap<String, String>,
     /// Complete environment of postgres.
     pub child_env: Vec<(String, String)>,
 }
 
 impl Settings {
+    /// How this account connects to `database` of a server.
+    pub(super) fn target(&self, account: &Account, address: Address, port: u16, database: &str) -> Target {
+        Target {
+            address,
+            port,
+            user: account.login.username.clone(),
+            password: account.login.password.as_ref().map(|p| p.reveal().to_owned()),
+            dbname: database.to_owned(),
+            application_name: format!("Howdah {}", self.member),
+            tls: TlsOptions::from_options(&account.options),
+        }
+    }
+
+    /// Our own connection to the local server.
+    pub(super) fn local_target(&self, database: &str) -> Target {
+        let socket = Address::Socket(self.socket_dir.clone());
+        self.target(&self.superuser, socket, self.port, database)
+    }
+
     /// From the configuration; the environment of postgres comes from our own.
     #[must_use]
     pub fn from_config(config: &Config) -> Self {
@@ -121,6 +151,10 @@ impl Settings {
             create_database: config.bootstrap.database.clone(),
             scripts_dir: config.bootstrap.scripts_dir.clone(),
             post_bootstrap: config.bootstrap.post_bootstrap.clone(),
+            callbacks: postgresql.callbacks.clone(),
+            pre_promote: postgresql.pre_promote.clone(),
+            before_stop: postgresql.before_stop.clone(),
+            bin_names: postgresql.bin_names.clone(),
             child_env,
         }
     }

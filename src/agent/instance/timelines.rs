@@ -1,6 +1,12 @@
 //! Where the data ends and on which timeline: the end of a shutdown checkpoint, the timeline a replica replays, the
 //! local history, and timeline numbers that are in use elsewhere.
 
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+};
+
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -14,6 +20,24 @@ use crate::{
         waldump,
     },
 };
+
+/// The whole content of a file that only keeps a number free.
+const RESERVED: &str = "# reserved by howdah\n";
+
+/// Timelines the cluster has used: one more than each that ended. Older rows may have been cut off
+/// (`max_timelines_history`), but timelines are numbered without gaps, so everything below is in use too.
+fn in_use(history: &[HistoryRow]) -> Vec<Timeline> {
+    let newest = history.iter().map(|row| row.timeline.0).max().unwrap_or(0);
+    let Some(newest) = newest.checked_add(1) else {
+        return Vec::new();
+    };
+    (newest.saturating_sub(RESERVED_MAX).max(1)..newest)
+        .map(|number| Timeline(number + 1))
+        .collect()
+}
+
+/// Nobody promotes a member that is this many timelines behind.
+const RESERVED_MAX: u32 = 1000;
 
 impl Instance {
     /// End of the shutdown checkpoint record of a cleanly stopped primary.
@@ -68,24 +92,56 @@ impl Instance {
     }
 
     /// Before a promotion: a member that promotes behind the cluster's timeline must not give its new timeline a
-    /// number that was used already. PostgreSQL picks the first number without a history file
-    /// (`findNewestTimeLine`), so the files of the numbers in use are put there.
+    /// number that was used already. Remembers the numbers in use; [`Instance::promote`] occupies them.
     pub fn reserve_timelines(&self, history: &Option<Vec<HistoryRow>>) -> Result<(), String> {
-        let Some(rows) = history else { return Ok(()) };
-        for (index, last) in rows.iter().enumerate() {
-            let name = Timeline(last.timeline.0.saturating_add(1)).history_file();
-            let path = self.data_dir().join("pg_wal").join(name);
-            if path.exists() {
-                continue;
+        *lock(&self.reserved) = in_use(history.as_deref().unwrap_or_default());
+        Ok(())
+    }
+
+    /// PostgreSQL picks the first number without a history file (`findNewestTimeLine` in `timeline.c`), so there is
+    /// one for each number in use. Only a comment is in it: a replica that looks for a newer timeline meanwhile finds
+    /// it is no child of its own and stays where it is, while with real lines it would follow it. Not synced: after a
+    /// crash of the system nothing has been promoted either.
+    pub(super) fn occupy_timelines(&self) -> Result<(), String> {
+        let numbers = lock(&self.reserved).clone();
+        for number in numbers {
+            let path = self.data_dir().join("pg_wal").join(number.history_file());
+            let mut options = fs::OpenOptions::new();
+            let made = options.write(true).create_new(true).mode(0o600).open(&path);
+            let written = match made {
+                Ok(mut file) => file.write_all(RESERVED.as_bytes()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                // Also the one just made, which may be empty.
+                self.release_timelines();
+                return Err(format!("write {}: {error}", path.display()));
             }
-            let lines = rows.iter().take(index + 1);
-            let text: String = lines
-                .map(|row| format!("{}\t{}\t{}\n", row.timeline, row.lsn, row.reason))
-                .collect();
-            files::write_atomic(&path, text.as_bytes(), 0o600).map_err(|error| chain(&error))?;
-            info!(file = %path.display(), "reserved a timeline number that is in use elsewhere");
+            info!(file = %path.display(), "keeping a timeline number free that is in use elsewhere");
         }
         Ok(())
+    }
+
+    /// Removes the files of [`Instance::occupy_timelines`]: a start as a replica would take the newest of them for the
+    /// timeline to follow and fail. A full disk or a crash may have left one shorter than it should be; PostgreSQL never
+    /// writes an empty one.
+    pub(super) fn release_timelines(&self) {
+        let folder = self.data_dir().join("pg_wal");
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            // A directory without pg_wal has other problems, told elsewhere.
+            Err(_) => return,
+        };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let is_history = path.extension().is_some_and(|end| end == "history");
+            if is_history
+                && fs::read(&path).is_ok_and(|text| RESERVED.as_bytes().starts_with(&text))
+                && let Err(error) = fs::remove_file(&path)
+            {
+                warn!(file = %path.display(), %error, "cannot remove a placeholder of ours");
+            }
+        }
     }
 
     /// Timeline a running replica replays: only the replication protocol tells it when nothing is being received
@@ -154,5 +210,27 @@ impl Instance {
             *lock(&self.identified) = Some((view.started.clone(), timeline));
         }
         timeline
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::parse_history_file;
+
+    #[test]
+    fn all_timelines_up_to_the_present_one_are_in_use() {
+        let numbers = |text: &str| {
+            in_use(&parse_history_file(text))
+                .iter()
+                .map(|t| t.0)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(numbers("1\t0/100\tr\n2\t0/200\tr\n"), [2, 3]);
+        // Older rows were cut off; the numbers are used all the same.
+        assert_eq!(numbers("3\t0/200\tr\n"), [2, 3, 4]);
+        assert!(numbers("").is_empty());
+        let many = format!("{}\t0/200\tr\n", u32::MAX - 1);
+        assert_eq!(numbers(&many).len(), RESERVED_MAX as usize);
     }
 }

@@ -1,12 +1,16 @@
 //! What takes long: making a new cluster, copying another member's data, rewinding, promoting.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Instance, SMALL, Settings, chain, lock};
+use super::{
+    Instance, SMALL, Settings,
+    callbacks::{self, Event},
+    chain, lock,
+};
 use crate::{
     ha::{StartAs, Upstream},
     model::{Dynamic, SystemId},
@@ -16,9 +20,7 @@ use crate::{
         datadir::INCOMPLETE,
         files, initdb, initscripts, options, pgpass,
         postmaster::{StopLadder, StopMode},
-        promote,
-        query::{Address, Monitor, Target},
-        rewind, roles,
+        promote, roles,
         staging::{self, OldData, Staging},
     },
 };
@@ -35,12 +37,14 @@ pub enum Progress {
     },
 }
 
+/// The database initdb makes for connections like ours.
+const MAINTENANCE: &str = "postgres";
 /// A new cluster's postgres has nothing to recover.
 const FIRST_START_LIMIT: Duration = Duration::from_secs(60);
-/// Rewinding reads the WAL since the histories parted.
-const REWIND_LIMIT: Duration = Duration::from_secs(3600);
-/// The leader's checkpoint before a rewind.
-const LEADER_CHECKPOINT_LIMIT: Duration = Duration::from_secs(60);
+/// The checkpoint after a promotion may write a lot.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
+/// A hook may ask a person's script a lot, but the cluster has no primary meanwhile.
+const PRE_PROMOTE_LIMIT: Duration = Duration::from_secs(60);
 /// A copy that stands still for this long is given up.
 const CLONE_STALL: Duration = Duration::from_secs(120);
 
@@ -87,7 +91,10 @@ impl Instance {
             fast: Duration::from_secs(60),
             immediate: Duration::from_secs(5),
         };
-        let stopped = self.stop(StopMode::Fast, ladder).await;
+        let stopped = self.halt(StopMode::Fast, ladder).await;
+        self.monitor
+            .retarget(settings.local_target(&settings.database))
+            .await;
         prepared?;
         stopped?;
         let id = self.control().await?.system_id;
@@ -101,11 +108,15 @@ impl Instance {
         dynamic: &Dynamic,
         cancel: &CancellationToken,
     ) -> Result<(), String> {
-        let mut args = self.write_files(&StartAs::Primary, dynamic, None)?;
+        let mut args = self.write_files(&StartAs::Primary, dynamic, None).await?;
         args.push("--listen_addresses=".to_owned());
         self.launch(args, FIRST_START_LIMIT, cancel).await?;
+        // Any other database has yet to be created.
+        self.monitor.retarget(settings.local_target(MAINTENANCE)).await;
         self.create_roles(settings).await?;
-        self.create_database(settings).await?;
+        self.create_database(&settings.create_database).await?;
+        self.create_database(&settings.database).await?;
+        self.grant_where_agents_connect(settings).await?;
         self.run_scripts(settings, cancel).await
     }
 
@@ -131,8 +142,21 @@ impl Instance {
         Ok(())
     }
 
-    async fn create_database(&self, settings: &Settings) -> Result<(), String> {
-        let name = &settings.create_database;
+    /// The agents connect to one database, and what the rewind role may do counts per database.
+    async fn grant_where_agents_connect(&self, settings: &Settings) -> Result<(), String> {
+        if settings.database == MAINTENANCE {
+            return Ok(());
+        }
+        self.monitor
+            .retarget(settings.local_target(&settings.database))
+            .await;
+        let grants = roles::rewind_grants(&settings.rewind.login.username);
+        let done = self.monitor.execute(&grants, SMALL).await;
+        done.map(drop)
+            .map_err(|error| format!("grant the rewind role its functions: {}", chain(&error)))
+    }
+
+    async fn create_database(&self, name: &str) -> Result<(), String> {
         let exists = roles::DATABASE_EXISTS.replace("$1", &roles::literal(name));
         let found = self
             .monitor
@@ -221,6 +245,7 @@ impl Instance {
     ) -> Result<(), String> {
         let settings = self.settings();
         let old = if keep {
+            self.refuse_attic("keeping another copy")?;
             OldData::KeepRenamed
         } else {
             OldData::Remove
@@ -257,86 +282,77 @@ impl Instance {
         if let Some(kept) = kept {
             info!(dir = %kept.display(), "the old data directory was kept");
         }
-        self.write_files(&StartAs::Replica(Some(from.clone())), dynamic, None)?;
+        self.write_files(&StartAs::Replica(Some(from.clone())), dynamic, None)
+            .await?;
         Ok(())
     }
 
-    /// Makes the stopped directory follow the leader's history.
-    pub async fn rewind(
-        &self,
-        to: &Upstream,
-        dynamic: &Dynamic,
-        cancel: &CancellationToken,
-    ) -> Result<(), String> {
-        let settings = self.settings();
-        self.write_passfile(to)?;
-        self.leader_checkpoint(&settings, to).await;
-        let source = self.connection(to, &settings.rewind);
-        let input = rewind::Input {
-            conf: &self.conf,
-            source: &source,
-            passfile: &settings.passfile,
-            has_restore_command: false,
-            options: &serde_json::Value::from(settings.rewind_args.clone()),
-            deadline: REWIND_LIMIT,
-            identity: None,
-        };
-        match rewind::run(&self.binaries, &input, cancel)
-            .await
-            .map_err(|error| chain(&error))?
-        {
-            rewind::Outcome::Done => info!(leader = %to.member, "rewound"),
-            rewind::Outcome::NotNeeded => info!(leader = %to.member, "pg_rewind found nothing to rewind"),
-            rewind::Outcome::Failed {
-                tail, target_broken, ..
-            } => {
-                return Err(format!(
-                    "pg_rewind failed (directory {}): {tail}",
-                    if target_broken { "unusable" } else { "unchanged" }
-                ));
-            }
+    /// Data kept inside the directory would be lost by `work`.
+    pub(super) fn refuse_attic(&self, work: &str) -> Result<(), String> {
+        match staging::attics_inside(self.data_dir()).first() {
+            Some(kept) => Err(format!(
+                "{work} would lose data kept in {}: move it off the volume or remove it, then this goes on by itself",
+                kept.display()
+            )),
+            None => Ok(()),
         }
-        self.write_files(&StartAs::Replica(Some(to.clone())), dynamic, None)?;
-        Ok(())
     }
 
-    /// pg_rewind judges by the source's control file, which names the new timeline only after a checkpoint
-    /// (documentation of pg_rewind, "Notes").
-    async fn leader_checkpoint(&self, settings: &Arc<Settings>, leader: &Upstream) {
-        let monitor = Monitor::new(Target {
-            address: Address::Tcp(leader.host.clone()),
-            port: leader.port,
-            user: settings.superuser.login.username.clone(),
-            password: settings
-                .superuser
-                .login
-                .password
-                .as_ref()
-                .map(|p| p.reveal().to_owned()),
-            dbname: settings.database.clone(),
-            application_name: format!("Howdah {}", settings.member),
-        });
-        if let Err(error) = monitor.execute_long("CHECKPOINT", LEADER_CHECKPOINT_LIMIT).await {
-            warn!(error = chain(&error), leader = %leader.member, "could not checkpoint the leader before the rewind");
+    /// Kept data must not be forgotten where it is in the way.
+    pub(super) fn warn_of_attic(&self) {
+        for kept in staging::attics_inside(self.data_dir()) {
+            warn!(
+                kept = %kept.display(),
+                "data replaced earlier is kept inside the data directory: every base backup copies it, and no rewind is \
+                 possible until it is moved or removed"
+            );
         }
     }
 
     /// Promotes the running replica; returns the phases for the log. The checkpoint afterwards runs on its own.
-    pub async fn promote(&self, limit: Duration, cancel: &CancellationToken) -> Result<String, String> {
+    ///
+    /// `pre_promote` is asked first. After [`PromoteFailed::Requested`] the server may become a primary at any later
+    /// moment: it must be stopped before the lock is given back.
+    pub async fn promote(
+        &self,
+        limit: Duration,
+        cancel: &CancellationToken,
+    ) -> Result<String, PromoteFailed> {
+        let settings = self.settings();
         if cancel.is_cancelled() {
-            return Err("cancelled".to_owned());
+            return Err(PromoteFailed::NotRequested("cancelled".to_owned()));
         }
-        let done = promote::promote(&self.postmaster, &self.monitor, limit)
-            .await
-            .map_err(|error| chain(&error))?;
+        callbacks::ask(
+            "pre_promote",
+            settings.pre_promote.as_deref(),
+            PRE_PROMOTE_LIMIT,
+            cancel,
+        )
+        .await
+        .map_err(PromoteFailed::NotRequested)?;
+        // It may have taken a while; the lock may be gone.
+        if cancel.is_cancelled() {
+            return Err(PromoteFailed::NotRequested("cancelled".to_owned()));
+        }
+        self.occupy_timelines().map_err(PromoteFailed::NotRequested)?;
+        let done = match promote::promote(&self.postmaster, &self.monitor, limit, cancel).await {
+            Ok(done) => done,
+            Err(error) if error.requested() => {
+                // The files stay: it may yet choose its timeline. The next start removes them.
+                return Err(PromoteFailed::Requested(chain(&error)));
+            }
+            Err(error) => {
+                self.release_timelines();
+                return Err(PromoteFailed::NotRequested(chain(&error)));
+            }
+        };
+        self.release_timelines();
         *lock(&self.role) = Some(StartAs::Primary);
+        self.fire(Event::RoleChange, "primary");
         let monitor = self.monitor.clone();
         // Its own task: nobody waits for it, and it ends with its connection's limit.
         tokio::spawn(async move {
-            if let Err(error) = monitor
-                .execute_long("CHECKPOINT", LEADER_CHECKPOINT_LIMIT * 10)
-                .await
-            {
+            if let Err(error) = monitor.execute_long("CHECKPOINT", CHECKPOINT_LIMIT).await {
                 warn!(error = chain(&error), "the checkpoint after the promotion failed");
             }
         });
@@ -347,6 +363,33 @@ impl Instance {
             ms(done.requested),
             ms(done.recovered)
         ))
+    }
+}
+
+/// Why there is no new primary, and whether there may still be one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PromoteFailed {
+    /// Nothing was asked of postgres: it is the replica it was.
+    #[error("{0}")]
+    NotRequested(String),
+    /// Postgres was asked and may become a primary at any later moment.
+    #[error("{0}")]
+    Requested(String),
+}
+
+impl PromoteFailed {
+    /// Postgres may yet become a primary: it has to be stopped.
+    #[must_use]
+    pub const fn requested(&self) -> bool {
+        matches!(self, Self::Requested(_))
+    }
+}
+
+impl From<PromoteFailed> for String {
+    fn from(failed: PromoteFailed) -> Self {
+        match failed {
+            PromoteFailed::NotRequested(reason) | PromoteFailed::Requested(reason) => reason,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{
     address::{Address, Listen},
+    allow::Allowed,
     document,
     env::Host,
     gather::Gathered,
@@ -170,27 +171,54 @@ impl Builder {
     }
 
     fn restapi(&mut self) -> RestApi {
-        let mut extra_headers = BTreeMap::new();
-        for (name, value) in self.all.settings.map("restapi.http_extra_headers") {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            let valid = http::HeaderName::from_bytes(name.as_bytes()).is_ok()
-                && http::HeaderValue::from_str(&text).is_ok();
-            if !valid {
-                self.inconsistent(
-                    &["restapi.http_extra_headers"],
-                    &format!("{name:?} with this value is no HTTP header"),
-                );
-            }
-            extra_headers.insert(name, text);
-        }
         RestApi {
             listen: self.listen("restapi.listen"),
             connect_address: self.address("restapi.connect_address", 8008),
             authentication: self.credentials("restapi.authentication"),
-            allowlist: self.all.settings.list("restapi.allowlist"),
+            allowlist: self.allowlist(),
             allowlist_include_members: self.flag("restapi.allowlist_include_members"),
-            extra_headers,
+            extra_headers: self.extra_headers(),
         }
+    }
+
+    fn allowlist(&mut self) -> Vec<Allowed> {
+        const PATH: &str = "restapi.allowlist";
+        let mut allowlist = Vec::new();
+        for text in self.all.settings.list(PATH) {
+            match Allowed::parse(&text) {
+                Some(allowed) => allowlist.push(allowed),
+                None => self.inconsistent(
+                    &[PATH],
+                    &format!("{text:?} is not an address, network or host (allowed: 10.0.0.1, 10.0.0.0/8, fd00::/8, name)"),
+                ),
+            }
+        }
+        allowlist
+    }
+
+    fn extra_headers(&mut self) -> BTreeMap<String, String> {
+        // How long an answer is, and how the connection goes on, is not for others to say.
+        const OURS: &[&str] = &[
+            "content-length",
+            "content-type",
+            "transfer-encoding",
+            "connection",
+        ];
+        let mut extra_headers = BTreeMap::new();
+        for (name, value) in self.all.settings.map("restapi.http_extra_headers") {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let valid = http::HeaderName::from_bytes(name.as_bytes()).is_ok()
+                && http::HeaderValue::from_str(&text).is_ok()
+                && !OURS.contains(&name.to_ascii_lowercase().as_str());
+            if !valid {
+                self.inconsistent(
+                    &["restapi.http_extra_headers"],
+                    &format!("{name:?} with this value is no HTTP header that can be added"),
+                );
+            }
+            extra_headers.insert(name, text);
+        }
+        extra_headers
     }
 
     fn ctl(&mut self, restapi: &RestApi) -> Ctl {

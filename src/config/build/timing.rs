@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::Builder;
 use crate::{
     config::{mistakes::Mistake, vars},
-    model::{Timing, merge_patch, read_bool},
+    model::{Timing, merge_patch, read_bool, unkept_promises},
 };
 
 const TTL: &str = "bootstrap.dcs.ttl";
@@ -85,25 +85,13 @@ impl Builder {
 
     /// A promise the core does not keep yet (durability, following another cluster) must not look kept.
     fn refuse_what_would_be_ignored(&mut self, document: &Map<String, Value>) {
-        let synchronous = document
-            .get("synchronous_mode")
-            .filter(|value| read_bool(value) != Some(false));
-        let promises = [
-            (synchronous, "synchronous_mode is"),
-            (
-                document.get("standby_cluster").filter(|v| v.is_object()),
-                "standby_cluster is",
-            ),
-        ];
-        for (value, what) in promises {
-            if value.is_some() {
-                let var = vars::by_path("bootstrap.dcs").map_or_else(String::new, vars::Var::name);
-                let origin = self.all.settings.origin("bootstrap.dcs");
-                self.all.mistakes.push(Mistake::Unsupported {
-                    name: if origin.is_empty() { var } else { origin },
-                    what: what.to_owned(),
-                });
-            }
+        for promise in unkept_promises(document) {
+            let var = vars::by_path("bootstrap.dcs").map_or_else(String::new, vars::Var::name);
+            let origin = self.all.settings.origin("bootstrap.dcs");
+            self.all.mistakes.push(Mistake::Unsupported {
+                name: if origin.is_empty() { var } else { origin },
+                what: format!("{promise} is"),
+            });
         }
         for key in NOT_YET
             .iter()

@@ -6,10 +6,18 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     net::unix::pipe,
+    sync::watch,
 };
 
-/// Reads the FIFO for ever.
-pub(super) async fn forward(fifo: &Path) -> std::io::Result<()> {
+/// As whom our etcd takes part, by its own words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) cluster: u64,
+    pub(super) member: u64,
+}
+
+/// Reads the FIFO for ever; what etcd says about itself goes to `identity`.
+pub(super) async fn forward(fifo: &Path, identity: &watch::Sender<Option<Identity>>) -> std::io::Result<()> {
     // Open for writing too: without a writer a FIFO reads as ended.
     let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(fifo)?;
     let mut reader = BufReader::new(receiver);
@@ -19,7 +27,11 @@ pub(super) async fn forward(fifo: &Path) -> std::io::Result<()> {
         if reader.read_until(b'\n', &mut line).await? == 0 {
             return Ok(());
         }
-        emit(&String::from_utf8_lossy(&line));
+        let text = String::from_utf8_lossy(&line);
+        if let Some(said) = said_identity(&text) {
+            identity.send_replace(Some(said));
+        }
+        emit(&text);
     }
 }
 
@@ -29,6 +41,20 @@ fn emit(line: &str) {
         Level::Quiet => tracing::debug!(target: "etcd", "{text}"),
         Level::Loud => tracing::warn!(target: "etcd", "{text}"),
     }
+}
+
+/// Each start says both in one line; ids are hexadecimal.
+fn said_identity(line: &str) -> Option<Identity> {
+    // Most lines are about other things: no need to parse those.
+    if !line.contains("\"local-member-id\"") {
+        return None;
+    }
+    let fields: Value = serde_json::from_str(line).ok()?;
+    let id = |name: &str| u64::from_str_radix(fields.get(name)?.as_str()?, 16).ok();
+    Some(Identity {
+        cluster: id("cluster-id")?,
+        member: id("local-member-id")?,
+    })
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -63,6 +89,23 @@ fn parse(line: &str) -> (Level, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn etcd_says_who_it_is() {
+        let line = r#"{"level":"info","msg":"restarting local member","cluster-id":"a1","local-member-id":"8e9e05c52164694d","commit-index":5}"#;
+        let expected = Identity {
+            cluster: 0xa1,
+            member: 0x8e9e_05c5_2164_694d,
+        };
+        assert_eq!(said_identity(line), Some(expected));
+        for other in [
+            "",
+            r#"{"local-member-id":"x","cluster-id":"1"}"#,
+            r#"{"local-member-id":"1"}"#,
+        ] {
+            assert_eq!(said_identity(other), None, "{other:?}");
+        }
+    }
 
     #[test]
     fn lines_keep_their_level_and_fields() {

@@ -3,13 +3,20 @@
 //! A member that has voted and then forgot everything must not come back under its old identity: raft counts on its
 //! word. etcd itself refuses that. So when our directory is empty and a running cluster knows us as a member that has
 //! once been up, the old identity is removed and a new one added, and we join as "existing".
+//!
+//! The same way back is for a member whose identity was removed by somebody else (`etcdctl member remove`): etcd ends
+//! at once with that data, for ever. Its data is put aside, never deleted.
 
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error, Member};
 use tokio::time::timeout;
 
-use super::{Peer, Plan, process::etcd_dir};
+use super::{
+    Peer, Plan,
+    log::Identity,
+    process::{ProcessError, etcd_dir, failed},
+};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Removing and adding go through raft, each.
@@ -23,16 +30,8 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) async fn membership(plan: &Plan) -> Result<Vec<String>, String> {
     if !plan.others.is_empty() && !etcd_dir(&plan.dir).join("member").exists() {
         for peer in &plan.others {
-            let (mut client, members) = match timeout(PATIENCE, members(peer)).await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(error)) => {
-                    tracing::debug!(peer = peer.name, %error, "cannot ask for the members");
-                    continue;
-                }
-                Err(_) => {
-                    tracing::debug!(peer = peer.name, "no answer about the members");
-                    continue;
-                }
+            let Some((mut client, _, members)) = ask(peer).await else {
+                continue;
             };
             if awaits_us(plan, &members) {
                 break;
@@ -60,13 +59,58 @@ fn flags(members: &[String], state: &str) -> Vec<String> {
     ]
 }
 
-async fn members(peer: &Peer) -> Result<(Client, Vec<Member>), Error> {
+/// Puts our data aside if a peer of the same cluster knows no member with our identity any more.
+///
+/// # Errors
+/// The directory cannot be renamed.
+pub(super) async fn put_aside_if_removed(plan: &Plan, us: Identity) -> Result<(), ProcessError> {
+    for peer in &plan.others {
+        let Some((_, cluster, members)) = ask(peer).await else {
+            continue;
+        };
+        // One answer settles it: a peer without a leader gives none.
+        if cluster != us.cluster || members.iter().any(|member| member.id() == us.member) {
+            return Ok(());
+        }
+        let data = etcd_dir(&plan.dir);
+        let stamp = jiff::Timestamp::now().as_second();
+        let aside = plan.dir.join(format!("data.removed-{stamp}"));
+        tracing::warn!(
+            member = plan.me.name,
+            id = format_args!("{:x}", us.member),
+            aside = %aside.display(),
+            because = "its identity was removed from the etcd cluster",
+            "putting the etcd data aside to join as a new member"
+        );
+        return std::fs::rename(&data, &aside).map_err(failed(format!("rename {}", data.display())));
+    }
+    Ok(())
+}
+
+/// A peer's client, its cluster and the members it knows, if it answers.
+async fn ask(peer: &Peer) -> Option<(Client, u64, Vec<Member>)> {
+    match timeout(PATIENCE, members(peer)).await {
+        Ok(Ok(answer)) => Some(answer),
+        Ok(Err(error)) => {
+            tracing::debug!(peer = peer.name, %error, "cannot ask for the members");
+            None
+        }
+        Err(_) => {
+            tracing::debug!(peer = peer.name, "no answer about the members");
+            None
+        }
+    }
+}
+
+async fn members(peer: &Peer) -> Result<(Client, u64, Vec<Member>), Error> {
     let options = ConnectOptions::new()
         .with_connect_timeout(PATIENCE / 2)
         .with_require_leader(true);
     let mut client = Client::connect([peer.client_endpoint()], Some(options)).await?;
-    let members = client.member_list().await?.members().to_vec();
-    Ok((client, members))
+    let answer = client.member_list().await?;
+    let cluster = answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
+    let members = answer.members().to_vec();
+    Ok((client, cluster, members))
 }
 
 /// Whether the cluster knows us as a founder that has not been up yet: founders are named from the start, and only

@@ -18,6 +18,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// A run of this length makes earlier crashes forgotten.
 const SETTLED: Duration = Duration::from_secs(10);
+/// So many quick ends in a row are no accident.
+const QUICK_ENDS: u32 = 3;
 /// Time for an etcd with outdated flags to end before it is replaced.
 const REPLACE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -68,14 +70,15 @@ pub(super) async fn start(
     let (state, receiver) = watch::channel(first.map(|p| State::of(p, adopted)).unwrap_or_default());
     let task = tokio::spawn(async move {
         let fifo = process::fifo(&plan.dir);
+        let (identity, said) = watch::channel(None);
         let log = async {
-            let result = log::forward(&fifo).await;
+            let result = log::forward(&fifo, &identity).await;
             // etcd itself goes on, until the FIFO is full: somebody should look.
             tracing::error!(?result, fifo = %fifo.display(), "lost the log of etcd");
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = keep_running(&plan, process, &state, stop) => {}
+            () = keep_running(&plan, process, &state, &said, stop) => {}
             () = log => {}
         }
     });
@@ -100,9 +103,11 @@ async fn keep_running(
     plan: &Plan,
     mut current: Option<Process>,
     state: &watch::Sender<State>,
+    identity: &watch::Receiver<Option<log::Identity>>,
     mut stop: Stop,
 ) {
     let mut backoff = FIRST_BACKOFF;
+    let mut quick_ends = 0;
     loop {
         if let Some(mut process) = current.take() {
             let since = Instant::now();
@@ -118,8 +123,10 @@ async fn keep_running(
                     tracing::warn!(pid = process.pid, because = %how, "etcd ended, starting it again");
                 }
             }
+            quick_ends += 1;
             if since.elapsed() > SETTLED {
                 backoff = FIRST_BACKOFF;
+                quick_ends = 0;
             }
         }
         tokio::select! {
@@ -127,6 +134,13 @@ async fn keep_running(
             () = sleep(backoff) => {}
         }
         backoff = (backoff * 2).min(MAX_BACKOFF);
+        let us = *identity.borrow();
+        if let (true, Some(us)) = (quick_ends >= QUICK_ENDS, us) {
+            quick_ends = 0;
+            if let Err(error) = rejoin::put_aside_if_removed(plan, us).await {
+                tracing::error!(%error, "cannot join the etcd cluster anew");
+            }
+        }
         match launch(plan).await {
             Ok(Some(process)) => {
                 state.send_replace(State::of(&process, false));

@@ -3,7 +3,7 @@
 //! A keepalive counts from the moment it was *sent*. An answer that comes after its question was given up must never
 //! be taken for the answer to the next one, so the stream is dropped with every question that was not answered.
 
-use std::{sync::Mutex, time::Duration};
+use std::{collections::VecDeque, sync::Mutex, time::Duration};
 
 use etcd_client::{Client, Error, LeaseKeepAliveStream, LeaseKeeper};
 use tokio::time::Instant;
@@ -50,10 +50,15 @@ struct Stream {
 #[derive(Default)]
 pub(super) struct Lease {
     now: Mutex<Option<Alive>>,
+    /// The last ones that were ours, this one included: a key bound to one of them is ours.
+    ours: Mutex<VecDeque<i64>>,
     stream: Mutex<Option<Stream>>,
     /// Only one task at a time asks for a new lease.
     gate: tokio::sync::Mutex<()>,
 }
+
+/// A lease is replaced when its ttl changes or it was lost; a key that hangs on an older one is long gone.
+const OURS_MAX: usize = 16;
 
 /// etcd counts in whole seconds, and at least one.
 fn seconds(ttl: Duration) -> i64 {
@@ -70,10 +75,24 @@ impl Lease {
         *lock(&self.now)
     }
 
+    /// Whether this lease is or was ours.
+    pub(super) fn knows(&self, id: i64) -> bool {
+        lock(&self.ours).contains(&id)
+    }
+
+    fn remember(&self, id: i64) {
+        let mut ours = lock(&self.ours);
+        if ours.len() >= OURS_MAX {
+            ours.pop_front();
+        }
+        ours.push_back(id);
+    }
+
     pub(super) fn adopt(&self, id: i64) {
         if id == 0 {
             return;
         }
+        self.remember(id);
         *lock(&self.now) = Some(Alive {
             id,
             sent_at: Boottime::default(),
@@ -130,6 +149,7 @@ impl Lease {
             term: None,
             asked: Some(asked),
         };
+        self.remember(id);
         *lock(&self.now) = Some(alive);
         tracing::debug!(lease = format_args!("{id:x}"), ttl, "granted a new lease");
         Ok(alive)
@@ -228,5 +248,9 @@ mod tests {
         assert_eq!(lease.current().map(|alive| alive.id), Some(7));
         lease.forget(7);
         assert_eq!(lease.current(), None);
+        assert!(
+            lease.knows(7) && !lease.knows(6),
+            "a key may still be bound to it"
+        );
     }
 }

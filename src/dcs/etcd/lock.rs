@@ -4,11 +4,14 @@
 //! lease. A keepalive alone proves neither: the key may have been deleted or taken meanwhile, and a raft leader that
 //! was cut off answers keepalives from its own memory. The linearizable read that follows is answered only with
 //! a quorum, and it must come from the raft term in which the lease was kept; else both are done again.
+//!
+//! The name alone is no proof: another process may use it. A key with our name under a lease that is neither ours nor
+//! was there before our first word (then a predecessor left it) is a namesake's, and is never taken from it.
 
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use tokio::time::Instant;
 
-use super::{Etcd, fault::Failure, lease::Alive, lock, pool::Answer};
+use super::{Etcd, Inherited, fault::Failure, lease::Alive, lock, pool::Answer};
 use crate::dcs::{DcsError, Key, Lock};
 
 const LEADER: &str = "leader";
@@ -44,7 +47,7 @@ impl Etcd {
             }
             match self.read_leader(deadline).await? {
                 (None, _) => {}
-                (Some(seen), _) if seen.name == self.name && seen.lease == lease.id => {
+                (Some(seen), _) if seen.name == self.name && self.lease.knows(seen.lease) => {
                     return self.keep_lock(deadline).await;
                 }
                 (Some(seen), _) => return Ok(Lock::Lost(Some(seen.name.as_str().into()))),
@@ -68,7 +71,10 @@ impl Etcd {
                     return Ok(Lock::Lost(Some(seen.name.as_str().into())));
                 }
                 Some(seen) if seen.lease == lease.id => return Ok(self.held(lease)),
-                Some(seen) => self.leader_ours(seen.lease),
+                Some(seen) if self.lease.knows(seen.lease) || self.inherits(seen.lease) => {
+                    self.leader_ours(seen.lease)
+                }
+                Some(seen) => return Ok(Lock::Lost(Some(seen.name.as_str().into()))),
             };
             match self.put_leader(condition, lease, deadline).await {
                 Ok(true) => return Ok(self.held(lease)),
@@ -107,6 +113,11 @@ impl Etcd {
             Compare::value(self.path(LEADER), CompareOp::Equal, self.name.as_str()),
             Compare::lease(self.path(LEADER), CompareOp::Equal, lease),
         ]
+    }
+
+    /// Whether that lease was a predecessor's.
+    fn inherits(&self, lease: i64) -> bool {
+        *lock(&self.inherited) == Inherited::Lease(lease)
     }
 
     fn held(&self, lease: Alive) -> Lock {

@@ -34,6 +34,13 @@ const SWEEP_ROUND: Duration = Duration::from_secs(2);
 /// How long a process may survive SIGKILL before the stop is reported as failed.
 const KILL_BOUND: Duration = Duration::from_secs(5);
 
+/// For a stop that an earlier agent began and nobody waits for any more: it has an end all the same.
+const INHERITED: StopLadder = StopLadder {
+    smart: Duration::from_secs(60),
+    fast: Duration::from_secs(30),
+    immediate: Duration::from_secs(5),
+};
+
 type StopReply = oneshot::Sender<Result<StopOutcome, StopError>>;
 
 /// What handles ask for.
@@ -210,7 +217,14 @@ impl Actor {
                 adopted: true,
             },
         };
-        if file.status != Some(PmStatus::Ready) {
+        if file.status == Some(PmStatus::Stopping) {
+            self.stop = Some(Stop {
+                mode: StopMode::Smart,
+                ladder: INHERITED,
+                deadline: Some(Instant::now() + INHERITED.smart),
+                waiters: Vec::new(),
+            });
+        } else if file.status != Some(PmStatus::Ready) {
             self.status = Some(StatusWatch::begin(self.home.data_dir.clone(), pid, None));
         }
         self.process = Some(process);

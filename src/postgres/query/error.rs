@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
+use super::tls::TlsError;
+
 /// A failed query.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
@@ -20,6 +22,14 @@ pub enum QueryError {
         target: String,
         /// Reason.
         source: tokio_postgres::Error,
+    },
+    /// The account's TLS options cannot be used; nothing was sent.
+    #[error("cannot connect to {target}")]
+    Tls {
+        /// Where to.
+        target: String,
+        /// Reason.
+        source: TlsError,
     },
     /// The server was reached and did not answer in time, or cancelled the statement.
     #[error("no answer within {limit:?}")]

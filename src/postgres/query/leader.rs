@@ -40,6 +40,9 @@ pub struct LeaderProbe {
     pub timeline: Timeline,
     /// Flushed up to here (a standby: replayed).
     pub flushed: Lsn,
+    /// Timeline of its control file, which is what pg_rewind goes by; behind the other one until the first checkpoint
+    /// after a promotion.
+    pub control_timeline: Timeline,
     /// Text of that timeline's history file; none for timeline 1.
     pub history_text: Option<String>,
 }
@@ -63,9 +66,10 @@ pub async fn leader_probe(target: &Target, limit: Duration) -> Result<LeaderProb
     let row = bounded(target, limit, deadline, query).await?;
     let in_recovery: bool = get(&row, "standby")?;
     let digits: Option<String> = get(&row, "wal_timeline")?;
+    let control_timeline = get_timeline(&row, "control_timeline")?;
     let timeline = match digits {
         Some(digits) => hex_timeline(&digits, "wal_timeline")?,
-        None => get_timeline(&row, "control_timeline")?,
+        None => control_timeline,
     };
     let mut history_text = None;
     if timeline > Timeline(1) {
@@ -83,6 +87,7 @@ pub async fn leader_probe(target: &Target, limit: Duration) -> Result<LeaderProb
         in_recovery,
         timeline,
         flushed: get_lsn(&row, "flushed")?.unwrap_or_default(),
+        control_timeline,
         history_text,
     })
 }

@@ -6,9 +6,13 @@ mod error;
 mod leader;
 mod rows;
 mod session;
+mod tls;
 mod view;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use tokio::{
     sync::{Mutex, MutexGuard},
@@ -20,6 +24,7 @@ pub use error::QueryError;
 pub use leader::{LeaderProbe, leader_probe};
 pub use rows::{PendingSetting, Slot, WalReceiver, WalSender};
 pub use session::{Address, Target};
+pub use tls::{TlsError, TlsOptions};
 pub use view::{LocalView, Primary, Standby, Where};
 
 use session::{Purpose, Session, bounded};
@@ -33,7 +38,8 @@ pub struct Monitor(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    target: Target,
+    /// Read for each new connection, so that it can be replaced.
+    target: RwLock<Arc<Target>>,
     /// For observations only, so that no other statement delays them.
     observer: Mutex<Option<Session>>,
     /// For short commands.
@@ -45,7 +51,7 @@ impl Monitor {
     #[must_use]
     pub fn new(target: Target) -> Self {
         Self(Arc::new(Inner {
-            target,
+            target: RwLock::new(Arc::new(target)),
             observer: Mutex::new(None),
             commander: Mutex::new(None),
         }))
@@ -53,8 +59,20 @@ impl Monitor {
 
     /// Where it connects to.
     #[must_use]
-    pub fn target(&self) -> &Target {
-        &self.0.target
+    pub fn target(&self) -> Arc<Target> {
+        Arc::clone(&self.0.target.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Connects elsewhere, or as somebody else, from now on. Open connections are closed unless nothing changed.
+    pub async fn retarget(&self, target: Target) {
+        {
+            let mut present = self.0.target.write().unwrap_or_else(PoisonError::into_inner);
+            if **present == target {
+                return;
+            }
+            *present = Arc::new(target);
+        }
+        self.disconnect().await;
     }
 
     /// Everything the agent wants to know about the server, in one query.
@@ -79,7 +97,7 @@ impl Monitor {
             let statement = session.prepared(view::SQL).await?;
             session.client.query_one(&statement, &[]).await
         };
-        let done = bounded(&self.0.target, limit, deadline, work).await;
+        let done = bounded(&self.target(), limit, deadline, work).await;
         put_back(slot, session, &done);
         let row = done?;
         LocalView::from_row(&row)
@@ -112,9 +130,9 @@ impl Monitor {
     /// See [`QueryError`].
     pub async fn execute_long(&self, sql: &str, limit: Duration) -> Result<Option<String>, QueryError> {
         let deadline = Instant::now() + limit;
-        let target = &self.0.target;
-        let session = Session::open(target, Purpose::Command, limit, limit).await?;
-        let rows = bounded(target, limit, deadline, session.client.simple_query(sql)).await?;
+        let target = self.target();
+        let session = Session::open(&target, Purpose::Command, limit, limit).await?;
+        let rows = bounded(&target, limit, deadline, session.client.simple_query(sql)).await?;
         Ok(first_cell(&rows))
     }
 
@@ -172,7 +190,7 @@ impl Monitor {
     async fn simple(&self, sql: &str, limit: Duration) -> Result<Vec<SimpleQueryMessage>, QueryError> {
         let deadline = Instant::now() + limit;
         let (slot, session) = self.take(Purpose::Command, limit, deadline).await?;
-        let done = bounded(&self.0.target, limit, deadline, session.client.simple_query(sql)).await;
+        let done = bounded(&self.target(), limit, deadline, session.client.simple_query(sql)).await;
         put_back(slot, session, &done);
         done
     }
@@ -198,7 +216,7 @@ impl Monitor {
             Some(session) => session,
             None => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                Session::open(&self.0.target, purpose, STATEMENT_LIMIT, left).await?
+                Session::open(&self.target(), purpose, STATEMENT_LIMIT, left).await?
             }
         };
         Ok((slot, session))
@@ -265,6 +283,7 @@ mod tests {
             password: Some("geheim".into()),
             dbname: "d".into(),
             application_name: "a".into(),
+            tls: TlsOptions::default(),
         };
         assert_eq!(format!("{target:?} {target}"), "u@h:1/d h:1");
         assert!(!format!("{:?}", Monitor::new(target)).contains("geheim"));

@@ -6,9 +6,12 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
-use tokio_postgres::{Client, Config, NoTls, Statement, types::Type};
+use tokio_postgres::{Client, Config, NoTls, Statement, config::SslMode, types::Type};
 
-use super::error::QueryError;
+use super::{
+    error::QueryError,
+    tls::{Attempt, TlsOptions},
+};
 
 /// Longest wait for a connection (contract: PostgreSQL configuration §9).
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -37,6 +40,8 @@ pub struct Target {
     pub dbname: String,
     /// Shown in pg_stat_activity, e.g. `Howdah n1`.
     pub application_name: String,
+    /// How a TCP connection is encrypted; a Unix socket never is.
+    pub tls: TlsOptions,
 }
 
 impl fmt::Display for Target {
@@ -89,40 +94,27 @@ impl Session {
         limit: Duration,
     ) -> Result<Self, QueryError> {
         let limit = limit.min(CONNECT_LIMIT);
-        let mut config = Config::new();
-        match &target.address {
-            Address::Socket(dir) => config.host_path(dir),
-            Address::Tcp(host) => config.host(host),
-        };
-        config
-            .port(target.port)
-            .user(&target.user)
-            .dbname(&target.dbname)
-            .application_name(&target.application_name)
-            .connect_timeout(limit)
-            .options(format!(
-                "-c statement_timeout={} -c search_path=pg_catalog \
-                 -c client_min_messages=error{}",
-                millis(statement_limit),
-                match purpose {
-                    Purpose::Observe => "",
-                    Purpose::Command => " -c synchronous_commit=local",
-                }
-            ));
-        if let Some(password) = &target.password {
-            config.password(password);
+        let deadline = Instant::now() + limit;
+        let config = config(target, purpose, statement_limit, limit);
+        let mut attempts = match &target.address {
+            Address::Socket(_) => vec![Attempt::Plain],
+            Address::Tcp(_) => target.tls.attempts().map_err(|source| QueryError::Tls {
+                target: target.to_string(),
+                source,
+            })?,
         }
-        let connected = bounded(target, limit, Instant::now() + limit, config.connect(NoTls));
-        let (client, connection) = connected.await?;
-        let driver = tokio::spawn(async move {
-            // Its error is also what the pending query gets; nothing to say twice.
-            drop(connection.await);
-        });
-        Ok(Self {
-            client,
-            observe: None,
-            driver,
-        })
+        .into_iter()
+        .peekable();
+        while let Some(attempt) = attempts.next() {
+            match connect(&config, attempt, target, limit, deadline).await {
+                // Mode prefer, as libpq: what fails with TLS (the handshake, or no matching line in pg_hba.conf) may
+                // work without.
+                Err(QueryError::ConnectFailed { .. } | QueryError::Auth { .. })
+                    if attempts.peek().is_some() => {}
+                done => return done,
+            }
+        }
+        Err(QueryError::Timeout { limit })
     }
 
     /// Whether the connection is still usable.
@@ -140,6 +132,61 @@ impl Session {
         self.observe = Some(statement.clone());
         Ok(statement)
     }
+}
+
+fn config(target: &Target, purpose: Purpose, statement_limit: Duration, limit: Duration) -> Config {
+    let mut config = Config::new();
+    match &target.address {
+        Address::Socket(dir) => config.host_path(dir),
+        Address::Tcp(host) => config.host(host),
+    };
+    config
+        .port(target.port)
+        .user(&target.user)
+        .dbname(&target.dbname)
+        .application_name(&target.application_name)
+        .connect_timeout(limit)
+        .options(format!(
+            "-c statement_timeout={} -c search_path=pg_catalog \
+             -c client_min_messages=error{}",
+            millis(statement_limit),
+            match purpose {
+                Purpose::Observe => "",
+                Purpose::Command => " -c synchronous_commit=local",
+            }
+        ));
+    if let Some(password) = &target.password {
+        config.password(password);
+    }
+    config
+}
+
+async fn connect(
+    config: &Config,
+    attempt: Attempt,
+    target: &Target,
+    limit: Duration,
+    deadline: Instant,
+) -> Result<Session, QueryError> {
+    let mut config = config.clone();
+    // The driver of either connection ends with it; its error is also what the pending query gets.
+    let (client, driver) = match attempt {
+        Attempt::Plain => {
+            config.ssl_mode(SslMode::Disable);
+            let (client, connection) = bounded(target, limit, deadline, config.connect(NoTls)).await?;
+            (client, tokio::spawn(async move { drop(connection.await) }))
+        }
+        Attempt::Tls(tls, mode) => {
+            config.ssl_mode(mode);
+            let (client, connection) = bounded(target, limit, deadline, config.connect(tls)).await?;
+            (client, tokio::spawn(async move { drop(connection.await) }))
+        }
+    };
+    Ok(Session {
+        client,
+        observe: None,
+        driver,
+    })
 }
 
 /// Runs `work` until `deadline`; `limit` is what the error says.
