@@ -256,7 +256,7 @@ impl Agent {
         let mut postmaster = self.instance.postmaster().watch();
         let mut changes = self.dcs.changes();
         loop {
-            let wait = match lease.while_it_lasts(self.turn()).await {
+            let wait = match lease.while_it_lasts(Box::pin(self.turn())).await {
                 Some(Ok(wait)) => wait,
                 Some(Err(exit)) => return exit,
                 None => {
