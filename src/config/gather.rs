@@ -277,7 +277,10 @@ fn check_names(vars: &BTreeMap<String, String>, gathered: &mut Gathered) {
             "{name}: without effect; Spilo has it, this build does not"
         ));
     }
-    for name in vars.keys().filter(|name| other_names::chooses_a_source(name)) {
+    let sources = vars
+        .iter()
+        .filter(|(name, value)| other_names::chooses_a_source(name) && *value != "false");
+    for (name, _) in sources {
         gathered.mistakes.push(Mistake::Unsupported {
             name: name.clone(),
             what: "making the cluster from another one is".to_owned(),

@@ -146,6 +146,10 @@ fn what_spilo_would_do_is_not_left_out_in_silence() {
             )]
         );
     }
+    assert_eq!(
+        good(&[("STANDBY_CLUSTER", "false")]).warnings,
+        Vec::<String>::new()
+    );
     // OpenSSL's own, and nobody's.
     assert_eq!(
         good(&[("SSL_CERT_FILE", "/x"), ("WALDO", "x")]).warnings,
