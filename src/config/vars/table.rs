@@ -161,7 +161,7 @@ pub static SECTIONS: &[Section] = &[
     Section { title: "PostgreSQL", vars: &[
         v("POSTGRESQL_LISTEN", "postgresql.listen", Listen(5432), Fixed("0.0.0.0:5432"), Start, "Where PostgreSQL listens"),
         v("POSTGRESQL_CONNECT_ADDRESS", "postgresql.connect_address", Address(5432), Computed("address of this host"), Start, "Where others reach PostgreSQL"),
-        v("POSTGRESQL_PROXY_ADDRESS", "postgresql.proxy_address", Address(5432), Unset, Start, "Where others reach the connection pooler in front of it"),
+        v("POSTGRESQL_PROXY_ADDRESS", "postgresql.proxy_address", Address(5432), Unset, Reload, "Where others reach the connection pooler in front of it"),
         v("POSTGRESQL_DATA_DIR", "postgresql.data_dir", Path, Fixed("/var/lib/postgresql/data"), Start, "The data directory"),
         v("POSTGRESQL_CONFIG_DIR", "postgresql.config_dir", Path, Computed("data directory"), Start, "Folder of postgresql.conf, pg_hba.conf and pg_ident.conf"),
         v("POSTGRESQL_CONFIG_BASE_NAME", "postgresql.config_base_name", Name, Fixed("postgresql"), Start, "Name of postgresql.conf without .conf"),
