@@ -87,27 +87,47 @@ impl Builder {
             }
         }
         merge_patch(&mut document, &self.all.settings.map("bootstrap.dcs"));
-        // Written down, because Patroni's tools take its absence for no.
-        let member = self.all.settings.flag("postgresql.use_pg_rewind");
-        let mut rewind = Map::new();
-        rewind.insert("use_pg_rewind".to_owned(), json!(member.unwrap_or(true)));
-        if member == Some(false) {
-            let origin = self.all.settings.origin("postgresql.use_pg_rewind");
-            self.warn(&format!(
-                "{origin}: holds for the cluster: used when it is created, later change the cluster's configuration"
-            ));
-        }
+        let given = self.of_this_member();
         let postgresql = document.entry("postgresql").or_insert_with(|| json!({}));
         match postgresql {
-            Value::Object(postgresql) if !postgresql.contains_key("use_pg_rewind") => {
-                postgresql.append(&mut rewind);
+            Value::Object(postgresql) => {
+                for (key, value) in given {
+                    postgresql.entry(key).or_insert(value);
+                }
             }
-            Value::Object(_) => {}
             _ => self.inconsistent(&["bootstrap.dcs"], "postgresql is not a mapping"),
         }
         self.refuse_what_would_be_ignored(&document);
         self.look_for_misspellings(&document);
         document
+    }
+
+    /// What a member says about rewinding and old data: who starts a cluster with it means the cluster.
+    fn of_this_member(&mut self) -> Map<String, Value> {
+        const KEYS: &[(&str, bool)] = &[
+            ("use_pg_rewind", true),
+            ("remove_data_directory_on_rewind_failure", false),
+            ("remove_data_directory_on_diverged_timelines", false),
+        ];
+        let mut given = Map::new();
+        for (key, default) in KEYS {
+            let path = format!("postgresql.{key}");
+            let Some(flag) = self.all.settings.flag(&path) else {
+                continue;
+            };
+            given.insert((*key).to_owned(), json!(flag));
+            if flag != *default {
+                let origin = self.all.settings.origin(&path);
+                self.warn(&format!(
+                    "{origin}: holds for the cluster: used when it is created, later change the cluster's configuration"
+                ));
+            }
+        }
+        // Written down, because Patroni's tools take its absence for no.
+        given
+            .entry("use_pg_rewind".to_owned())
+            .or_insert_with(|| json!(true));
+        given
     }
 
     /// A promise the core does not keep yet (durability, following another cluster) must not look kept.

@@ -294,3 +294,32 @@ fn no_text_whatsoever_is_too_much() {
         }
     }
 }
+
+#[test]
+fn what_a_member_says_about_rewinding_becomes_the_cluster_s() {
+    let loaded = good(&[
+        ("HOWDAH_POSTGRESQL_USE_PG_REWIND", "off"),
+        ("HOWDAH_POSTGRESQL_REMOVE_DATA_DIRECTORY_ON_REWIND_FAILURE", "on"),
+        (
+            "HOWDAH_POSTGRESQL_REMOVE_DATA_DIRECTORY_ON_DIVERGED_TIMELINES",
+            "on",
+        ),
+        (
+            "HOWDAH_BOOTSTRAP_DCS",
+            "postgresql: {remove_data_directory_on_diverged_timelines: false}",
+        ),
+    ]);
+    assert_eq!(
+        loaded.config.bootstrap.dcs["postgresql"],
+        serde_json::json!({
+            "use_pg_rewind": false,
+            "remove_data_directory_on_rewind_failure": true,
+            "remove_data_directory_on_diverged_timelines": false,
+        })
+    );
+    assert_eq!(loaded.warnings.len(), 3, "{:?}", loaded.warnings);
+    assert_eq!(
+        good(&[("HOWDAH_POSTGRESQL_USE_PG_REWIND", "on")]).warnings,
+        Vec::<String>::new()
+    );
+}
