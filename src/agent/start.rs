@@ -120,7 +120,7 @@ impl Running {
         let mut keeper = tokio::spawn(self.lease.keep());
         // Cancel-safe: nothing goes on with any of them after the first end.
         let exit = tokio::select! {
-            exit = self.agent.run(self.signals) => exit,
+            exit = Box::pin(self.agent.run(self.signals)) => exit,
             ended = &mut keeper => unexpected("the lease keeper", &ended),
             ended = &mut api => unexpected("the REST API", &ended),
         };
