@@ -322,7 +322,7 @@ impl Agent {
         let mut changes = self.dcs.changes();
         loop {
             lease.beat();
-            let wait = match lease.while_it_lasts(self.turn()).await {
+            let wait = match lease.while_it_lasts(Box::pin(self.turn())).await {
                 Some(Ok(wait)) => wait,
                 Some(Err(exit)) => return exit,
                 None => {
@@ -338,13 +338,13 @@ impl Agent {
                 // Every arm is cancel-safe: it only waits for a change, or its owner keeps what it waited for.
                 tokio::select! {
                     biased;
-                    signal = signals.next() => { lease.while_it_lasts(self.signal(signal)).await; }
+                    signal = signals.next() => { lease.while_it_lasts(Box::pin(self.signal(signal))).await; }
                     () = lease.expired(), if counts => {}
                     finished = self.jobs.finished() => self.job_ended(finished),
                     changed = losses.changed() => if changed.is_err() { return Exit::Internal },
                     changed = postmaster.changed() => if changed.is_err() { return Exit::Internal },
                     Some(request) = self.inbox.next() => {
-                        if lease.while_it_lasts(self.request(request)).await == Some(false) { continue; }
+                        if lease.while_it_lasts(Box::pin(self.request(request))).await == Some(false) { continue; }
                     }
                     changed = changes.changed() => if changed.is_err() { return Exit::Internal },
                     () = &mut timer => {}

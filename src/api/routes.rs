@@ -217,7 +217,7 @@ fn shared(api: &Api, segment: &str, cluster: &Cluster) -> Reply {
 /// The cluster as it can be shown.
 enum Shown {
     /// As stored now.
-    Stored(Cluster),
+    Stored(Box<Cluster>),
     /// The store cannot be asked: as this member last saw it, this long ago.
     Remembered(Arc<Cluster>, Duration, Refusal),
     /// It cannot be asked and never could.
@@ -226,7 +226,7 @@ enum Shown {
 
 async fn read_cluster(api: &Api) -> Shown {
     let refusal = match tokio::time::timeout(STORE_WITHIN, api.handle.dcs().cluster()).await {
-        Ok(Ok(cluster)) => return Shown::Stored(cluster),
+        Ok(Ok(cluster)) => return Shown::Stored(Box::new(cluster)),
         Ok(Err(error)) => error.into(),
         Err(_) => Refusal::unavailable(format!("cannot reach the DCS: no answer within {STORE_WITHIN:?}")),
     };

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{
     DcsConfig, Loaded,
+    secret::names_a_secret,
     settings::{Origin, Setting},
     vars::{self, Default, SECTIONS, Var},
 };
@@ -44,19 +45,6 @@ pub fn render(loaded: &Loaded) -> String {
             let _ = write!(text, "# {}\n{lines}\n", section.title);
         }
     }
-    let own = |(path, _): &(&str, &Setting)| vars::by_path(path).is_none();
-    if loaded.origins.iter().any(|setting| own(&setting)) {
-        text.push_str("# Methods of your own\n");
-        for (path, setting) in loaded.origins.iter().filter(own) {
-            let _ = writeln!(
-                text,
-                "{path} = {}  ({})",
-                masked(&setting.value),
-                join(setting.origins.iter().map(Origin::to_string))
-            );
-        }
-        text.push('\n');
-    }
     if loaded.warnings.is_empty() {
         text.push_str("No warnings.\n");
     }
@@ -91,18 +79,7 @@ fn masked(value: &Value) -> Value {
     match value {
         Value::Object(map) => {
             let hide = |(key, value): (&String, &Value)| {
-                let name = key.to_ascii_lowercase();
-                let secret = [
-                    "password",
-                    "passphrase",
-                    "secret",
-                    "token",
-                    "authorization",
-                    "conninfo",
-                ]
-                .iter()
-                .any(|word| name.contains(word))
-                    && !name.contains("encryption");
+                let secret = names_a_secret(key);
                 (key.clone(), if secret { HIDDEN.into() } else { masked(value) })
             };
             Value::Object(map.iter().map(hide).collect::<Map<_, _>>())

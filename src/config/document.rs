@@ -53,7 +53,8 @@ pub(super) fn read(gathered: &mut Gathered, document: Value, origin: &Origin) {
     let Value::Object(mut document) = document else {
         return;
     };
-    document.retain(|key, value| {
+    document.retain(|_, value| !says_nothing(value));
+    document.retain(|key, _| {
         let store = OTHER_STORES
             .iter()
             .find(|(section, _)| section.eq_ignore_ascii_case(key));
@@ -67,7 +68,6 @@ pub(super) fn read(gathered: &mut Gathered, document: Value, origin: &Origin) {
                 "{}: has no effect here; it belongs below bootstrap.dcs",
                 at(origin, key)
             ));
-        } else if value.is_null() {
         } else {
             return true;
         }
@@ -113,10 +113,11 @@ fn descend(
         let written = join(path, &key);
         let moved = MOVED.iter().find(|(from, _)| *from == written);
         let child = moved.map_or(written.clone(), |(_, to)| (*to).to_owned());
-        if value.is_null() {
+        let section = vars::is_section(&child);
+        let known = section || vars::by_path(&child).is_some();
+        if value.is_null() || (known && says_nothing(&value)) {
             continue;
         }
-        let section = vars::is_section(&child);
         match (vars::by_path(&child), value) {
             // `set` comes back here for the parts of a mapping that is also a section.
             (Some(var), value) => gathered.set(var, &value, at_if_document(origin, &written)),
@@ -127,10 +128,11 @@ fn descend(
                     rest.insert(key, Value::Object(inner));
                 }
             }
+            // Its value is not shown: `authentication: admin:secret` is the usual way to get here.
             (None, value) if section => gathered.mistakes.push(Mistake::Invalid {
                 origin: at(origin, &written),
-                shown: Some(value.to_string()),
-                what: "a mapping".into(),
+                shown: None,
+                what: format!("a mapping but {}", type_of(&value)),
                 allowed: "name: value".into(),
             }),
             (None, value) => {
@@ -141,45 +143,97 @@ fn descend(
     rest
 }
 
+/// Patroni's documents spell out what is not given, also as an empty text, list or mapping.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+const fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "a yes or no",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a mapping",
+    }
+}
+
+/// `parameters_primary`, `pg_hba_replica` …: settings that hold for one role only.
+pub(super) fn is_role_override(key: &str) -> bool {
+    ["parameters_", "pg_hba_", "pg_ident_"].iter().any(|start| {
+        matches!(
+            key.strip_prefix(start),
+            Some("primary" | "replica" | "standby_leader")
+        )
+    })
+}
+
 /// Something in the document that is no setting.
 fn leftover(gathered: &mut Gathered, path: &str, value: Value, origin: &Origin) {
     let (parent, key) = path
         .rsplit_once('.')
         .map_or(("", path), |(parent, key)| (parent, key));
     match value {
+        value if says_nothing(&value) => {}
+        _ if parent == "postgresql" && is_role_override(key) => {
+            gathered.mistakes.push(Mistake::Unsupported {
+                name: at(origin, path).to_string(),
+                what: "a setting for one role only is".to_owned(),
+            });
+        }
         Value::Object(map) if vars::is_section(path) => {
             for (key, value) in map {
                 leftover(gathered, &join(path, &key), value, origin);
             }
         }
         // Sections of one's own: whether a method of that name is used is known only later.
-        Value::Object(_) if parent == "postgresql" || parent == "bootstrap" => {
+        Value::Object(_) if matches!(parent, "postgresql" | "bootstrap") => {
             let origin = at(origin, path);
-            gathered.extra.insert(path.to_owned(), (value, origin));
+            gathered.extra.insert(path.to_owned(), origin);
         }
-        _ => {
-            let siblings = children(parent);
-            let suggestion = nearest(key, siblings.iter().map(String::as_str));
-            let mistake = Mistake::Unknown {
-                name: at(origin, path).to_string(),
-                suggestion: suggestion.map(|key| join(parent, key)),
-            };
-            // Below the top, a document written for Patroni may hold keys of another version.
-            if parent.is_empty() || is_ours(origin) {
-                gathered.mistakes.push(mistake);
-            } else {
-                gathered.warnings.push(mistake.to_string());
-            }
-        }
+        _ => unknown(gathered, path, origin),
     }
 }
 
-/// Keeps the sections of one's own that are referred to, and reports the others.
+fn unknown(gathered: &mut Gathered, path: &str, origin: &Origin) {
+    let parent = path.rsplit_once('.').map_or("", |(parent, _)| parent);
+    let mistake = Mistake::Unknown {
+        name: at(origin, path).to_string(),
+        suggestion: suggestion(path),
+    };
+    // Below the top, a document written for Patroni may hold keys of another version.
+    if parent.is_empty() || is_ours(origin) {
+        gathered.mistakes.push(mistake);
+    } else {
+        gathered.warnings.push(mistake.to_string());
+    }
+}
+
+/// The setting beside it that was meant.
+fn suggestion(path: &str) -> Option<String> {
+    let (parent, key) = path
+        .rsplit_once('.')
+        .map_or(("", path), |(parent, key)| (parent, key));
+    let siblings = children(parent);
+    nearest(key, siblings.iter().map(String::as_str)).map(|key| join(parent, key))
+}
+
+/// Reports the sections of one's own that no method refers to (`used`: those that are); some are misspelt settings.
 pub(super) fn settle(gathered: &mut Gathered, used: &[String]) {
-    for (path, (value, origin)) in std::mem::take(&mut gathered.extra) {
+    for (path, origin) in std::mem::take(&mut gathered.extra) {
         let name = path.strip_prefix("postgresql.");
         if name.is_some_and(|name| used.iter().any(|used| used == name)) {
-            gathered.settings.set(&path, value, origin);
+            continue;
+        }
+        if suggestion(&path).is_some() {
+            unknown(gathered, &path, &origin);
         } else {
             gathered.warnings.push(format!(
                 "{origin}: there is no such setting, and no method of that name is used"

@@ -11,6 +11,7 @@ use super::{
     kind::Kind,
     mistakes::Mistake,
     other_names::{self, Known, OtherName, Via},
+    secret,
     settings::{Origin, Settings},
     vars::{self, Effect, Var},
 };
@@ -25,7 +26,7 @@ pub(super) struct Gathered {
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<String>,
     /// Sections of the document under a name of the user's choice (`postgresql.<method>`), by path.
-    pub(super) extra: BTreeMap<String, (Value, Origin)>,
+    pub(super) extra: BTreeMap<String, Origin>,
 }
 
 impl Gathered {
@@ -75,7 +76,9 @@ impl Gathered {
 
 /// Whether a value says no more than the default would.
 fn is_off(value: &Value) -> bool {
-    matches!(value, Value::Bool(false)) || matches!(value.as_str(), Some("none" | "off" | "false"))
+    matches!(value, Value::Bool(false))
+        || value.as_object().is_some_and(serde_json::Map::is_empty)
+        || matches!(value.as_str(), Some("none" | "off" | "false"))
 }
 
 fn shown(var: &Var, value: &Value) -> Option<String> {
@@ -83,8 +86,17 @@ fn shown(var: &Var, value: &Value) -> Option<String> {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let hidden = var.kind.is_secret() || var.kind == Kind::Document || text.chars().count() > SHOWN_CHARS_MAX;
+    let hidden = var.kind.is_secret()
+        || var.kind == Kind::Document
+        || var.path.contains(".authentication.")
+        || text.chars().count() > SHOWN_CHARS_MAX
+        || may_hold_a_secret(&text);
     (!hidden).then_some(text)
+}
+
+/// `user:password@host`, or a text that names what it holds.
+fn may_hold_a_secret(text: &str) -> bool {
+    text.contains('@') || secret::names_a_secret(text)
 }
 
 /// One place that gives a setting.
@@ -144,7 +156,12 @@ fn resolve(
             let weak = other.weak;
             match &chosen {
                 None => chosen = Some(Given { value, origin, weak }),
-                Some(first) if first.value == value || (weak && !first.weak) => {}
+                Some(first) if first.value == value => {}
+                // An image that sets the default itself (`PGDATA`) says nothing against what somebody chose.
+                Some(first) if weak && first.weak && is_default(var, &first.value) => {
+                    chosen = Some(Given { value, origin, weak });
+                }
+                Some(_) if weak => {}
                 Some(first) => gathered.mistakes.push(Mistake::Conflict {
                     first: first.origin.clone(),
                     second: origin,
@@ -153,6 +170,13 @@ fn resolve(
         }
     }
     chosen
+}
+
+fn is_default(var: &Var, value: &Value) -> bool {
+    match var.default {
+        vars::Default::Fixed(text) => var.kind.normalise(&Value::from(text)).ok().as_ref() == Some(value),
+        _ => false,
+    }
 }
 
 /// The text as the setting's own name would have given it; `None` after a mistake.
@@ -173,6 +197,7 @@ fn via(
             let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
             Some(format!("{host}:{port}"))
         }
+        (Via::Below(folder), _) => Some(format!("{}/{folder}", text.trim_end_matches('/'))),
         _ => Some(text),
     }
 }
@@ -246,6 +271,20 @@ fn check_names(vars: &BTreeMap<String, String>, gathered: &mut Gathered) {
         if vars.contains_key(*name) {
             gathered.warnings.push(format!("{name}: {what}"));
         }
+    }
+    for name in vars.keys().filter(|name| other_names::is_of_spilo(name)) {
+        gathered.warnings.push(format!(
+            "{name}: without effect; Spilo has it, this build does not"
+        ));
+    }
+    let sources = vars
+        .iter()
+        .filter(|(name, value)| other_names::chooses_a_source(name) && *value != "false");
+    for (name, _) in sources {
+        gathered.mistakes.push(Mistake::Unsupported {
+            name: name.clone(),
+            what: "making the cluster from another one is".to_owned(),
+        });
     }
     if vars
         .keys()

@@ -23,8 +23,8 @@ pub enum Kind {
     Bool,
     /// A whole number, both ends allowed.
     Int(i64, i64),
-    /// A whole number of seconds, not less than this; `30`, `30s`, `5min`, `1h`.
-    Seconds(i64),
+    /// A whole number of seconds, both ends allowed; `30`, `30s`, `5min`, `1h`.
+    Seconds(i64, i64),
     /// A number of bytes; `1048576`, `1MB`.
     Bytes,
     /// A list of texts.
@@ -77,7 +77,8 @@ impl Kind {
             Self::Bool => "yes/no".into(),
             Self::Int(min, i64::MAX) => format!("number ≥ {min}"),
             Self::Int(min, max) => format!("number {min}–{max}"),
-            Self::Seconds(min) => format!("seconds ≥ {min}"),
+            Self::Seconds(min, SECONDS_MAX) => format!("seconds ≥ {min}"),
+            Self::Seconds(min, max) => format!("seconds {min}–{max}"),
             Self::Bytes => "bytes".into(),
             Self::List => "list".into(),
             Self::Lines => "lines".into(),
@@ -92,14 +93,12 @@ impl Kind {
 
     /// Brings a value, a text from a variable or anything from a document, into its normal form.
     pub(super) fn normalise(self, value: &Value) -> Result<Value, Refused> {
+        if !is_utf8(value) && !self.is_secret() {
+            return Err(refused("text in UTF-8", "text in UTF-8"));
+        }
         match self {
             Self::Text => read_text(value, &['\0'], "a text", "one line or more, no NUL character"),
-            Self::Secret => read_text(
-                value,
-                &['\0', '\n', '\r'],
-                "usable as a password",
-                "one line of text",
-            ),
+            Self::Secret => read_secret(value),
             Self::Name => read_name(value),
             Self::Path => read_path(value),
             Self::Bool => read_bool(value)
@@ -109,10 +108,13 @@ impl Kind {
                 .filter(|n| (min..=max).contains(n))
                 .map(Value::from)
                 .ok_or_else(|| refused("a whole number in range", range(min, max))),
-            Self::Seconds(min) => read_seconds(value)
-                .filter(|n| (min..=SECONDS_MAX).contains(n))
+            Self::Seconds(min, max) => read_seconds(value)
+                .filter(|n| (min..=max).contains(n))
                 .map(Value::from)
-                .ok_or_else(|| refused("a number of seconds", format!("{min} or more"))),
+                .ok_or_else(|| {
+                    let max = if max == SECONDS_MAX { i64::MAX } else { max };
+                    refused("a number of seconds", range(min, max))
+                }),
             Self::Bytes => read_bytes(value)
                 .map(Value::from)
                 .ok_or_else(|| refused("a number of bytes", "0 or more, also with kB, MB, GB, TB")),
@@ -152,7 +154,7 @@ impl Kind {
 }
 
 /// Longer than a year is a mistake, and keeps all later arithmetic far from overflow.
-const SECONDS_MAX: i64 = 366 * 86_400;
+pub(super) const SECONDS_MAX: i64 = 366 * 86_400;
 
 fn document_refused(text: &str) -> Refused {
     let what = text::yaml(text).err().unwrap_or_else(|| "a mapping".into());
@@ -177,16 +179,56 @@ fn scalar(value: &Value) -> Option<String> {
     }
 }
 
+/// U+FFFD stands for bytes that were not UTF-8; taking it as it is would be another text than was meant.
+fn is_utf8(value: &Value) -> bool {
+    match value {
+        Value::String(text) => !text.contains('\u{fffd}'),
+        Value::Array(items) => items.iter().all(is_utf8),
+        Value::Object(map) => map
+            .iter()
+            .all(|(key, value)| !key.contains('\u{fffd}') && is_utf8(value)),
+        _ => true,
+    }
+}
+
+/// YAML reads `1e5` as a number and forgets how it was written; as a text it would come out as `100000.0`.
+fn keeps_its_spelling(value: &Value) -> Result<(), Refused> {
+    match value {
+        Value::Number(number) if number.is_f64() => Err(refused(
+            "a text but a number, whose spelling is lost",
+            "the same in quotes",
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn read_text(value: &Value, without: &[char], what: &str, allowed: &str) -> Result<Value, Refused> {
+    keeps_its_spelling(value)?;
     scalar(value)
-        // U+FFFD stands for bytes that were not UTF-8; taking it as it is would be another text than was meant.
-        .filter(|text| !text.contains(without) && !text.contains('\u{fffd}'))
+        .filter(|text| !text.contains(without) && is_utf8(value))
         .map(Value::String)
         .ok_or_else(|| refused(what, allowed))
 }
 
+fn read_secret(value: &Value) -> Result<Value, Refused> {
+    if value.is_boolean() {
+        // `True` and `true` are the same to YAML, and not as passwords.
+        return Err(refused(
+            "a text but a yes or no, whose spelling is lost",
+            "the same in quotes",
+        ));
+    }
+    read_text(
+        value,
+        &['\0', '\n', '\r'],
+        "usable as a password",
+        "one line of text",
+    )
+}
+
 fn read_name(value: &Value) -> Result<Value, Refused> {
-    let unusable = |c: char| c == '/' || c == '\u{fffd}' || c.is_whitespace() || c.is_control();
+    keeps_its_spelling(value)?;
+    let unusable = |c: char| c == '/' || c.is_whitespace() || c.is_control();
     scalar(value)
         .filter(|text| !text.is_empty() && text.len() <= 255 && !text.contains(unusable))
         .map(Value::String)
@@ -194,7 +236,7 @@ fn read_name(value: &Value) -> Result<Value, Refused> {
 }
 
 fn read_path(value: &Value) -> Result<Value, Refused> {
-    let text = scalar(value).filter(|t| t.starts_with('/') && !t.contains(['\0', '\n', '\u{fffd}']));
+    let text = scalar(value).filter(|t| t.starts_with('/') && !t.contains(['\0', '\n']));
     let text = text.ok_or_else(|| refused("an absolute path", "a path that starts with /"))?;
     let trimmed = text.trim_end_matches('/');
     Ok(Value::from(if trimmed.is_empty() { "/" } else { trimmed }))
@@ -263,7 +305,11 @@ fn read_list(value: &Value, split: fn(&str) -> Option<Vec<Value>>) -> Result<Val
 fn read_map(value: &Value) -> Result<Value, Refused> {
     let map: Option<Map<String, Value>> = match value {
         Value::String(text) => text::map(text),
-        Value::Object(map) => Some(map.clone()),
+        // Patroni's documents write what is not given as null.
+        Value::Object(map) => Some(map.clone()).map(|mut map| {
+            map.retain(|_, value| !value.is_null());
+            map
+        }),
         _ => None,
     };
     map.map(Value::Object)
@@ -281,14 +327,25 @@ mod tests {
 
     #[test]
     fn numbers_have_units_and_bounds() {
-        check(Kind::Seconds(3), &json!("soon"), None);
-        check(Kind::Seconds(3), &json!("2"), None);
-        check(Kind::Seconds(3), &json!("-5"), None);
-        check(Kind::Seconds(3), &json!("3"), Some(json!(3)));
-        check(Kind::Seconds(3), &json!("5min"), Some(json!(300)));
-        check(Kind::Seconds(3), &json!("1 h"), Some(json!(3600)));
-        check(Kind::Seconds(0), &json!("9999999999999999999"), None);
-        check(Kind::Seconds(0), &json!("9223372036854775807d"), None);
+        check(Kind::Seconds(3, SECONDS_MAX), &json!("soon"), None);
+        check(Kind::Seconds(3, SECONDS_MAX), &json!("2"), None);
+        check(Kind::Seconds(3, SECONDS_MAX), &json!("-5"), None);
+        check(Kind::Seconds(3, SECONDS_MAX), &json!("3"), Some(json!(3)));
+        check(Kind::Seconds(3, SECONDS_MAX), &json!("5min"), Some(json!(300)));
+        check(Kind::Seconds(3, SECONDS_MAX), &json!("1 h"), Some(json!(3600)));
+        check(Kind::Seconds(0, SECONDS_MAX), &json!("9999999999999999999"), None);
+        check(
+            Kind::Seconds(0, SECONDS_MAX),
+            &json!("9223372036854775807d"),
+            None,
+        );
+        check(Kind::Seconds(3, 86_400), &json!("1d"), Some(json!(86_400)));
+        check(Kind::Seconds(3, 86_400), &json!("86401"), None);
+        check(
+            Kind::Seconds(3, SECONDS_MAX),
+            &json!("--9223372036854775808"),
+            None,
+        );
         check(Kind::Bytes, &json!("16MB"), Some(json!(16_777_216)));
         check(Kind::Bytes, &json!(1_048_576), Some(json!(1_048_576)));
         check(Kind::Bytes, &json!("-1"), None);
@@ -304,6 +361,17 @@ mod tests {
         check(Kind::Secret, &json!("two\nlines"), None);
         check(Kind::Secret, &json!("not\u{fffd}utf8"), None);
         check(Kind::Secret, &json!(12345), Some(json!("12345")));
+        check(Kind::Secret, &json!(1e5), None);
+        check(Kind::Secret, &json!("1e5"), Some(json!("1e5")));
+        check(Kind::Secret, &json!(true), None);
+        check(Kind::Text, &json!(1.50), None);
+        check(Kind::Name, &json!(1e5), None);
+        check(Kind::List, &json!("a,\u{fffd}"), None);
+        check(Kind::Lines, &json!(["a", "\u{fffd}"]), None);
+        check(Kind::Map, &json!({"a": {"b": ["\u{fffd}"]}}), None);
+        check(Kind::Map, &json!({"\u{fffd}": 1}), None);
+        check(Kind::Map, &json!({"a": null, "b": 1}), Some(json!({"b": 1})));
+        check(Kind::Map, &json!("a"), None);
         check(Kind::Name, &json!("a/b"), None);
         check(Kind::Name, &json!("a b"), None);
         check(Kind::Name, &json!("pg-1.example"), Some(json!("pg-1.example")));

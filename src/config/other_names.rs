@@ -14,6 +14,8 @@ pub(super) enum Via {
     Same,
     /// It is only the port of an address to listen on; the host keeps its default.
     Port,
+    /// It is the folder above.
+    Below(&'static str),
 }
 
 /// Another name of a setting.
@@ -35,6 +37,7 @@ const OTHER_NAMES: &[(&str, &str, Via, bool)] = &[
     ("POSTGRES_INITDB_ARGS", "BOOTSTRAP_INITDB", Via::Same, false),
     ("PGDATA", "POSTGRESQL_DATA_DIR", Via::Same, true),
     // Spilo.
+    ("PGROOT", "POSTGRESQL_DATA_DIR", Via::Below("data"), true),
     ("SPILO_CONFIGURATION", "CONFIGURATION", Via::Same, false),
     ("SCOPE", "SCOPE", Via::Same, true),
     ("NAMESPACE", "NAMESPACE", Via::Same, true),
@@ -84,6 +87,48 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
         "has no effect; use HOWDAH_BOOTSTRAP_INITDB={waldir: ...}",
     ),
 ];
+
+/// Spilo's names of what it does and this build does not: archiving and backups, TLS, cron, roles, cloud providers.
+#[rustfmt::skip]
+const OF_SPILO: &[&str] = &[
+    "PGVERSION", "INITDB_LOCALE", "ALLOW_NOSSL", "CALLBACK_SCRIPT", "CRONTAB", "HUMAN_ROLE", "USE_ADMIN",
+    "PGUSER_ADMIN", "PGPASSWORD_ADMIN", "PAM_OAUTH2", "SPILO_PROVIDER", "ENABLE_PG_MON", "BGMON_LISTEN_IP",
+    "USE_OLD_LOCALES", "ENABLE_WAL_PATH_COMPAT", "USE_PAUSE_AT_RECOVERY_TARGET", "BACKUP_SCHEDULE",
+    "BACKUP_NUM_TO_RETAIN", "SSL_CA", "SSL_CA_FILE", "SSL_CERTIFICATE", "SSL_CERTIFICATE_FILE", "SSL_CRL",
+    "SSL_CRL_FILE", "SSL_PRIVATE_KEY", "SSL_PRIVATE_KEY_FILE", "SSL_TEST_RELOAD",
+];
+
+/// Beginnings of more of them.
+const OF_SPILO_PREFIXES: &[&str] = &[
+    "WAL_",
+    "WALE_",
+    "WALG_",
+    "USE_WAL",
+    "SSL_RESTAPI_",
+    "LOG_S3_",
+    "CLONE_",
+    "STANDBY_",
+    "PGBOUNCER_",
+];
+
+/// Spilo's variables that choose what a new cluster is made from, or follows. To go on without would make an empty
+/// cluster where a copy was asked for.
+pub(super) fn chooses_a_source(name: &str) -> bool {
+    let store = name
+        .strip_prefix("STANDBY_WAL")
+        .or_else(|| name.strip_prefix("CLONE_WAL"));
+    matches!(
+        name,
+        "CLONE_METHOD" | "STANDBY_HOST" | "STANDBY_CLUSTER" | "STANDBY_METHOD"
+    ) || store.is_some_and(|rest| rest.ends_with("_BUCKET") || rest.ends_with("_PREFIX"))
+        && !name.contains("_SCOPE_")
+}
+
+/// Whether a variable is one of Spilo's that nobody reads here.
+pub(super) fn is_of_spilo(name: &str) -> bool {
+    let prefixed = OF_SPILO_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    (prefixed || OF_SPILO.contains(&name)) && !chooses_a_source(name)
+}
 
 /// All names of a setting, the strongest first.
 pub(super) fn names(var: &Var) -> Vec<OtherName> {

@@ -5,6 +5,20 @@ use std::fmt::{self, Write as _};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+/// Whether a text, or the name of something, speaks of a secret: `password=…`, `Authorization`, `ssl_passphrase_command`.
+pub(super) fn names_a_secret(text: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "password",
+        "passphrase",
+        "secret",
+        "token",
+        "authorization",
+        "conninfo",
+    ];
+    let text = text.to_ascii_lowercase();
+    WORDS.iter().any(|word| text.contains(word)) && !text.contains("encryption")
+}
+
 /// A secret text. Neither `Debug` nor `Display` shows it; whoever needs it says so with [`Secret::reveal`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);

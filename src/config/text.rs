@@ -87,7 +87,8 @@ pub(super) fn lines(text: &str) -> Option<Vec<Value>> {
     Some(lines.map(|line| Value::String(line.to_owned())).collect())
 }
 
-/// A mapping: `{k: v}`, `k: v, k: v`, or one `k: v` per line.
+/// A mapping: `{k: v}`, `k: v, k: v`, or one `k: v` per line. A name without a value (`k`, `k=v`) is a misspelling,
+/// not a mapping: taken as one it would look given and mean nothing.
 pub(super) fn map(text: &str) -> Option<Map<String, Value>> {
     let text = text.trim();
     let wrapped = if text.starts_with('{') || text.contains('\n') {
@@ -97,7 +98,7 @@ pub(super) fn map(text: &str) -> Option<Map<String, Value>> {
         yaml(&format!("{{{text}}}")).or_else(|_| yaml(text))
     };
     match wrapped.ok()? {
-        Value::Object(map) => Some(map),
+        Value::Object(map) if map.values().all(|value| !value.is_null()) => Some(map),
         _ => None,
     }
 }
@@ -248,7 +249,17 @@ mod tests {
             assert_eq!(map(text).map(Value::Object), Some(expected.clone()), "{text}");
         }
         assert_eq!(map("a: x, y: z: w"), None);
-        assert_eq!(map("just text").map(|m| m.len()), Some(1));
+        for text in [
+            "just text",
+            "nofailover",
+            "nofailover=true",
+            "a: 1, b",
+            "{a}",
+            "{a: null}",
+            "a:",
+        ] {
+            assert_eq!(map(text), None, "{text}");
+        }
         assert_eq!(map("- a"), None);
     }
 

@@ -1,6 +1,6 @@
 //! The configuration as the rest of the program sees it: typed, complete, and not able to be invalid.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -144,8 +144,6 @@ pub struct RestApi {
 pub struct Ctl {
     /// What they show; that of our own REST API unless given.
     pub authentication: Option<Credentials>,
-    /// Do not verify certificates.
-    pub insecure: bool,
 }
 
 /// The store of the cluster.
@@ -168,8 +166,6 @@ pub struct Etcd3 {
     pub cacert: Option<PathBuf>,
     /// Certificate and key to show to the servers.
     pub client_certificate: Option<(PathBuf, PathBuf)>,
-    /// The endpoints are proxies: keep to them.
-    pub use_proxies: bool,
 }
 
 impl Etcd3 {
@@ -264,10 +260,6 @@ pub struct Postgresql {
     pub database: String,
     /// Password file for connections between members.
     pub pgpass: Option<PathBuf>,
-    /// Connect locally through the Unix socket.
-    pub use_unix_socket: bool,
-    /// The same for replication connections.
-    pub use_unix_socket_repl: bool,
     /// Kerberos service name.
     pub krbsrvname: Option<String>,
     /// Server parameters of this member, without those that only the cluster's configuration may set.
@@ -280,20 +272,10 @@ pub struct Postgresql {
     pub recovery_conf: Map<String, Value>,
     /// The roles.
     pub authentication: Authentication,
-    /// Ways to make a replica, in order. Never empty.
-    pub create_replica_methods: Vec<ReplicaMethod>,
     /// Arguments of `pg_basebackup`.
     pub basebackup: Vec<String>,
-    /// Overrides the cluster's `use_pg_rewind`.
-    pub use_pg_rewind: Option<bool>,
     /// Arguments of `pg_rewind`.
     pub rewind: Vec<String>,
-    /// Clone anew when rewinding fails.
-    pub remove_data_directory_on_rewind_failure: bool,
-    /// Clone anew when the history diverged and rewinding is off.
-    pub remove_data_directory_on_diverged_timelines: bool,
-    /// Patience with starts, stops and promotions.
-    pub pg_ctl_timeout: Duration,
     /// Commands to run when something happened.
     pub callbacks: Callbacks,
     /// Command to run before promoting.
@@ -324,28 +306,6 @@ pub struct Login {
     pub sslpassword: Option<Secret>,
     /// Other connection options by libpq's keyword (`sslmode` …).
     pub options: BTreeMap<String, String>,
-}
-
-/// A way to make a replica.
-#[derive(Debug, Clone, PartialEq)]
-pub enum ReplicaMethod {
-    /// `pg_basebackup` from a running member.
-    Basebackup,
-    /// A command of the operator's.
-    Custom {
-        /// Name of the method.
-        name: String,
-        /// Command line.
-        command: String,
-        /// Works without a leader (from an archive).
-        no_leader: bool,
-        /// Leaves an existing data directory in place for the command.
-        keep_data: bool,
-        /// Is run without the standard parameters.
-        no_params: bool,
-        /// Further parameters (`--name=value`).
-        parameters: Map<String, Value>,
-    },
 }
 
 /// Commands to run when something happened; each gets action, role and scope as arguments.

@@ -16,11 +16,12 @@ use super::{
     env::Host,
     gather::Gathered,
     mistakes::Mistake,
+    other_names::nearest,
     secret::Secret,
     types::{Bootstrap, Config, Credentials, Ctl, Log, LogFormat, LogLevel, RestApi},
     vars::{self, Default as VarDefault},
 };
-use crate::model::{MemberName, Tags};
+use crate::model::{MemberName, Tags, read_bool, read_int};
 
 /// Patroni's stand-in for "no synchronous standby"; nobody may be called so.
 const PLACEHOLDER: &str = "__patroni_strict_sync_replica_placeholder__";
@@ -136,6 +137,9 @@ impl Builder {
 
     fn tags(&mut self) -> Tags {
         let tags = self.all.settings.map("tags");
+        for (name, value) in &tags {
+            self.tag(name, value);
+        }
         for (flag, priority) in [("nofailover", "failover_priority"), ("nosync", "sync_priority")] {
             if tags.contains_key(flag) && tags.contains_key(priority) {
                 let origin = self.all.settings.origin("tags");
@@ -145,6 +149,33 @@ impl Builder {
             }
         }
         Tags(tags)
+    }
+
+    /// A tag that means something must be readable: one that is not would count as its default, so that a member
+    /// that was to stay out of an election takes part.
+    fn tag(&mut self, name: &str, value: &Value) {
+        const FLAGS: &[&str] = &["nofailover", "noloadbalance", "clonefrom", "nosync", "nostream"];
+        const NUMBERS: &[&str] = &["failover_priority", "sync_priority"];
+        const NAMES: &[&str] = &["replicatefrom"];
+        let (readable, what) = if FLAGS.contains(&name) {
+            (read_bool(value).is_some(), "a yes or no")
+        } else if NUMBERS.contains(&name) {
+            (read_int(value).is_some(), "a whole number")
+        } else if NAMES.contains(&name) {
+            (value.is_string(), "the name of a member")
+        } else {
+            let known = [FLAGS, NUMBERS, NAMES].concat();
+            if let Some(meant) = nearest(name, known) {
+                let origin = self.all.settings.origin("tags");
+                self.warn(&format!(
+                    "{origin}: {name} is a tag of your own; did you mean {meant}?"
+                ));
+            }
+            return;
+        };
+        if !readable {
+            self.inconsistent(&["tags"], &format!("{name}: {value} is not {what}"));
+        }
     }
 
     fn log(&mut self) -> Log {
@@ -225,7 +256,6 @@ impl Builder {
         let own = self.credentials("ctl.authentication");
         Ctl {
             authentication: own.or_else(|| restapi.authentication.clone()),
-            insecure: self.flag("ctl.insecure"),
         }
     }
 

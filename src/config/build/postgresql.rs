@@ -1,6 +1,6 @@
 //! The settings of PostgreSQL itself.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -8,9 +8,10 @@ use super::Builder;
 use crate::{
     config::{
         address::Address,
-        types::{Callbacks, Postgresql, ReplicaMethod},
+        mistakes::Mistake,
+        types::{Callbacks, Postgresql},
     },
-    model::{merge_patch, read_bool},
+    model::merge_patch,
 };
 
 /// Parameters that must be alike on all members, so that only the cluster's configuration sets them
@@ -64,7 +65,6 @@ impl Builder {
         let text = |path: &str| self.all.settings.text(path);
         let list = |path: &str| self.all.settings.list(path);
         let callback = |key: &str| text(&format!("postgresql.callbacks.{key}"));
-        let timeout = self.all.settings.int("postgresql.pg_ctl_timeout").unwrap_or(60);
         let bin_names: BTreeMap<String, String> = PROGRAMS
             .iter()
             .filter_map(|program| {
@@ -86,23 +86,14 @@ impl Builder {
             bin_names,
             database: self.text("postgresql.database"),
             pgpass: self.path("postgresql.pgpass"),
-            use_unix_socket: self.flag("postgresql.use_unix_socket"),
-            use_unix_socket_repl: self.flag("postgresql.use_unix_socket_repl"),
             krbsrvname: text("postgresql.krbsrvname"),
             parameters: Map::new(),
             pg_hba: list("postgresql.pg_hba"),
             pg_ident: list("postgresql.pg_ident"),
             recovery_conf: self.all.settings.map("postgresql.recovery_conf"),
             authentication,
-            create_replica_methods: Vec::new(),
             basebackup: list("postgresql.basebackup"),
-            use_pg_rewind: self.all.settings.flag("postgresql.use_pg_rewind"),
             rewind: list("postgresql.rewind"),
-            remove_data_directory_on_rewind_failure: self
-                .flag("postgresql.remove_data_directory_on_rewind_failure"),
-            remove_data_directory_on_diverged_timelines: self
-                .flag("postgresql.remove_data_directory_on_diverged_timelines"),
-            pg_ctl_timeout: Duration::from_secs(u64::try_from(timeout).unwrap_or(60)),
             callbacks: Callbacks {
                 on_start: callback("on_start"),
                 on_stop: callback("on_stop"),
@@ -114,7 +105,7 @@ impl Builder {
             before_stop: text("postgresql.before_stop"),
         };
         built.parameters = self.parameters();
-        built.create_replica_methods = self.replica_methods();
+        self.refuse_other_replica_methods();
         built
     }
 
@@ -127,7 +118,10 @@ impl Builder {
         for (name, value) in self.all.settings.map(PATH) {
             let name = name.to_ascii_lowercase();
             if value.is_object() || value.is_array() {
-                self.inconsistent(&[PATH], &format!("{name}: {value} is not a single value"));
+                self.inconsistent(
+                    &[PATH],
+                    &format!("{name}: a list or mapping is not a single value"),
+                );
             } else if let Some((_, setting)) = DERIVED.iter().find(|(derived, _)| *derived == name) {
                 let origin = self.all.settings.origin(PATH);
                 self.warn(&format!(
@@ -176,47 +170,15 @@ impl Builder {
             .set("bootstrap.dcs", Value::Object(merged), origin);
     }
 
-    fn replica_methods(&mut self) -> Vec<ReplicaMethod> {
+    /// A replica that is made in another way than asked for would be a surprise, if only for the network.
+    fn refuse_other_replica_methods(&mut self) {
         const PATH: &str = "postgresql.create_replica_methods";
-        let mut methods = Vec::new();
-        for name in self.all.settings.list(PATH) {
-            let section = self.all.extra.get(&format!("postgresql.{name}"));
-            let section = section.and_then(|(value, _)| value.as_object()).cloned();
-            match (name.as_str(), section) {
-                ("basebackup", _) => methods.push(ReplicaMethod::Basebackup),
-                (_, Some(section)) => methods.push(self.custom_method(&name, section)),
-                (_, None) => self.inconsistent(
-                    &[PATH],
-                    &format!("there is no section postgresql.{name} that says how to run this method"),
-                ),
-            }
-        }
-        if methods.is_empty() {
-            methods.push(ReplicaMethod::Basebackup);
-        }
-        methods
-    }
-
-    fn custom_method(&mut self, name: &str, mut section: Map<String, Value>) -> ReplicaMethod {
-        let mut flag = |key: &str| section.remove(key).as_ref().and_then(read_bool).unwrap_or(false);
-        let (no_leader, keep_data, no_params) = (flag("no_leader"), flag("keep_data"), flag("no_params"));
-        let command = match section.remove("command") {
-            Some(Value::String(command)) => command,
-            _ => {
-                self.inconsistent(
-                    &["postgresql.create_replica_methods"],
-                    &format!("postgresql.{name} has no command"),
-                );
-                String::new()
-            }
-        };
-        ReplicaMethod::Custom {
-            name: name.to_owned(),
-            command,
-            no_leader,
-            keep_data,
-            no_params,
-            parameters: section,
+        let methods = self.all.settings.list(PATH);
+        for method in methods.iter().filter(|method| *method != "basebackup") {
+            self.all.mistakes.push(Mistake::Unsupported {
+                name: self.all.settings.origin(PATH),
+                what: format!("{method} as a way to make a replica is"),
+            });
         }
     }
 }

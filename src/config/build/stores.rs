@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::Builder;
 use crate::{
     config::{
+        Origin,
         address::{Address, bracketed},
         types::{DcsConfig, Embedded, Etcd3, Peer, Postgresql},
         vars,
@@ -68,13 +71,59 @@ impl Builder {
         if tls && protocol == "http" {
             self.inconsistent(&["etcd3.protocol"], "certificates need https");
         }
+        self.take_credentials_out_of_urls();
         let endpoints = self.endpoints(&protocol);
         Etcd3 {
             endpoints,
             credentials: self.credentials("etcd3"),
             cacert,
             client_certificate,
-            use_proxies: self.flag("etcd3.use_proxies") || self.all.settings.is_given("etcd3.proxy"),
+        }
+    }
+
+    /// `http://user:password@etcd1:2379` is split up before anything can show it.
+    fn take_credentials_out_of_urls(&mut self) {
+        for path in ["etcd3.proxy", "etcd3.hosts", "etcd3.url"] {
+            let Some(setting) = self.all.settings.get(path).cloned() else {
+                continue;
+            };
+            let mut take = |text: &str| match split_credentials(text) {
+                None => text.to_owned(),
+                Some((found, rest)) => {
+                    self.found_credentials(path, found, &setting.origins);
+                    rest
+                }
+            };
+            let bare = match &setting.value {
+                Value::String(text) => Value::from(take(text)),
+                Value::Array(items) => {
+                    let texts = items.iter().filter_map(Value::as_str);
+                    texts.map(take).collect()
+                }
+                other => other.clone(),
+            };
+            self.all.settings.amend(path, bare);
+        }
+    }
+
+    /// Credentials of a URL count as those of etcd; there can be only one pair.
+    fn found_credentials(&mut self, path: &str, found: Option<(String, String)>, origins: &[Origin]) {
+        let Some((username, password)) = found else {
+            self.inconsistent(&[path], "what stands before the @ of a URL must be user:password");
+            return;
+        };
+        for (key, value) in [("etcd3.username", username), ("etcd3.password", password)] {
+            match self.all.settings.text(key) {
+                Some(given) if given == value => {}
+                Some(_) => self.inconsistent(
+                    &[path, key],
+                    "the URL and this setting, or two URLs, name different credentials",
+                ),
+                None => {
+                    let origin = origins.first().cloned().unwrap_or(Origin::Default);
+                    self.all.settings.set(key, value.into(), origin);
+                }
+            }
         }
     }
 
@@ -219,6 +268,44 @@ impl Builder {
             .and_then(|port| u16::try_from(port).ok());
         port.unwrap_or(1)
     }
+}
+
+/// User and password.
+type Pair = (String, String);
+
+/// A URL without what stands before its `@`, and that; `None` inside if it is not `user:password`.
+fn split_credentials(text: &str) -> Option<(Option<Pair>, String)> {
+    let (scheme, rest) = text
+        .split_once("://")
+        .map_or(("", text), |(scheme, rest)| (&text[..scheme.len() + 3], rest));
+    // A password may hold a slash or an @ that somebody forgot to encode; the last @ is the one before the host.
+    let (before, host) = rest.rsplit_once('@')?;
+    let pair = before.split_once(':').and_then(|(user, password)| {
+        let (user, password) = (decoded(user)?, decoded(password)?);
+        (!user.is_empty() && !password.is_empty()).then_some((user, password))
+    });
+    Some((pair, format!("{scheme}{host}")))
+}
+
+/// A text with its `%40` decoded; `None` if that is no text.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let hex = digits.filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+        match hex.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(value) if byte == b'%' => {
+                bytes.push(value);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// The URL of an endpoint given as `host[:port]` or URL.

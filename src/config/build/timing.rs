@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::Builder;
 use crate::{
-    config::{mistakes::Mistake, vars},
+    config::{document::is_role_override, mistakes::Mistake, other_names::nearest, vars},
     model::{Timing, merge_patch, read_bool, unkept_promises},
 };
 
@@ -22,6 +22,25 @@ const NOT_YET: &[&str] = &[
     "ignore_slots",
     "member_slots_ttl",
     "primary_race_backoff",
+];
+
+/// Keys of the dynamic configuration (contract: environment §4).
+#[rustfmt::skip]
+const KNOWN: &[&str] = &[
+    "ttl", "loop_wait", "retry_timeout", "maximum_lag_on_failover", "maximum_lag_on_syncnode", "max_timelines_history",
+    "check_timeline", "primary_start_timeout", "master_start_timeout", "primary_stop_timeout", "master_stop_timeout",
+    "primary_race_backoff", "synchronous_mode", "synchronous_mode_strict", "synchronous_node_count", "failsafe_mode",
+    "pause", "member_slots_ttl", "slots", "permanent_slots", "permanent_replication_slots", "ignore_slots",
+    "standby_cluster", "postgresql",
+];
+
+/// Keys of its `postgresql` part.
+#[rustfmt::skip]
+const KNOWN_POSTGRESQL: &[&str] = &[
+    "use_pg_rewind", "use_slots", "parameters", "pg_hba", "pg_ident", "recovery_conf", "create_replica_methods",
+    "basebackup", "rewind", "callbacks", "remove_data_directory_on_rewind_failure",
+    "remove_data_directory_on_diverged_timelines", "pg_ctl_timeout", "use_unix_socket", "use_unix_socket_repl",
+    "custom_conf", "pre_promote", "before_stop", "krbsrvname", "bin_dir", "bin_name", "database",
 ];
 
 impl Builder {
@@ -68,19 +87,47 @@ impl Builder {
             }
         }
         merge_patch(&mut document, &self.all.settings.map("bootstrap.dcs"));
-        // Written down, because Patroni's tools take its absence for no.
-        let mut rewind = Map::new();
-        rewind.insert("use_pg_rewind".to_owned(), json!(true));
+        let given = self.of_this_member();
         let postgresql = document.entry("postgresql").or_insert_with(|| json!({}));
         match postgresql {
-            Value::Object(postgresql) if !postgresql.contains_key("use_pg_rewind") => {
-                postgresql.append(&mut rewind);
+            Value::Object(postgresql) => {
+                for (key, value) in given {
+                    postgresql.entry(key).or_insert(value);
+                }
             }
-            Value::Object(_) => {}
             _ => self.inconsistent(&["bootstrap.dcs"], "postgresql is not a mapping"),
         }
         self.refuse_what_would_be_ignored(&document);
+        self.look_for_misspellings(&document);
         document
+    }
+
+    /// What a member says about rewinding and old data: who starts a cluster with it means the cluster.
+    fn of_this_member(&mut self) -> Map<String, Value> {
+        const KEYS: &[(&str, bool)] = &[
+            ("use_pg_rewind", true),
+            ("remove_data_directory_on_rewind_failure", false),
+            ("remove_data_directory_on_diverged_timelines", false),
+        ];
+        let mut given = Map::new();
+        for (key, default) in KEYS {
+            let path = format!("postgresql.{key}");
+            let Some(flag) = self.all.settings.flag(&path) else {
+                continue;
+            };
+            given.insert((*key).to_owned(), json!(flag));
+            if flag != *default {
+                let origin = self.all.settings.origin(&path);
+                self.warn(&format!(
+                    "{origin}: holds for the cluster: used when it is created, later change the cluster's configuration"
+                ));
+            }
+        }
+        // Written down, because Patroni's tools take its absence for no.
+        given
+            .entry("use_pg_rewind".to_owned())
+            .or_insert_with(|| json!(true));
+        given
     }
 
     /// A promise the core does not keep yet (durability, following another cluster) must not look kept.
@@ -99,6 +146,37 @@ impl Builder {
         {
             let origin = self.all.settings.origin("bootstrap.dcs");
             self.warn(&format!("{origin}: {key} has no effect in this build"));
+        }
+    }
+}
+
+impl Builder {
+    /// The cluster's configuration may hold anything, so a misspelling can only be pointed out.
+    fn look_for_misspellings(&mut self, document: &Map<String, Value>) {
+        let origin = self.all.settings.origin("bootstrap.dcs");
+        let unknown = |map: &Map<String, Value>, known: &[&str]| -> Vec<(String, String)> {
+            let names = map.keys().filter(|name| !known.contains(&name.as_str()));
+            names
+                .filter_map(|name| Some((name.clone(), nearest(name, known.iter().copied())?.to_owned())))
+                .collect()
+        };
+        for (name, meant) in unknown(document, KNOWN) {
+            self.warn(&format!(
+                "{origin}: {name} is nothing the cluster's configuration knows; did you mean {meant}?"
+            ));
+        }
+        let Some(postgresql) = document.get("postgresql").and_then(Value::as_object) else {
+            return;
+        };
+        for (name, meant) in unknown(postgresql, KNOWN_POSTGRESQL) {
+            if !is_role_override(&name) {
+                self.warn(&format!("{origin}: postgresql.{name} is nothing the cluster's configuration knows; did you mean postgresql.{meant}?"));
+            }
+        }
+        for name in postgresql.keys().filter(|name| is_role_override(name)) {
+            self.warn(&format!(
+                "{origin}: postgresql.{name} has no effect in this build"
+            ));
         }
     }
 }

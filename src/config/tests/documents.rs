@@ -27,8 +27,8 @@ postgresql:
     superuser: {username: root, password: 12345, sslmode: require}
     replication: {username: rep, password: rep-password}
   parameters: {work_mem: 8MB, log_min_messages: info}
-  create_replica_methods: [wal_e, basebackup]
-  wal_e: {command: /restore, no_leader: 1, threshold: 10}
+  create_replica_methods: [basebackup]
+  use_pg_rewind: true
   basebackup: [{max-rate: 100M}]
   callbacks: {on_role_change: /notify}
   bin_name: {postgres: postgres-18}
@@ -116,11 +116,11 @@ fn unknown_keys_are_found() {
 fn wrong_values_are_named_by_their_place() {
     refused(
         &[("HOWDAH_CONFIGURATION", "bootstrap: {dcs: {ttl: soon}}")],
-        "HOWDAH_CONFIGURATION: bootstrap.dcs.ttl: \"soon\" is not a number of seconds (allowed: 3 or more)",
+        "HOWDAH_CONFIGURATION: bootstrap.dcs.ttl: \"soon\" is not a number of seconds (allowed: 3 to 86400)",
     );
     refused(
         &[("HOWDAH_CONFIGURATION", "restapi: 5")],
-        "HOWDAH_CONFIGURATION: restapi: \"5\" is not a mapping (allowed: name: value)",
+        "HOWDAH_CONFIGURATION: restapi: the value is not a mapping but a number (allowed: name: value)",
     );
     refused(
         &[("HOWDAH_CONFIGURATION", "a: {b")],
@@ -129,9 +129,9 @@ fn wrong_values_are_named_by_their_place() {
     refused(
         &[(
             "HOWDAH_CONFIGURATION",
-            "postgresql: {create_replica_methods: [wal_e]}",
+            "postgresql: {create_replica_methods: [wal_e, basebackup], wal_e: {command: /restore}}",
         )],
-        "HOWDAH_CONFIGURATION: postgresql.create_replica_methods: there is no section postgresql.wal_e that says how to run this method",
+        "HOWDAH_CONFIGURATION: postgresql.create_replica_methods: wal_e as a way to make a replica is not supported in this build",
     );
 }
 
@@ -146,4 +146,172 @@ fn a_password_refused_in_the_document_is_not_called_missing() {
         mistakes,
         "HOWDAH_CONFIGURATION: postgresql.authentication.superuser.password: the value is not usable as a password (allowed: one line of text)"
     );
+}
+
+/// The tree of the contract (environment §3) with its defaults, as generators of such documents write it.
+const DEFAULTS: &str = "
+name: n1
+scope: demo
+namespace: service
+thread_pool_size: 5
+thread_stack_size: 512kB
+log: {type: plain, level: INFO, traceback_level: ERROR, format: '', dateformat: null, static_fields: {},
+      max_queue_size: 1000, dir: null, mode: null, file_num: 4, file_size: 25000000, loggers: {}, deduplicate_heartbeat_logs: false}
+restapi:
+  listen: ':8008'
+  connect_address: 10.1.0.1:8008
+  thread_pool_size: 5
+  request_queue_size: 5
+  authentication: {}
+  certfile: ''
+  keyfile: ''
+  keyfile_password: null
+  cafile: ''
+  ciphers: ''
+  verify_client: none
+  allowlist: []
+  allowlist_include_members: false
+  http_extra_headers: {}
+  https_extra_headers: {}
+  server_tokens: original
+ctl: {authentication: {}, insecure: false, cacert: '', certfile: '', keyfile: ''}
+etcd3: {hosts: [e1:2379], use_proxies: false, srv: ''}
+consul: {}
+citus: {}
+bootstrap:
+  dcs: {ttl: 30, loop_wait: 10, retry_timeout: 10, slots: {}, ignore_slots: [], standby_cluster: {}}
+  method: initdb
+  initdb: []
+  pg_hba: []
+  post_bootstrap: ''
+postgresql:
+  listen: ':5432'
+  connect_address: 10.1.0.1:5432
+  proxy_address: null
+  data_dir: /pgdata
+  config_base_name: postgresql
+  custom_conf: ''
+  bin_dir: ''
+  bin_name: {}
+  database: postgres
+  pgpass: ''
+  use_unix_socket: false
+  use_unix_socket_repl: false
+  krbsrvname: null
+  authentication: {superuser: {}, replication: {}, rewind: {}}
+  parameters: {}
+  parameters_primary: {}
+  pg_hba: []
+  pg_hba_replica: []
+  pg_ident: []
+  recovery_conf: {}
+  create_replica_methods: [basebackup]
+  basebackup: {}
+  wal_e: {}
+  use_pg_rewind: false
+  rewind: []
+  remove_data_directory_on_rewind_failure: false
+  remove_data_directory_on_diverged_timelines: false
+  pg_ctl_timeout: 60
+  callbacks: {}
+  pre_promote: ''
+watchdog: {mode: automatic, device: /dev/watchdog, safety_margin: 5, driver: default}
+tags: {nofailover: false, failover_priority: 1, noloadbalance: false, clonefrom: false, nosync: false, sync_priority: 1,
+       replicatefrom: null, nostream: false}
+";
+
+#[test]
+fn a_document_that_spells_out_every_default_is_valid() {
+    let loaded = good(&[("PATRONI_CONFIGURATION", DEFAULTS)]);
+    let config = &loaded.config;
+    assert_eq!(config.restapi.listen.to_string(), "*:8008");
+    assert_eq!(config.postgresql.listen.addresses(), "*");
+    assert_eq!(config.postgresql.bin_dir, None);
+    assert!(!config.tags.0.contains_key("replicatefrom"));
+    assert_eq!(config.bootstrap.dcs["postgresql"]["use_pg_rewind"], false);
+    assert_eq!(config.bootstrap.dcs["slots"], serde_json::json!({}));
+}
+
+#[test]
+fn misspelt_sections_are_found_too() {
+    refused(
+        &[("HOWDAH_CONFIGURATION", "postgresql: {paramters: {work_mem: 1MB}}")],
+        "HOWDAH_CONFIGURATION: postgresql.paramters: there is no such setting; did you mean postgresql.parameters?",
+    );
+    refused(
+        &[("HOWDAH_CONFIGURATION", "bootstrap: {dsc: {ttl: 40}}")],
+        "HOWDAH_CONFIGURATION: bootstrap.dsc: there is no such setting; did you mean bootstrap.dcs?",
+    );
+    for document in [
+        "postgresql: {parameters_primary: {work_mem: 1MB}}",
+        "postgresql: {pg_hba_replica: [local all all trust]}",
+        "postgresql: {pg_ident_standby_leader: [a b c]}",
+    ] {
+        let mistakes = bad(&[("HOWDAH_CONFIGURATION", document)]);
+        assert!(
+            mistakes[0].ends_with(": a setting for one role only is not supported in this build"),
+            "{mistakes:?}"
+        );
+    }
+    let loaded = good(&[(
+        "HOWDAH_BOOTSTRAP_DCS",
+        "{loopwait: 5, retry_timout: 5, own: 1, postgresql: {use_pgrewind: off, parameters_replica: {a: 1}, mine: 1}}",
+    )]);
+    assert_eq!(
+        loaded.warnings,
+        [
+            "HOWDAH_BOOTSTRAP_DCS: loopwait is nothing the cluster's configuration knows; did you mean loop_wait?",
+            "HOWDAH_BOOTSTRAP_DCS: retry_timout is nothing the cluster's configuration knows; did you mean retry_timeout?",
+            "HOWDAH_BOOTSTRAP_DCS: postgresql.use_pgrewind is nothing the cluster's configuration knows; did you mean postgresql.use_pg_rewind?",
+            "HOWDAH_BOOTSTRAP_DCS: postgresql.parameters_replica has no effect in this build",
+        ]
+    );
+}
+
+#[test]
+fn a_secret_in_the_wrong_place_is_not_shown() {
+    for document in [
+        "restapi: {authentication: 'admin:s3cret'}",
+        "postgresql: {authentication: {superuser: 'admin:s3cret'}}",
+        "postgresql: {authentication: {superuser: {username: [s3cret]}}}",
+        "restapi: s3cret",
+        "etcd3: {host: 'root:s3cret@e1:2379'}",
+        "etcd3: {hosts: ['http://s3cret@e1:2379']}",
+        "postgresql: {recovery_conf: 'password=s3cret'}",
+        "postgresql: {parameters: {a: {b: s3cret}}}",
+    ] {
+        let mistakes = bad(&[("HOWDAH_CONFIGURATION", document)]).join("\n");
+        assert!(!mistakes.contains("s3cret"), "{document}: {mistakes}");
+    }
+    refused(
+        &[(
+            "HOWDAH_CONFIGURATION",
+            "restapi: {authentication: 'admin:s3cret'}",
+        )],
+        "HOWDAH_CONFIGURATION: restapi.authentication: the value is not a mapping but a text (allowed: name: value)",
+    );
+}
+
+#[test]
+fn a_number_as_password_must_keep_its_spelling() {
+    let document = |password: &str| {
+        let text = format!("postgresql: {{authentication: {{replication: {{password: {password}}}}}}}");
+        load(&[("HOWDAH_CONFIGURATION", &text)])
+    };
+    for password in ["1e5", "1.50", "true"] {
+        let mistakes = document(password).expect_err("its spelling is lost").to_string();
+        assert!(mistakes.ends_with("(allowed: the same in quotes)"), "{mistakes}");
+        let quoted = document(&format!("'{password}'")).expect("quoted");
+        assert_eq!(
+            quoted
+                .config
+                .postgresql
+                .authentication
+                .replication
+                .password
+                .reveal(),
+            password
+        );
+    }
+    assert!(document("12345").is_ok());
 }

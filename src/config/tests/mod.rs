@@ -1,5 +1,6 @@
 //! The configuration as a whole: environment in, [`Config`] or mistakes out.
 
+mod consumers;
 mod defaults;
 mod documents;
 mod files;

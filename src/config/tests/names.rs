@@ -94,6 +94,70 @@ fn what_an_image_sets_for_itself_yields() {
 }
 
 #[test]
+fn spilo_s_folder_is_found_again_unless_somebody_chose_another() {
+    let data_dir = |vars: &[(&str, &str)]| good(vars).config.postgresql.data_dir;
+    let root = ("PGROOT", "/home/postgres/pgdata/pgroot");
+    let expected = std::path::Path::new("/home/postgres/pgdata/pgroot/data");
+    assert_eq!(data_dir(&[root]), expected);
+    // The image sets the default itself.
+    assert_eq!(
+        data_dir(&[root, ("PGDATA", "/var/lib/postgresql/data")]),
+        expected
+    );
+    assert_eq!(data_dir(&[root, ("PGDATA", "/b")]), std::path::Path::new("/b"));
+    assert_eq!(
+        data_dir(&[root, ("HOWDAH_POSTGRESQL_DATA_DIR", "/c")]),
+        std::path::Path::new("/c")
+    );
+}
+
+#[test]
+fn what_spilo_would_do_is_not_left_out_in_silence() {
+    for (name, value) in [
+        ("CLONE_METHOD", "CLONE_WITH_WALE"),
+        ("STANDBY_HOST", "other"),
+        ("STANDBY_WALE_S3_PREFIX", "s3://x"),
+        ("CLONE_WAL_S3_BUCKET", "x"),
+    ] {
+        refused(
+            &[(name, value)],
+            &format!("{name}: making the cluster from another one is not supported in this build"),
+        );
+    }
+    for name in [
+        "PGVERSION",
+        "INITDB_LOCALE",
+        "ALLOW_NOSSL",
+        "SSL_CERTIFICATE_FILE",
+        "CALLBACK_SCRIPT",
+        "PGPASSWORD_ADMIN",
+        "CRONTAB",
+        "WAL_S3_BUCKET",
+        "WALG_S3_PREFIX",
+        "WALE_S3_PREFIX",
+        "USE_WALG_BACKUP",
+        "CLONE_WAL_BUCKET_SCOPE_PREFIX",
+    ] {
+        let warnings = good(&[(name, "secret-ish")]).warnings;
+        assert_eq!(
+            warnings,
+            [format!(
+                "{name}: without effect; Spilo has it, this build does not"
+            )]
+        );
+    }
+    assert_eq!(
+        good(&[("STANDBY_CLUSTER", "false")]).warnings,
+        Vec::<String>::new()
+    );
+    // OpenSSL's own, and nobody's.
+    assert_eq!(
+        good(&[("SSL_CERT_FILE", "/x"), ("WALDO", "x")]).warnings,
+        Vec::<String>::new()
+    );
+}
+
+#[test]
 fn an_empty_value_is_no_value() {
     let loaded = good(&[("HOWDAH_SCOPE", ""), ("PATRONI_SCOPE", "a"), ("HOWDAH_TTTL", "")]);
     assert_eq!(loaded.config.scope, "a");
@@ -135,6 +199,10 @@ fn what_this_build_cannot_do_is_said() {
         "HOWDAH_RESTAPI_CERTFILE: TLS for the REST API is not supported in this build",
     );
     refused(
+        &[("HOWDAH_RESTAPI_HTTPS_EXTRA_HEADERS", "X-A: b")],
+        "HOWDAH_RESTAPI_HTTPS_EXTRA_HEADERS: TLS for the REST API is not supported in this build",
+    );
+    refused(
         &[("HOWDAH_CONFIGURATION", "kubernetes: {labels: {a: b}}")],
         "HOWDAH_CONFIGURATION: kubernetes: Kubernetes as DCS is not supported in this build",
     );
@@ -143,6 +211,7 @@ fn what_this_build_cannot_do_is_said() {
         "HOWDAH_BOOTSTRAP_DCS: synchronous_mode is not supported in this build",
     );
     let loaded = good(&[
+        ("HOWDAH_RESTAPI_HTTPS_EXTRA_HEADERS", "{}"),
         ("PATRONI_RESTAPI_VERIFY_CLIENT", "none"),
         ("PATRONI_LOG_DIR", "/log"),
         ("HOWDAH_BOOTSTRAP_DCS", "synchronous_mode: off"),

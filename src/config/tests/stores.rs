@@ -52,6 +52,43 @@ fn endpoints_are_read_in_every_spelling() {
 }
 
 #[test]
+fn credentials_in_a_url_are_taken_out_of_it() {
+    for (name, value) in [
+        ("HOWDAH_ETCD3_URL", "http://root:s3cret%40@e1:2379"),
+        ("HOWDAH_ETCD3_PROXY", "http://root:s3cret@@e1:2379"),
+        (
+            "HOWDAH_ETCD3_HOSTS",
+            "root:s3cret%40@e1:2379,http://root:s3cret%40@e2:2379,e3",
+        ),
+    ] {
+        let loaded = good(&[(name, value)]);
+        let text = format!("{} {:?}", check::render(&loaded), loaded.config);
+        assert!(
+            !text.contains("s3cret") && text.contains("http://e1:2379"),
+            "{text}"
+        );
+        let DcsConfig::Etcd3(etcd) = loaded.config.dcs else {
+            unreachable!("{name} names an etcd");
+        };
+        let credentials = etcd.credentials.expect("given");
+        assert_eq!(
+            (credentials.username.as_str(), credentials.password.reveal()),
+            ("root", "s3cret@")
+        );
+    }
+    refused(
+        &[
+            ("HOWDAH_ETCD3_URL", "https://root:s3cret@e1:2379"),
+            ("HOWDAH_ETCD3_USERNAME", "root"),
+            ("HOWDAH_ETCD3_PASSWORD", "other"),
+        ],
+        "HOWDAH_ETCD3_URL, HOWDAH_ETCD3_PASSWORD: the URL and this setting, or two URLs, name different credentials",
+    );
+    let mistakes = bad(&[("HOWDAH_ETCD3_URL", "ftp://root:s3cret@e1:2379")]).join(" ");
+    assert!(!mistakes.contains("s3cret"), "{mistakes}");
+}
+
+#[test]
 fn certificates_mean_https() {
     let etcd = etcd(&[
         ("HOWDAH_ETCD3_HOSTS", "e1"),

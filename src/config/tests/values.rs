@@ -6,12 +6,12 @@ fn each_refusal_names_variable_value_and_what_is_allowed() {
         (
             "HOWDAH_TTL",
             "soon",
-            "HOWDAH_TTL: \"soon\" is not a number of seconds (allowed: 3 or more)",
+            "HOWDAH_TTL: \"soon\" is not a number of seconds (allowed: 3 to 86400)",
         ),
         (
             "HOWDAH_TTL",
             "2",
-            "HOWDAH_TTL: \"2\" is not a number of seconds (allowed: 3 or more)",
+            "HOWDAH_TTL: \"2\" is not a number of seconds (allowed: 3 to 86400)",
         ),
         (
             "PATRONI_NAME",
@@ -126,6 +126,79 @@ fn contradicting_tags_are_a_warning() {
 }
 
 #[test]
+fn a_tag_that_cannot_be_read_is_no_tag_that_is_off() {
+    const MAP: &str = "is not a mapping (allowed: {name: value} or name: value, name: value)";
+    for (text, expected) in [
+        ("nofailover", format!("HOWDAH_TAGS: \"nofailover\" {MAP}")),
+        (
+            "nofailover=true",
+            format!("HOWDAH_TAGS: \"nofailover=true\" {MAP}"),
+        ),
+        (
+            "zone: a, nofailover",
+            format!("HOWDAH_TAGS: \"zone: a, nofailover\" {MAP}"),
+        ),
+        (
+            "nofailover: maybe",
+            "HOWDAH_TAGS: nofailover: \"maybe\" is not a yes or no".into(),
+        ),
+        (
+            "nosync: [on]",
+            "HOWDAH_TAGS: nosync: [\"on\"] is not a yes or no".into(),
+        ),
+        (
+            "failover_priority: high",
+            "HOWDAH_TAGS: failover_priority: \"high\" is not a whole number".into(),
+        ),
+        (
+            "replicatefrom: 1",
+            "HOWDAH_TAGS: replicatefrom: 1 is not the name of a member".into(),
+        ),
+    ] {
+        refused(&[("HOWDAH_TAGS", text)], &expected);
+    }
+    let loaded = good(&[(
+        "HOWDAH_TAGS",
+        "nofailover: 'yes', failover_priority: '0', zone: a",
+    )]);
+    assert!(loaded.config.tags.nofailover());
+    let loaded = good(&[("HOWDAH_TAGS", "nofailver: true")]);
+    assert_eq!(
+        loaded.warnings,
+        ["HOWDAH_TAGS: nofailver is a tag of your own; did you mean nofailover?"]
+    );
+}
+
+#[test]
+fn times_have_an_upper_end_and_no_number_ends_the_process() {
+    for name in ["HOWDAH_TTL", "HOWDAH_LOOP_WAIT", "HOWDAH_RETRY_TIMEOUT"] {
+        for text in [
+            "86401",
+            "2d",
+            "--9223372036854775808",
+            "-9223372036854775808",
+            "9223372036854775807",
+        ] {
+            let mistakes = bad(&[(name, text)]);
+            assert!(mistakes[0].ends_with(" to 86400)"), "{mistakes:?}");
+        }
+    }
+    assert!(load(&[("HOWDAH_TTL", "1d")]).is_ok());
+}
+
+#[test]
+fn who_may_change_something_is_checked_when_it_is_read() {
+    refused(
+        &[("HOWDAH_RESTAPI_ALLOWLIST", "10.0.0.0/8, 10.0.0.0/99")],
+        "HOWDAH_RESTAPI_ALLOWLIST: \"10.0.0.0/99\" is not an address, network or host (allowed: 10.0.0.1, 10.0.0.0/8, fd00::/8, name)",
+    );
+    refused(
+        &[("HOWDAH_RESTAPI_HTTP_EXTRA_HEADERS", "Content-Length: 5")],
+        "HOWDAH_RESTAPI_HTTP_EXTRA_HEADERS: \"Content-Length\" with this value is no HTTP header that can be added",
+    );
+}
+
+#[test]
 fn parameters_that_must_be_alike_go_to_the_cluster() {
     let loaded = good(&[
         (
@@ -220,4 +293,33 @@ fn no_text_whatsoever_is_too_much() {
             }
         }
     }
+}
+
+#[test]
+fn what_a_member_says_about_rewinding_becomes_the_cluster_s() {
+    let loaded = good(&[
+        ("HOWDAH_POSTGRESQL_USE_PG_REWIND", "off"),
+        ("HOWDAH_POSTGRESQL_REMOVE_DATA_DIRECTORY_ON_REWIND_FAILURE", "on"),
+        (
+            "HOWDAH_POSTGRESQL_REMOVE_DATA_DIRECTORY_ON_DIVERGED_TIMELINES",
+            "on",
+        ),
+        (
+            "HOWDAH_BOOTSTRAP_DCS",
+            "postgresql: {remove_data_directory_on_diverged_timelines: false}",
+        ),
+    ]);
+    assert_eq!(
+        loaded.config.bootstrap.dcs["postgresql"],
+        serde_json::json!({
+            "use_pg_rewind": false,
+            "remove_data_directory_on_rewind_failure": true,
+            "remove_data_directory_on_diverged_timelines": false,
+        })
+    );
+    assert_eq!(loaded.warnings.len(), 3, "{:?}", loaded.warnings);
+    assert_eq!(
+        good(&[("HOWDAH_POSTGRESQL_USE_PG_REWIND", "on")]).warnings,
+        Vec::<String>::new()
+    );
 }

@@ -9,8 +9,11 @@ use crate::config::Kind::{
     Address, Bool, Bytes, Choice, Document, Int, Lines, List, Listen, Map, Name, Options, Path, Seconds,
     Secret, Text,
 };
+use crate::config::kind::SECONDS_MAX;
 
 const MANY: i64 = i64::MAX;
+/// Timeouts the whole cluster depends on.
+const DAY: i64 = 86_400;
 const REST_TLS: &str = "TLS for the REST API is";
 const CTL_TLS: &str = "TLS towards the REST API is";
 const SRV: &str = "etcd discovery by DNS SRV is";
@@ -173,20 +176,20 @@ pub static SECTIONS: &[Section] = &[
         v("POSTGRESQL_BIN_PG_REWIND", "postgresql.bin_name.pg_rewind", Text, Unset, Start, "Another name of pg_rewind"),
         v("POSTGRESQL_DATABASE", "postgresql.database", Text, Fixed("postgres"), Start, "Database the agent itself connects to"),
         v("POSTGRESQL_PGPASS", "postgresql.pgpass", Path, Unset, Start, "Password file for connections between members"),
-        v("POSTGRESQL_USE_UNIX_SOCKET", "postgresql.use_unix_socket", Bool, Fixed("false"), Start, "Connect locally through the Unix socket"),
-        v("POSTGRESQL_USE_UNIX_SOCKET_REPL", "postgresql.use_unix_socket_repl", Bool, Fixed("false"), Start, "The same for local replication connections"),
+        v("POSTGRESQL_USE_UNIX_SOCKET", "postgresql.use_unix_socket", Bool, Unset, Nothing, "The agent always connects to its own server through the Unix socket"),
+        v("POSTGRESQL_USE_UNIX_SOCKET_REPL", "postgresql.use_unix_socket_repl", Bool, Unset, Nothing, "There are no local replication connections"),
         v("POSTGRESQL_KRBSRVNAME", "postgresql.krbsrvname", Text, Unset, Reload, "Kerberos service name in primary_conninfo"),
         v("POSTGRESQL_PARAMETERS", "postgresql.parameters", Map, Unset, Reload, "Server parameters: {work_mem: 32MB, log_statement: ddl}"),
         v("POSTGRESQL_PG_HBA", "postgresql.pg_hba", Lines, Unset, Reload, "The lines of pg_hba.conf, all of them"),
         v("POSTGRESQL_PG_IDENT", "postgresql.pg_ident", Lines, Unset, Reload, "The lines of pg_ident.conf"),
         v("POSTGRESQL_RECOVERY_CONF", "postgresql.recovery_conf", Map, Unset, Reload, "Recovery parameters of a replica: {restore_command: ...}"),
-        v("POSTGRESQL_CREATE_REPLICA_METHODS", "postgresql.create_replica_methods", List, Fixed("basebackup"), Reload, "Ways to make a replica, tried in this order"),
+        v("POSTGRESQL_CREATE_REPLICA_METHODS", "postgresql.create_replica_methods", List, Fixed("basebackup"), Start, "Ways to make a replica; only basebackup so far"),
         v("POSTGRESQL_BASEBACKUP", "postgresql.basebackup", Options, Unset, Reload, "Options of pg_basebackup: [{max-rate: 100M}]"),
-        v("POSTGRESQL_USE_PG_REWIND", "postgresql.use_pg_rewind", Bool, Unset, Reload, "Overrides, on this member, whether a diverged member is rewound"),
+        v("POSTGRESQL_USE_PG_REWIND", "postgresql.use_pg_rewind", Bool, Unset, Bootstrap, "Whether diverged members are rewound; part of the cluster's configuration"),
         v("POSTGRESQL_REWIND", "postgresql.rewind", Options, Unset, Reload, "Options of pg_rewind"),
-        v("POSTGRESQL_REMOVE_DATA_DIRECTORY_ON_REWIND_FAILURE", "postgresql.remove_data_directory_on_rewind_failure", Bool, Fixed("false"), Reload, "Clone anew when rewinding fails"),
-        v("POSTGRESQL_REMOVE_DATA_DIRECTORY_ON_DIVERGED_TIMELINES", "postgresql.remove_data_directory_on_diverged_timelines", Bool, Fixed("false"), Reload, "Clone anew when the history diverged and rewinding is off"),
-        v("POSTGRESQL_PG_CTL_TIMEOUT", "postgresql.pg_ctl_timeout", Seconds(1), Fixed("60"), Reload, "Patience with starts, stops and promotions"),
+        v("POSTGRESQL_REMOVE_DATA_DIRECTORY_ON_REWIND_FAILURE", "postgresql.remove_data_directory_on_rewind_failure", Bool, Unset, Bootstrap, "Do not keep old data aside that pg_rewind could not mend; part of the cluster's configuration"),
+        v("POSTGRESQL_REMOVE_DATA_DIRECTORY_ON_DIVERGED_TIMELINES", "postgresql.remove_data_directory_on_diverged_timelines", Bool, Unset, Bootstrap, "Do not keep old data aside that has diverged; part of the cluster's configuration"),
+        v("POSTGRESQL_PG_CTL_TIMEOUT", "postgresql.pg_ctl_timeout", Seconds(1, SECONDS_MAX), Unset, Nothing, "Patience of pg_ctl, which is not used: PRIMARY_START_TIMEOUT and PRIMARY_STOP_TIMEOUT bound starts and stops"),
         v("POSTGRESQL_CALLBACKS_ON_START", "postgresql.callbacks.on_start", Text, Unset, Reload, "Command to run after PostgreSQL started; gets action, role and scope"),
         v("POSTGRESQL_CALLBACKS_ON_STOP", "postgresql.callbacks.on_stop", Text, Unset, Reload, "The same, after it stopped"),
         v("POSTGRESQL_CALLBACKS_ON_RESTART", "postgresql.callbacks.on_restart", Text, Unset, Reload, "The same, after it restarted"),
@@ -206,13 +209,13 @@ pub static SECTIONS: &[Section] = &[
         v("BOOTSTRAP_POST_BOOTSTRAP", "bootstrap.post_bootstrap", Text, Unset, Bootstrap, "Command to run once the new cluster is up; gets a connection string"),
         v("INITDB_SCRIPTS_DIR", "bootstrap.scripts_dir", Path, Fixed("/docker-entrypoint-initdb.d"), Bootstrap, "Folder of *.sql, *.sql.gz and *.sh files to run once in the new cluster"),
         v("BOOTSTRAP_DCS", "bootstrap.dcs", Map, Unset, Bootstrap, "First configuration of the cluster: {synchronous_node_count: 1, postgresql: {parameters: {...}}}"),
-        v("TTL", "bootstrap.dcs.ttl", Seconds(3), Fixed("30"), Bootstrap, "How long the leader's lock outlives its last renewal"),
-        v("LOOP_WAIT", "bootstrap.dcs.loop_wait", Seconds(1), Fixed("10"), Bootstrap, "Heartbeat when nothing happens"),
-        v("RETRY_TIMEOUT", "bootstrap.dcs.retry_timeout", Seconds(1), Fixed("10"), Bootstrap, "How long to retry the DCS; loop_wait + 2*retry_timeout must fit into ttl"),
+        v("TTL", "bootstrap.dcs.ttl", Seconds(3, DAY), Fixed("30"), Bootstrap, "How long the leader's lock outlives its last renewal"),
+        v("LOOP_WAIT", "bootstrap.dcs.loop_wait", Seconds(1, DAY), Fixed("10"), Bootstrap, "Heartbeat when nothing happens"),
+        v("RETRY_TIMEOUT", "bootstrap.dcs.retry_timeout", Seconds(1, DAY), Fixed("10"), Bootstrap, "How long to retry the DCS; loop_wait + 2*retry_timeout must fit into ttl"),
         v("MAXIMUM_LAG_ON_FAILOVER", "bootstrap.dcs.maximum_lag_on_failover", Bytes, Fixed("1048576"), Bootstrap, "A replica further behind is no candidate"),
         v("CHECK_TIMELINE", "bootstrap.dcs.check_timeline", Bool, Unset, Bootstrap, "A replica on an older timeline is no candidate"),
-        v("PRIMARY_START_TIMEOUT", "bootstrap.dcs.primary_start_timeout", Seconds(0), Unset, Bootstrap, "How long a crashed primary may take to start before another takes over (300)"),
-        v("PRIMARY_STOP_TIMEOUT", "bootstrap.dcs.primary_stop_timeout", Seconds(0), Unset, Bootstrap, "How long stopping a primary may take before it is killed"),
+        v("PRIMARY_START_TIMEOUT", "bootstrap.dcs.primary_start_timeout", Seconds(0, SECONDS_MAX), Unset, Bootstrap, "How long a crashed primary may take to start before another takes over (300)"),
+        v("PRIMARY_STOP_TIMEOUT", "bootstrap.dcs.primary_stop_timeout", Seconds(0, SECONDS_MAX), Unset, Bootstrap, "How long stopping a primary may take before it is killed"),
         v("MAX_TIMELINES_HISTORY", "bootstrap.dcs.max_timelines_history", Int(0, MANY), Unset, Bootstrap, "Rows of timeline history to keep; 0 keeps all"),
     ]},
     Section { title: "REST API", vars: &[
@@ -234,7 +237,7 @@ pub static SECTIONS: &[Section] = &[
     Section { title: "Command line", vars: &[
         v("CTL_USERNAME", "ctl.authentication.username", Text, Computed("that of the REST API"), Reload, "User for requests to the REST API of other members"),
         v("CTL_PASSWORD", "ctl.authentication.password", Secret, Computed("that of the REST API"), Reload, "Its password"),
-        v("CTL_INSECURE", "ctl.insecure", Bool, Fixed("false"), Reload, "Do not verify certificates"),
+        v("CTL_INSECURE", "ctl.insecure", Bool, Unset, Nothing, "Do not verify certificates; there is no TLS between members yet"),
         v("CTL_CACERT", "ctl.cacert", Path, Unset, Unsupported(CTL_TLS), "Authorities of the REST API's certificate"),
         v("CTL_CERTFILE", "ctl.certfile", Path, Unset, Unsupported(CTL_TLS), "Client certificate"),
         v("CTL_KEYFILE", "ctl.keyfile", Path, Unset, Unsupported(CTL_TLS), "Key of the client certificate"),
@@ -245,7 +248,7 @@ pub static SECTIONS: &[Section] = &[
         v("ETCD3_HOST", "etcd3.host", Address(2379), Unset, Start, "A single endpoint"),
         v("ETCD3_URL", "etcd3.url", Text, Unset, Start, "A single endpoint as a URL"),
         v("ETCD3_PROXY", "etcd3.proxy", Text, Unset, Start, "URL of a proxy in front of etcd"),
-        v("ETCD3_USE_PROXIES", "etcd3.use_proxies", Bool, Fixed("false"), Start, "The endpoints are proxies: do not look for the members behind them"),
+        v("ETCD3_USE_PROXIES", "etcd3.use_proxies", Bool, Unset, Nothing, "The endpoints given are always kept to"),
         v("ETCD3_PROTOCOL", "etcd3.protocol", Choice(&["http", "https"]), Computed("https with a certificate, else http"), Start, "Protocol of the endpoints"),
         v("ETCD3_USERNAME", "etcd3.username", Text, Unset, Start, "User of etcd"),
         v("ETCD3_PASSWORD", "etcd3.password", Secret, Unset, Start, "Its password"),
