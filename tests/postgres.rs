@@ -2,6 +2,9 @@
 //! streams, a rewind. Started as root the programs run as user `postgres`, because PostgreSQL refuses root.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
+#[path = "postgres/instance.rs"]
+mod instance;
+
 use std::{
     fs,
     os::unix::fs::chown,

@@ -45,7 +45,7 @@ use crate::{
     },
 };
 use callbacks::{Callbacks, Event};
-pub use settings::Settings;
+pub use settings::{Account, Settings};
 pub use work::{Progress, PromoteFailed};
 
 /// Begins the text of a failed start whose cause is a configuration PostgreSQL refuses: no repair of the data helps.
