@@ -282,6 +282,7 @@ impl Server<'_> {
             source: &source,
             passfile: &passfile,
             options: &Value::Null,
+            tablespaces: &[],
             attempts: 1,
             stall: Duration::from_secs(60),
             identity: bench.identity,

@@ -105,7 +105,7 @@ impl Running {
             shutdown.clone(),
         ));
         let keeper = tokio::spawn(self.lease.keep());
-        let exit = self.agent.run(self.signals).await;
+        let exit = Box::pin(self.agent.run(self.signals)).await;
         keeper.abort();
         Fence::disarm(&*self.guard);
         shutdown.cancel();

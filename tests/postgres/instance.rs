@@ -396,6 +396,75 @@ async fn a_promotion_skips_timelines_in_use_and_the_crashed_primary_comes_back()
 }
 
 #[tokio::test]
+async fn a_copy_with_tablespaces_replaces_one_that_has_them() {
+    if handed_to_postgres("a_copy_with_tablespaces_replaces_one_that_has_them") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let (space, wal) = (root.path().join("space"), root.path().join("wal"));
+    fs::create_dir(&space).unwrap();
+    let first = Member::bootstrapped(settings(root.path(), "pg1")).await;
+    first.start(StartAs::Primary, &dynamic(json!({}))).await.unwrap();
+    first
+        .sql(&format!("CREATE TABLESPACE s LOCATION '{}'", space.display()))
+        .await;
+    first
+        .sql("CREATE TABLE public.t TABLESPACE s AS SELECT 1 AS x")
+        .await;
+    // The source uses that place on this very host, so the copies need another one.
+    let mine = root.path().join("mine");
+    let mapping = format!("tablespace-mapping={}={}", space.display(), mine.display());
+    let second = Settings {
+        basebackup: vec![mapping, format!("waldir={}", wal.display())],
+        ..settings(root.path(), "pg2")
+    };
+    let second = first.replica(second).await;
+    second.wait_for("SELECT x FROM public.t", "1").await;
+    for (state, kept) in [("a former replica", false), ("a former primary", true)] {
+        if kept {
+            second
+                .instance
+                .promote(20 * S, &CancellationToken::new())
+                .await
+                .unwrap();
+        }
+        second.stop().await;
+        let (progress, nothing) = (watch::Sender::new(None), dynamic(json!({})));
+        let (from, cancel) = (first.upstream(), CancellationToken::new());
+        second
+            .instance
+            .copy_from(&from, &nothing, &progress, &cancel)
+            .await
+            .unwrap();
+        let names: Vec<String> = fs::read_dir(root.path())
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        let with = |begin: &str| names.iter().filter(|name| name.starts_with(begin)).count();
+        let expected = if kept { 2 } else { 1 };
+        assert_eq!(
+            (with("mine"), with("wal")),
+            (expected, expected),
+            "{state}: {names:?}"
+        );
+        second
+            .start(StartAs::Replica(Some(from)), &nothing)
+            .await
+            .unwrap();
+        second.wait_for("SELECT x FROM public.t", "1").await;
+        assert_eq!(
+            second
+                .sql("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 's'")
+                .await,
+            mine.display().to_string()
+        );
+    }
+    second.stop().await;
+    first.stop().await;
+}
+
+#[tokio::test]
 async fn nothing_is_rewound_to_a_leader_that_is_no_primary() {
     if handed_to_postgres("nothing_is_rewound_to_a_leader_that_is_no_primary") {
         return;
