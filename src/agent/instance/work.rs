@@ -256,7 +256,7 @@ impl Instance {
             self.refuse_attic("keeping another copy")?;
         }
         self.settle_tablespaces(OldData::KeepRenamed, None)?;
-        let spaces = self.tablespaces_of(&settings, from).await?;
+        let spaces = self.tablespaces_of(&settings, from).await;
         let staging = Staging::prepare(self.data_dir()).map_err(|error| chain(&error))?;
         self.write_passfile(from)?;
         let source = self
@@ -296,18 +296,23 @@ impl Instance {
         Ok(())
     }
 
-    /// Where the source keeps its tablespaces: the copy will want the same places here.
-    async fn tablespaces_of(&self, settings: &Settings, from: &Upstream) -> Result<Vec<PathBuf>, String> {
+    /// Where the source keeps its tablespaces: the copy will want the same places here. Streaming rights are enough for
+    /// a copy without any, so not being allowed to ask is no reason to fail; pg_basebackup overwrites nothing.
+    async fn tablespaces_of(&self, settings: &Settings, from: &Upstream) -> Vec<PathBuf> {
         const SQL: &str = "SELECT pg_catalog.jsonb_agg(l) FROM (SELECT pg_catalog.pg_tablespace_location(oid) AS l \
             FROM pg_catalog.pg_tablespace) AS t WHERE l LIKE '/%'";
         let address = Address::Tcp(from.host.clone());
-        let monitor = Monitor::new(settings.target(&settings.rewind, address, from.port, &settings.database));
-        let answer = monitor.execute(SQL, SOURCE_LIMIT).await;
-        let answer =
-            answer.map_err(|error| format!("ask {} for its tablespaces: {}", from.member, chain(&error)))?;
-        let list = answer.map(|text| serde_json::from_str(&text)).transpose();
-        list.map(Option::unwrap_or_default)
-            .map_err(|error| format!("read the tablespaces of {}: {error}", from.member))
+        let target = settings.target(&settings.rewind, address, from.port, &settings.database);
+        let answer = Monitor::new(target).execute(SQL, SOURCE_LIMIT).await;
+        let list = match &answer {
+            Ok(None) => return Vec::new(),
+            Ok(Some(text)) => serde_json::from_str(text).map_err(|error| error.to_string()),
+            Err(error) => Err(chain(error)),
+        };
+        list.unwrap_or_else(|error| {
+            warn!(error, source = %from.member, "could not ask for tablespaces, copying as if there were none");
+            Vec::new()
+        })
     }
 
     /// Gives the outside directories of a copy their final names. Nothing depends on it but the next copy.
