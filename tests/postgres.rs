@@ -2,6 +2,9 @@
 //! streams, a rewind. Started as root the programs run as user `postgres`, because PostgreSQL refuses root.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
+#[path = "postgres/instance.rs"]
+mod instance;
+
 use std::{
     fs,
     os::unix::fs::chown,
@@ -279,6 +282,7 @@ impl Server<'_> {
             source: &source,
             passfile: &passfile,
             options: &Value::Null,
+            tablespaces: &[],
             attempts: 1,
             stall: Duration::from_secs(60),
             identity: bench.identity,

@@ -4,7 +4,7 @@
 //! cancelled. Progress is published on a watch channel and logged every few seconds.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,6 +20,7 @@ use super::{
     files,
     options::Options,
     staging::Staging,
+    tablespaces,
     version::Major,
 };
 
@@ -91,6 +92,8 @@ pub struct Input<'a> {
     pub passfile: &'a Path,
     /// `postgresql.basebackup`: a list or a map; null for none.
     pub options: &'a Value,
+    /// Where the source's tablespaces are.
+    pub tablespaces: &'a [PathBuf],
     /// How often to try, at least once.
     pub attempts: u32,
     /// Longest time without a new byte before the copy is given up. The clock starts with the first byte: before that
@@ -175,11 +178,13 @@ pub async fn run(
     for reason in refused {
         tracing::error!(reason, "option of pg_basebackup ignored");
     }
+    let relocated = tablespaces::relocate(args, input.tablespaces, tablespaces::is_occupied);
+    tablespaces::make_room(&relocated.beside)?;
     let mut attempt = 1;
     loop {
         let command = binaries
             .command("pg_basebackup")
-            .args(&args)
+            .args(&relocated.args)
             .arg("--pgdata")
             .arg(staging.dir());
         let command = command
@@ -189,6 +194,7 @@ pub async fn run(
         let result = one_attempt(command, input.stall, progress, cancel).await;
         let Err(error) = result else { return Ok(()) };
         staging.clear()?;
+        tablespaces::clear(&relocated.beside)?;
         let hopeless = error.is_disk_full()
             || matches!(
                 error,
@@ -469,6 +475,7 @@ mod tests {
             source: &Conninfo::new(),
             passfile: dir.path(),
             options: &Value::Null,
+            tablespaces: &[],
             attempts: 2,
             stall: Duration::from_secs(9),
             identity: None,

@@ -42,7 +42,8 @@ pub async fn check(
         .args(others)
         // The reasons are read here; the file must not translate or silence them.
         .args(["--lc_messages=C", "--log_min_messages=warning"]);
-    match command.capture().quiet().deadline(LIMIT).run(cancel).await {
+    // On the heap: it would be part of the future of every turn of the loop.
+    match Box::pin(command.capture().quiet().deadline(LIMIT).run(cancel)).await {
         Ok(output) => Verdict::Usable(output.stdout.trim_end_matches('\n').to_owned()),
         Err(command::Error::Failed { tail, .. }) => Verdict::Refused(reasons(&tail)),
         Err(error) => Verdict::Unknown(error.to_string()),

@@ -34,6 +34,7 @@ pub mod recovery;
 pub mod rewind;
 pub mod roles;
 pub mod staging;
+pub mod tablespaces;
 mod username;
 pub mod version;
 pub mod waldump;

@@ -328,7 +328,7 @@ fn is_free(dir: &Path) -> bool {
 }
 
 /// Removes a file or a tree; links are removed, not followed. Absent is fine.
-fn remove_all(path: &Path) -> Result<(), Error> {
+pub(super) fn remove_all(path: &Path) -> Result<(), Error> {
     let Some(meta) = optional("look at", path, fs::symlink_metadata(path))? else {
         return Ok(());
     };

@@ -52,7 +52,9 @@ impl Instance {
         let conf = self.conf();
         let prepared = conf.adopt_base().and_then(|()| conf.restore_missing());
         prepared.map_err(|error| chain(&error))?;
-        if let Some(text) = self.checked(&mut effective, recovery.as_ref()).await? {
+        // On the heap: this is part of the future of every turn of the loop.
+        let checked = Box::pin(self.checked(&mut effective, recovery.as_ref())).await?;
+        if let Some(text) = checked {
             conf.write(&conf.main(), &text).map_err(|error| chain(&error))?;
             lock(&self.written).clone_from(&effective.parameters);
         }

@@ -42,10 +42,11 @@ use crate::{
         guc::Known,
         postmaster::{NotReady, Postmaster, StartSpec, StopLadder, StopMode},
         query::{Address, LeaderProbe, Monitor, Target, leader_probe},
+        staging::OldData,
     },
 };
 use callbacks::{Callbacks, Event};
-pub use settings::Settings;
+pub use settings::{Account, Settings};
 pub use work::{Progress, PromoteFailed};
 
 /// Begins the text of a failed start whose cause is a configuration PostgreSQL refuses: no repair of the data helps.
@@ -177,7 +178,9 @@ impl Instance {
 
     /// The same; the error tells damage from a failed attempt.
     pub async fn read_control(&self) -> Result<ControlData, control::Error> {
-        let read = control::read(&self.binaries, self.data_dir(), None, &CancellationToken::new()).await;
+        let cancel = CancellationToken::new();
+        // On the heap: this is part of the future of every turn of the loop.
+        let read = Box::pin(control::read(&self.binaries, self.data_dir(), None, &cancel)).await;
         read.map(|file| file.control)
     }
 
@@ -191,6 +194,13 @@ impl Instance {
     ) -> Result<(), String> {
         self.release_timelines();
         self.warn_of_attic();
+        if let Err(error) = self.settle_tablespaces(OldData::KeepRenamed, None) {
+            // The links lead to the right places all the same.
+            warn!(
+                error,
+                "could not give the tablespaces of a copy their final places"
+            );
+        }
         if let DataDir::Unusable(reason) = self.classify() {
             return Err(format!("data directory {}: {reason}", self.data_dir().display()));
         }
@@ -391,7 +401,7 @@ impl Instance {
     pub async fn follow(&self, upstream: Option<&Upstream>, dynamic: &Dynamic) -> Result<(), String> {
         let role = StartAs::Replica(upstream.cloned());
         let control = self.control().await.ok();
-        self.write_files(&role, dynamic, control.as_ref()).await?;
+        Box::pin(self.write_files(&role, dynamic, control.as_ref())).await?;
         *lock(&self.role) = Some(role);
         self.postmaster.reload().await.map_err(|error| chain(&error))
     }
@@ -404,12 +414,24 @@ impl Instance {
         }
         let role = self.present_role().await;
         let control = self.control().await.ok();
-        self.write_files(&role, dynamic, control.as_ref()).await?;
+        Box::pin(self.write_files(&role, dynamic, control.as_ref())).await?;
         self.postmaster.reload().await.map_err(|error| chain(&error))
     }
 
     /// New settings of this member, then as [`Instance::apply`].
     pub async fn reload(&self, settings: Settings, dynamic: &Dynamic) -> Result<(), String> {
+        let target = self.take_settings(settings);
+        self.monitor.retarget(target).await;
+        // On the heap: this is part of the future of every turn of the loop.
+        Box::pin(self.apply(dynamic)).await?;
+        if self.postmaster.state().pid().is_some() {
+            self.fire(Event::Reload, self.running_role());
+        }
+        Ok(())
+    }
+
+    /// Puts settings into force; returns where the monitor is to connect now.
+    fn take_settings(&self, settings: Settings) -> Target {
         let wanted = settings.local_target(&settings.database);
         let conf = Arc::new(conf_dir(&settings));
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
@@ -418,17 +440,11 @@ impl Instance {
         lock(&self.accepted).clear();
         // Address and port follow with the next start: until then the server listens where it did.
         let present = self.monitor.target();
-        let target = Target {
+        Target {
             address: present.address.clone(),
             port: present.port,
             ..wanted
-        };
-        self.monitor.retarget(target).await;
-        self.apply(dynamic).await?;
-        if self.postmaster.state().pid().is_some() {
-            self.fire(Event::Reload, self.running_role());
         }
-        Ok(())
     }
 
     /// The value of a parameter as last written.

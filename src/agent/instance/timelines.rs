@@ -53,7 +53,8 @@ impl Instance {
             .await
             .ok()?;
         let (timeline, lsn) = (control.timeline, control.checkpoint);
-        let record = waldump::record_at(&self.binaries, self.data_dir(), timeline, lsn, None, &cancel).await;
+        let record = waldump::record_at(&self.binaries, self.data_dir(), timeline, lsn, None, &cancel);
+        let record = Box::pin(record).await;
         let end = match record {
             Ok(record) => waldump::record_end(record.lsn, record.total_bytes, file.wal_segment_bytes),
             Err(error) => {
@@ -190,7 +191,8 @@ impl Instance {
             .deadline(SMALL)
             .capture()
             .run(&cancel);
-        let timeline = match ask.await {
+        // On the heap: this is part of the future of every turn of the loop.
+        let timeline = match Box::pin(ask).await {
             Ok(output) => output
                 .stdout
                 .trim()

@@ -1,6 +1,9 @@
 //! What takes long: making a new cluster, copying another member's data, rewinding, promoting.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,8 +23,11 @@ use crate::{
         datadir::INCOMPLETE,
         files, initdb, initscripts, options, pgpass,
         postmaster::{StopLadder, StopMode},
-        promote, roles,
+        promote,
+        query::{Address, Monitor},
+        roles,
         staging::{self, OldData, Staging},
+        tablespaces,
     },
 };
 
@@ -45,6 +51,8 @@ const FIRST_START_LIMIT: Duration = Duration::from_secs(60);
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
 /// A hook may ask a person's script a lot, but the cluster has no primary meanwhile.
 const PRE_PROMOTE_LIMIT: Duration = Duration::from_secs(60);
+/// One question to the source of a copy.
+const SOURCE_LIMIT: Duration = Duration::from_secs(5);
 /// A copy that stands still for this long is given up.
 const CLONE_STALL: Duration = Duration::from_secs(120);
 
@@ -250,6 +258,8 @@ impl Instance {
         } else {
             OldData::Remove
         };
+        self.settle_tablespaces(OldData::KeepRenamed, None)?;
+        let spaces = self.tablespaces_of(&settings, from).await;
         let staging = Staging::prepare(self.data_dir()).map_err(|error| chain(&error))?;
         self.write_passfile(from)?;
         let source = self
@@ -259,6 +269,7 @@ impl Instance {
             source: &source,
             passfile: &settings.passfile,
             options: &serde_json::Value::from(settings.basebackup.clone()),
+            tablespaces: &spaces,
             attempts: 2,
             stall: CLONE_STALL,
             identity: None,
@@ -279,12 +290,38 @@ impl Instance {
         let kept = staging
             .install(old, &staging::stamp(jiff::Timestamp::now()))
             .map_err(|error| chain(&error))?;
+        self.settle_tablespaces(old, kept.as_deref())?;
         if let Some(kept) = kept {
             info!(dir = %kept.display(), "the old data directory was kept");
         }
         self.write_files(&StartAs::Replica(Some(from.clone())), dynamic, None)
             .await?;
         Ok(())
+    }
+
+    /// Where the source keeps its tablespaces: the copy will want the same places here. Streaming rights are enough for
+    /// a copy without any, so not being allowed to ask is no reason to fail; pg_basebackup overwrites nothing.
+    async fn tablespaces_of(&self, settings: &Settings, from: &Upstream) -> Vec<PathBuf> {
+        const SQL: &str = "SELECT pg_catalog.jsonb_agg(l) FROM (SELECT pg_catalog.pg_tablespace_location(oid) AS l \
+            FROM pg_catalog.pg_tablespace) AS t WHERE l LIKE '/%'";
+        let address = Address::Tcp(from.host.clone());
+        let target = settings.target(&settings.rewind, address, from.port, &settings.database);
+        let answer = Monitor::new(target).execute(SQL, SOURCE_LIMIT).await;
+        let list = match &answer {
+            Ok(None) => return Vec::new(),
+            Ok(Some(text)) => serde_json::from_str(text).map_err(|error| error.to_string()),
+            Err(error) => Err(chain(error)),
+        };
+        list.unwrap_or_else(|error| {
+            warn!(error, source = %from.member, "could not ask for tablespaces, copying as if there were none");
+            Vec::new()
+        })
+    }
+
+    /// Gives the outside directories of a copy their final names. Nothing depends on it but the next copy.
+    pub(super) fn settle_tablespaces(&self, old: OldData, kept: Option<&Path>) -> Result<(), String> {
+        let stamp = staging::stamp(jiff::Timestamp::now());
+        tablespaces::settle(self.data_dir(), old, &stamp, kept).map_err(|error| chain(&error))
     }
 
     /// Data kept inside the directory would be lost by `work`.

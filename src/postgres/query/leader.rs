@@ -61,7 +61,7 @@ impl LeaderProbe {
 /// See [`QueryError`].
 pub async fn leader_probe(target: &Target, limit: Duration) -> Result<LeaderProbe, QueryError> {
     let deadline = Instant::now() + limit;
-    let session = Session::open(target, Purpose::Observe, limit, limit).await?;
+    let session = Box::pin(Session::open(target, Purpose::Observe, limit, limit)).await?;
     let query = session.client.query_one(SQL, &[]);
     let row = bounded(target, limit, deadline, query).await?;
     let in_recovery: bool = get(&row, "standby")?;

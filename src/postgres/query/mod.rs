@@ -131,7 +131,7 @@ impl Monitor {
     pub async fn execute_long(&self, sql: &str, limit: Duration) -> Result<Option<String>, QueryError> {
         let deadline = Instant::now() + limit;
         let target = self.target();
-        let session = Session::open(&target, Purpose::Command, limit, limit).await?;
+        let session = Box::pin(Session::open(&target, Purpose::Command, limit, limit)).await?;
         let rows = bounded(&target, limit, deadline, session.client.simple_query(sql)).await?;
         Ok(first_cell(&rows))
     }
@@ -216,7 +216,7 @@ impl Monitor {
             Some(session) => session,
             None => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                Session::open(&self.target(), purpose, STATEMENT_LIMIT, left).await?
+                Box::pin(Session::open(&self.target(), purpose, STATEMENT_LIMIT, left)).await?
             }
         };
         Ok((slot, session))

@@ -169,16 +169,19 @@ async fn connect(
     deadline: Instant,
 ) -> Result<Session, QueryError> {
     let mut config = config.clone();
-    // The driver of either connection ends with it; its error is also what the pending query gets.
+    // The driver of either connection ends with it; its error is also what the pending query gets. On the heap, because
+    // a handshake would be part of the future of every turn of the loop.
     let (client, driver) = match attempt {
         Attempt::Plain => {
             config.ssl_mode(SslMode::Disable);
-            let (client, connection) = bounded(target, limit, deadline, config.connect(NoTls)).await?;
+            let (client, connection) =
+                bounded(target, limit, deadline, Box::pin(config.connect(NoTls))).await?;
             (client, tokio::spawn(async move { drop(connection.await) }))
         }
         Attempt::Tls(tls, mode) => {
             config.ssl_mode(mode);
-            let (client, connection) = bounded(target, limit, deadline, config.connect(tls)).await?;
+            let (client, connection) =
+                bounded(target, limit, deadline, Box::pin(config.connect(tls))).await?;
             (client, tokio::spawn(async move { drop(connection.await) }))
         }
     };
