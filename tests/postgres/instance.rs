@@ -206,7 +206,7 @@ impl Member {
         let progress = watch::Sender::new(None);
         let (from, dynamic) = (self.upstream(), dynamic(json!({})));
         let cancel = CancellationToken::new();
-        let copy = replica.instance.copy_from(&from, &dynamic, &progress, &cancel);
+        let copy = replica.instance.copy_from(&from, false, &dynamic, &progress, &cancel);
         copy.await.unwrap();
         replica
             .start(StartAs::Replica(Some(from)), &dynamic)
@@ -433,7 +433,7 @@ async fn a_copy_with_tablespaces_replaces_one_that_has_them() {
         let (from, cancel) = (first.upstream(), CancellationToken::new());
         second
             .instance
-            .copy_from(&from, &nothing, &progress, &cancel)
+            .copy_from(&from, kept, &nothing, &progress, &cancel)
             .await
             .unwrap();
         let names: Vec<String> = fs::read_dir(root.path())
