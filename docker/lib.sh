@@ -97,18 +97,16 @@ debian_site() {
     if [ "$1" = security ]; then label=Debian-Security path=debian-security; fi
     if have apt-get; then
         # Who made a source is known once its list was read; before that, its path has to do.
-        site=$(apt_sites "Origin: Debian" "Label: $label")
-        [ -n "$site" ] || site=$(apt_sites | grep "/$path/*\$" || true)
+        # shellcheck disable=SC2016 # apt replaces $(SITE)
+        site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' "Label: $label" 2>/dev/null || true)
+        [ -n "$site" ] || site=$(apt_sources | grep "/$path\$" || true)
     fi
     site=$(printf '%s\n' "$site" | head -n 1)
     printf '%s\n' "${site:-http://deb.debian.org/$path}"
 }
 
-# apt_sites FILTER...: the addresses in apt's configuration, each once, in its order.
-apt_sites() {
-    # shellcheck disable=SC2016 # apt replaces $(SITE)
-    apt-get indextargets --format '$(SITE)' 'Created-By: Packages' "$@" 2>/dev/null | awk '!seen[$0]++' || true
-}
+# The addresses of all sources that apt is configured with, whether it has been there already or not.
+apt_sources() { apt-get update --print-uris 2>/dev/null | sed -n "s|^'\(.*[^/]\)/*/dists/.*|\1|p" || true; }
 
 # trixie_download FOLDER PACKAGE...: fetches .debs of Debian 13 without adding that suite to the system:
 # apt gets a source list, list folder and cache of its own for this one call.

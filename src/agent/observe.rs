@@ -124,9 +124,9 @@ impl Agent {
     /// A postgres that has to be stopped now is not waited for: if it does not answer, it counts as what it last was.
     fn query_limit(&self, now: Boottime) -> Duration {
         let left = |hold: Hold| lease::deadlines(&hold).demote_at.since(now);
-        self.lease
-            .hold()
-            .map_or(QUERY_LIMIT, |hold| left(hold).clamp(HURRIED_QUERY_LIMIT, QUERY_LIMIT))
+        self.lease.hold().map_or(QUERY_LIMIT, |hold| {
+            left(hold).clamp(HURRIED_QUERY_LIMIT, QUERY_LIMIT)
+        })
     }
 
     fn directory_is_in_work(&self) -> bool {
