@@ -103,16 +103,16 @@ async fn settings_that_cannot_work_are_named_with_what_is_allowed() {
             &["POSTGRES_PASSWORD"],
         ),
         (
-            "the API's port in use",
-            &[("HOWDAH_RESTAPI_LISTEN", &busy)],
-            77,
-            &[&busy, "already", "HOWDAH_RESTAPI_LISTEN"],
-        ),
-        (
             "PostgreSQL's port in use",
             &[("HOWDAH_POSTGRESQL_LISTEN", &taken)],
             77,
             &[&taken, "already", "HOWDAH_POSTGRESQL_LISTEN"],
+        ),
+        (
+            "the API's port in use",
+            &[("HOWDAH_RESTAPI_LISTEN", &busy)],
+            77,
+            &[&busy, "already", "HOWDAH_RESTAPI_LISTEN"],
         ),
     ];
     for (what, settings, expected, words) in cases {
@@ -410,7 +410,11 @@ async fn a_disk_that_is_full_at_initdb_is_named_and_nothing_else_is_deleted() {
     for attempt in 1..=2 {
         let (exit, log) = refused(&mut node).await;
         assert_eq!(exit, 73, "attempt {attempt}: {log}");
-        check_names("full disk", &log, &["disk is full", "initdb", &small.0.display().to_string()]);
+        check_names(
+            "full disk",
+            &log,
+            &["disk is full", "initdb", &small.0.display().to_string()],
+        );
         let left = names(&small.0);
         assert!(left.contains("theirs.txt"), "attempt {attempt}: {left:?}");
         assert!(
