@@ -152,16 +152,6 @@ async fn a_leader_that_is_cut_off_stops_committing_in_time_and_rejoins_although_
             }
         })
         .await;
-        let log = member.container.log().await;
-        assert!(
-            jobs(&log, "rewind") > jobs(&before, "rewind"),
-            "{store:?}: it had diverged and came back by rewind"
-        );
-        assert_eq!(
-            jobs(&log, "clone"),
-            jobs(&before, "clone"),
-            "{store:?}: it was not copied anew"
-        );
         let query = [
             "psql",
             "-h",
@@ -184,6 +174,16 @@ async fn a_leader_that_is_cut_off_stops_committing_in_time_and_rejoins_although_
             }
         })
         .await;
+        let log = member.container.log().await;
+        assert!(
+            jobs(&log, "rewind") > jobs(&before, "rewind"),
+            "{store:?}: it had diverged and came back by rewind"
+        );
+        assert_eq!(
+            jobs(&log, "clone"),
+            jobs(&before, "clone"),
+            "{store:?}: it was not copied anew"
+        );
     }
 }
 
