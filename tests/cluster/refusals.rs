@@ -330,6 +330,39 @@ async fn a_password_that_etcd_does_not_accept_is_named() {
     }
 }
 
+/// A member with other passwords than the cluster's cannot copy, and says which setting is to be looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_the_leader_does_not_accept_is_named() {
+    let mut cluster = Cluster::start(&["pg1"]).await;
+    let endpoint = cluster.etcd.endpoint();
+    let mut node = Node::new(cluster.base.path(), "pg2", "demo", &[endpoint]);
+    node.set("HOWDAH_REPLICATION_PASSWORD", "not that one").start();
+    wait_for("a clear line", SOON, async || {
+        let log = node.log();
+        let line = log
+            .lines()
+            .find(|line| line.contains("HOWDAH_REPLICATION_PASSWORD") && line.contains("replicator"));
+        line.map(drop).ok_or(log.clone())
+    })
+    .await;
+    assert!(!node.log().contains("not that one"), "a secret in the log");
+    assert_eq!(
+        node.get("/liveness").await.map(|(code, _)| code),
+        Ok(200),
+        "alive while it waits"
+    );
+    assert_eq!(code(node.stop(SOON).await), 0, "can be stopped while it waits");
+    assert!(
+        cluster.nodes[0].sql("SELECT 1").await.is_ok(),
+        "the leader goes on"
+    );
+    // With the cluster's own, which is derived from the superuser's, it joins.
+    node.env.remove("HOWDAH_REPLICATION_PASSWORD");
+    node.start();
+    node.wait_streaming(SOON).await;
+    cluster.nodes.push(node);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_init_script_that_fails_is_named_and_leaves_no_pile_behind() {
     let base = base();
