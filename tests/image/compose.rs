@@ -31,7 +31,31 @@ async fn script(name: &str, arguments: &[&str]) -> Done {
 
 async fn call(name: &str, settings: &[&str], arguments: &[&str]) -> Done {
     let path = format!("{}/compose/{name}", env!("CARGO_MANIFEST_DIR"));
-    run("env", &[settings, &[PROJECT, &*path], arguments].concat(), UP).await
+    let unset = of_the_test_runner();
+    let unset: Vec<&str> = unset.iter().map(String::as_str).collect();
+    run(
+        "env",
+        &[&unset, settings, &[PROJECT, &*path], arguments].concat(),
+        UP,
+    )
+    .await
+}
+
+/// What cargo and nextest set for a test and a newcomer's shell does not have. Build scripts of our dependencies
+/// look at some of it, so that a cargo below us would compile half of them again.
+fn of_the_test_runner() -> Vec<String> {
+    let theirs = |name: &str| {
+        let kept = ["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&name);
+        !kept
+            && ["CARGO", "NEXTEST", "__CARGO", "LD_LIBRARY_PATH"]
+                .iter()
+                .any(|start| name.starts_with(start))
+    };
+    let names = std::env::vars().map(|(name, _)| name);
+    names
+        .filter(|name| theirs(name))
+        .map(|name| format!("--unset={name}"))
+        .collect()
 }
 
 /// The same again when everything is there: a few seconds.
