@@ -32,14 +32,21 @@ impl Drop for Shell {
     }
 }
 
-/// The example with what a test must change: ports that are free, and the binary that is under test.
-fn example(binary: &Path) -> (String, u16) {
+/// The first and the last commands of README's section.
+fn blocks() -> [String; 2] {
     let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README.md");
     let (_, section) = readme
         .split_once("## Without any container")
         .expect("the section");
-    let (_, block) = section.split_once("```sh\n").expect("the block");
-    let (block, _) = block.split_once("```").expect("its end");
+    let mut blocks = section
+        .split("```sh\n")
+        .skip(1)
+        .map(|block| block.split("```").next().unwrap_or_default().to_owned());
+    [(); 2].map(|()| blocks.next().expect("two blocks"))
+}
+
+/// The example with what a test must change: ports that are free, and the binary that is under test.
+fn example(block: &str, binary: &Path) -> (String, u16) {
     let api = three_ports();
     let changes = [
         ("cargo build --release\n", String::new()),
@@ -91,13 +98,22 @@ async fn the_example_without_containers_works_as_it_is_printed() {
     let binary = home.path().join("howdah");
     fs::copy(env!("CARGO_BIN_EXE_howdah"), &binary).expect("copy the binary");
     own(home.path());
-    let (example, api) = example(&binary);
-    let mut command = Command::new("bash");
+    let [begin, end] = blocks();
+    let (example, api) = example(&begin, &binary);
+    let [members, store] = ["members", "store"].map(|what| home.path().join(format!("end-of-{what}")));
+    let mut end = end.lines();
+    let mut at_the_word = |file: &Path| {
+        let command = end.next().expect("a line for the members, one for the store");
+        format!("until [ -e {} ]; do sleep 0.1; done\n{command}\n", file.display())
+    };
+    let end = at_the_word(&members) + &at_the_word(&store);
+    let file = home.path().join("example.sh");
+    let words = format!("{example}\nmember 1 check >/dev/null\nbash -c 'member 2 version'\n{end}");
+    fs::write(&file, words).expect("write");
+    // In a terminal, for there a shell numbers its jobs and a signal to one reaches all of it.
+    let mut command = Command::new("script");
     command
-        .args([
-            "-euc",
-            &format!("{example}\nmember 1 check >/dev/null\nbash -c 'member 2 version'\nwait"),
-        ])
+        .args(["-qec", &format!("bash -emu {}", file.display()), "/dev/null"])
         .env_clear()
         .env("PATH", std::env::var("PATH").unwrap_or_default())
         .env("HOME", home.path())
@@ -111,7 +127,7 @@ async fn the_example_without_containers_works_as_it_is_printed() {
             .expect("user postgres exists");
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
-    let _shell = Shell(command.spawn().expect("start bash"));
+    let mut shell = Shell(command.spawn().expect("start bash"));
     let log =
         |n: u16| fs::read_to_string(home.path().join(format!("howdah-demo/pg{n}.log"))).unwrap_or_default();
     wait_for("a leader and two streaming replicas", SOON, async || {
@@ -127,4 +143,26 @@ async fn the_example_without_containers_works_as_it_is_printed() {
         }
     })
     .await;
+    fs::write(members, "").expect("write");
+    for n in 1..=3 {
+        wait_for("a clean end", SOON, async || {
+            let log = log(n);
+            let ended = log.lines().rfind(|line| line.contains("everything stopped"));
+            ended
+                .filter(|line| line.contains("code=0"))
+                .map(drop)
+                .ok_or(log.clone())
+        })
+        .await;
+    }
+    fs::write(store, "").expect("write");
+    let status = wait_for("the end of the shell", SOON, async || {
+        shell
+            .0
+            .try_wait()
+            .expect("wait")
+            .ok_or_else(|| "it runs".to_owned())
+    })
+    .await;
+    assert!(status.success(), "{status}");
 }
