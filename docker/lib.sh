@@ -90,6 +90,24 @@ apt_offers() {
     apt_update_once && apt-cache policy "$1" 2>/dev/null | grep 'Candidate:' | grep -qv '(none)'
 }
 
+# debian_site packages|security: where this machine's own apt gets Debian's packages from, else the public host.
+# A machine behind a mirror often reaches nothing else.
+debian_site() {
+    local site='' label=Debian path=debian
+    if [ "$1" = security ]; then label=Debian-Security path=debian-security; fi
+    if have apt-get; then
+        # Who made a source is known once its list was read; before that, its path has to do.
+        # shellcheck disable=SC2016 # apt replaces $(SITE)
+        site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' "Label: $label" 2>/dev/null || true)
+        [ -n "$site" ] || site=$(apt_sources | grep "/$path\$" || true)
+    fi
+    site=$(printf '%s\n' "$site" | head -n 1)
+    printf '%s\n' "${site:-http://deb.debian.org/$path}"
+}
+
+# The addresses of all sources that apt is configured with, whether it has been there already or not.
+apt_sources() { apt-get update --print-uris 2>/dev/null | sed -n "s|^'\(.*[^/]\)/*/dists/.*|\1|p" || true; }
+
 # trixie_download FOLDER PACKAGE...: fetches .debs of Debian 13 without adding that suite to the system:
 # apt gets a source list, list folder and cache of its own for this one call.
 trixie_download() {
@@ -98,7 +116,7 @@ trixie_download() {
     mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
     # apt downloads as user _apt; without access it only complains, so let it in.
     chmod 755 "$folder"
-    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main\n' \
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s trixie main\n' "$(debian_site packages)" \
         >"$folder/trixie.list"
     options="-o Dir::Etc::SourceList=$folder/trixie.list -o Dir::Etc::SourceParts=/dev/null
              -o Dir::State::Lists=$folder/lists -o Dir::Cache=$folder/cache"
@@ -160,7 +178,8 @@ ensure_engine() {
 # Everything that can be known to fail is asked before the first change to the machine.
 refuse_hopeless() {
     local why=''
-    if have docker && [ -n "${DOCKER_HOST:-}" ]; then
+    if [ -n "${DOCKER_HOST:-}" ]; then
+        # An engine installed here would not be the one that is asked for.
         why="no Docker engine answers at DOCKER_HOST=$DOCKER_HOST"
     elif [ "$(uname -s)" != Linux ]; then
         why='no Docker engine answers; start Docker Desktop (or another engine) first'
@@ -193,15 +212,21 @@ install_plugins() {
 
 # Debian 12 has neither plugin; the binaries of Debian 13 need nothing but a libc that 12 has too.
 plugins_from_trixie() {
-    local folder deb target=/usr/libexec/docker/cli-plugins
+    local folder status=0
     say 'fetching the buildx and compose plugins from Debian 13 (26 MB)'
     apt_install debian-archive-keyring || return 1
     folder=$(mktemp -d)
+    unpack_plugins "$folder" || status=1
+    rm -rf "$folder"
+    return "$status"
+}
+
+unpack_plugins() {
+    local folder=$1 deb target=/usr/libexec/docker/cli-plugins
     trixie_download "$folder" docker-buildx docker-compose || return 1
     for deb in "$folder"/*.deb; do dpkg -x "$deb" "$folder/unpacked" || return 1; done
     mkdir -p "$target"
-    install -m 755 "$folder/unpacked$target"/docker-* "$target/" || return 1
-    rm -rf "$folder"
+    install -m 755 "$folder/unpacked$target"/docker-* "$target/"
 }
 
 # One script at a time starts the engine; the others find it running.

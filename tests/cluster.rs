@@ -1,6 +1,15 @@
 //! The cluster ring: three real members, real postgres, real etcd, no container.
 //!
 //! Every member is a `howdah` process that is its own init, exactly as README's example without containers starts it.
+//! Here: the leader of a cluster is killed, stopped, frozen, asked to hand over. Elsewhere:
+//!
+//! | module      | what is broken there                                                       |
+//! |-------------|----------------------------------------------------------------------------|
+//! | `comeback`  | all members stop and return, in any order                                   |
+//! | `footprint` | nothing: a member does not grow                                             |
+//! | `outage`    | etcd                                                                        |
+//! | `readme`    | nothing: README's example runs as it is written                             |
+//! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -12,14 +21,24 @@
     reason = "tests: a panic is a failure, and waits poll a condition with a deadline"
 )]
 
+#[path = "cluster/comeback.rs"]
+mod comeback;
 #[path = "common/etcd.rs"]
 #[allow(
     dead_code,
     reason = "shared with the DCS contract ring, which uses more of it"
 )]
 mod etcd;
+#[path = "cluster/footprint.rs"]
+mod footprint;
 #[path = "common/node.rs"]
 mod node;
+#[path = "cluster/outage.rs"]
+mod outage;
+#[path = "cluster/readme.rs"]
+mod readme;
+#[path = "cluster/refusals.rs"]
+mod refusals;
 #[path = "common/witness.rs"]
 mod witness;
 
@@ -29,7 +48,7 @@ use std::{
 };
 
 use etcd::Server as Etcd;
-use node::{Node, code, descendants, own, wait_for};
+use node::{Node, code, descendants, wait_for};
 use serde_json::json;
 use tempfile::TempDir;
 use witness::Witness;
@@ -425,152 +444,6 @@ async fn a_frozen_agent_is_fenced_before_another_may_lead() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_full_stop_the_newest_data_leads_whatever_the_order() {
-    let mut cluster = Cluster::start(&["pg1", "pg2", "pg3"]).await;
-    let first = cluster.healthy().await;
-    cluster.nodes[first]
-        .sql("CREATE TABLE t (x int)")
-        .await
-        .expect("create");
-    // Stop the replicas first, write what only the leader has, stop the leader: its data is the newest.
-    let replicas = cluster.replicas(first);
-    for index in &replicas {
-        assert_eq!(code(cluster.nodes[*index].stop(SOON).await), 0);
-    }
-    cluster.nodes[first]
-        .sql("INSERT INTO t VALUES (42)")
-        .await
-        .expect("write");
-    assert_eq!(code(cluster.nodes[first].stop(SOON).await), 0);
-    for index in &replicas {
-        cluster.nodes[*index].start();
-    }
-    // With only older data up, nobody may lead while the newest is still expected.
-    let waiting = Instant::now();
-    wait_for("the replicas to be up", SOON, async || {
-        let role = cluster.nodes[replicas[0]].role().await?;
-        if role == "replica/running" {
-            Ok(())
-        } else {
-            Err(role)
-        }
-    })
-    .await;
-    assert!(cluster.leader_now(None).await.is_err(), "older data leads");
-    cluster.nodes[first].start();
-    cluster.healthy().await;
-    println!("newest data leads again after {:?}", waiting.elapsed());
-    for node in &cluster.nodes {
-        wait_for("the newest row", SOON, async || {
-            let x = node.sql("SELECT max(x) FROM t").await?;
-            if x == "42" { Ok(()) } else { Err(x) }
-        })
-        .await;
-    }
-    // And all at once, without warning.
-    for node in &mut cluster.nodes {
-        node.kill_node();
-    }
-    for node in &mut cluster.nodes {
-        node.start();
-    }
-    let leader = cluster.healthy().await;
-    assert_eq!(
-        cluster.nodes[leader].sql("SELECT max(x) FROM t").await.as_deref(),
-        Ok("42")
-    );
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_data_directory_of_another_cluster_is_refused_and_left_alone() {
-    let mut cluster = Cluster::start(&["pg1"]).await;
-    let other_etcd = Etcd::start();
-    let mut stranger = Node::new(cluster.base.path(), "stranger", "demo", &[other_etcd.endpoint()]);
-    stranger.start();
-    stranger.wait_primary(SOON).await;
-    let theirs = stranger
-        .sql("SELECT system_identifier FROM pg_control_system()")
-        .await
-        .expect("query");
-    let mine = cluster.nodes[0]
-        .sql("SELECT system_identifier FROM pg_control_system()")
-        .await
-        .expect("query");
-    assert_eq!(code(stranger.stop(SOON).await), 0);
-    stranger
-        .set("HOWDAH_ETCD3_HOSTS", &cluster.etcd.endpoint())
-        .start();
-    let exit = stranger.wait_exit(SOON).await;
-    assert_eq!(code(exit), 65);
-    let log = stranger.log();
-    assert!(
-        log.contains(&theirs) && log.contains(&mine),
-        "both system identifiers are named"
-    );
-    assert!(
-        stranger.data_dir().join("PG_VERSION").exists(),
-        "nothing was deleted"
-    );
-    assert!(
-        cluster.nodes[0].sql("SELECT 1").await.is_ok(),
-        "the cluster goes on"
-    );
-    // A recreated volume simply joins again.
-    assert_eq!(code(cluster.nodes[0].stop(SOON).await), 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_short_outage_of_etcd_changes_nothing_and_a_long_one_demotes_in_time() {
-    let cluster = Cluster::start(&["pg1", "pg2"]).await;
-    let leader = cluster.healthy().await;
-    let witness = Witness::start(cluster.nodes[leader].pg_port, 1);
-    wait_for("the witness to write", SOON, async || {
-        witness.last().ok_or_else(|| "nothing yet".to_owned())
-    })
-    .await;
-    // Shorter than retry_timeout (2 s).
-    cluster.etcd.freeze();
-    let from = Instant::now();
-    wait_for("1.5 s to pass", SOON, async || {
-        if from.elapsed() > Duration::from_millis(1500) {
-            Ok(())
-        } else {
-            Err("".into())
-        }
-    })
-    .await;
-    cluster.etcd.thaw();
-    let (status, _) = cluster.nodes[leader].get("/primary").await.expect("GET /primary");
-    assert_eq!(status, 200);
-    assert_eq!(witness.sessions(), 1, "the session stayed open");
-    // Longer than the lease.
-    cluster.etcd.freeze();
-    let frozen = Instant::now();
-    wait_for("the leader to demote", TTL + Duration::from_secs(2), async || {
-        let role = cluster.nodes[leader].get("/primary").await?;
-        if role.0 == 503
-            && witness
-                .last()
-                .is_some_and(|ack| ack.at.elapsed() > Duration::from_millis(500))
-        {
-            Ok(())
-        } else {
-            Err(format!("{role:?}"))
-        }
-    })
-    .await;
-    let last = witness.last().expect("wrote");
-    assert!(
-        last.at < frozen + TTL,
-        "last commit {:?} after the outage began",
-        last.at - frozen
-    );
-    cluster.etcd.thaw();
-    let leader = cluster.healthy().await;
-    assert!(cluster.nodes[leader].sql("SELECT 1").await.is_ok());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn switchover_restart_reinit_and_configuration_through_the_api() {
     let cluster = Cluster::start(&["pg1", "pg2", "pg3"]).await;
     let old = cluster.healthy().await;
@@ -703,137 +576,6 @@ async fn switchover_restart_reinit_and_configuration_through_the_api() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_is_named_and_nothing_is_deleted() {
-    let cluster = Cluster::start(&["pg1"]).await;
-    let busy = cluster.nodes[0].api_port;
-    let endpoint = cluster.etcd.endpoint();
-    let cases: Vec<(&str, Vec<(&str, String)>, i32, Vec<&str>)> = vec![
-        (
-            "unknown variable",
-            vec![("HOWDAH_TLL", "30".into())],
-            64,
-            vec!["HOWDAH_TLL", "HOWDAH_TTL"],
-        ),
-        (
-            "bad number",
-            vec![("HOWDAH_TTL", "soon".into())],
-            64,
-            vec!["HOWDAH_TTL", "soon"],
-        ),
-        (
-            "times that do not fit",
-            vec![
-                ("HOWDAH_TTL", "20".into()),
-                ("HOWDAH_LOOP_WAIT", "10".into()),
-                ("HOWDAH_RETRY_TIMEOUT", "10".into()),
-            ],
-            64,
-            vec!["loop_wait", "retry_timeout", "ttl"],
-        ),
-        (
-            "no password",
-            vec![("HOWDAH_SUPERUSER_PASSWORD", String::new())],
-            64,
-            vec!["POSTGRES_PASSWORD"],
-        ),
-        (
-            "port in use",
-            vec![("HOWDAH_RESTAPI_LISTEN", format!("127.0.0.1:{busy}"))],
-            77,
-            vec!["already"],
-        ),
-    ];
-    for (what, settings, expected, words) in cases {
-        let mut node = Node::new(
-            cluster.base.path(),
-            "bad",
-            "other",
-            std::slice::from_ref(&endpoint),
-        );
-        let _old = fs::remove_file(node.log_path());
-        for (key, value) in &settings {
-            node.set(key, value);
-        }
-        node.start();
-        let exit = node.wait_exit(SOON).await;
-        let log = node.log();
-        assert_eq!(code(exit), expected, "{what}: {log}");
-        for word in words {
-            assert!(log.contains(word), "{what}: '{word}' is not named in: {log}");
-        }
-    }
-    for (what, prepare, expected, words) in [
-        ("wrong mode", "mode", 77, vec!["0700", "data"]),
-        ("not a data directory", "foreign", 77, vec!["data", "notes.txt"]),
-    ] {
-        let mut node = Node::new(
-            cluster.base.path(),
-            prepare,
-            "other",
-            std::slice::from_ref(&endpoint),
-        );
-        fs::create_dir(node.data_dir()).expect("create");
-        fs::write(node.data_dir().join("notes.txt"), "mine").expect("write");
-        if prepare == "mode" {
-            fs::write(node.data_dir().join("PG_VERSION"), "15\n").expect("write");
-            fs::create_dir(node.data_dir().join("global")).expect("create");
-            fs::write(node.data_dir().join("global/pg_control"), "x").expect("write");
-            fs::set_permissions(
-                node.data_dir(),
-                std::os::unix::fs::PermissionsExt::from_mode(0o777),
-            )
-            .expect("chmod");
-        } else {
-            fs::set_permissions(
-                node.data_dir(),
-                std::os::unix::fs::PermissionsExt::from_mode(0o700),
-            )
-            .expect("chmod");
-        }
-        own(&node.data_dir());
-        node.start();
-        let exit = node.wait_exit(SOON).await;
-        let log = node.log();
-        assert_eq!(code(exit), expected, "{what}: {log}");
-        for word in words {
-            assert!(log.contains(word), "{what}: '{word}' is not named in: {log}");
-        }
-        assert!(
-            node.data_dir().join("notes.txt").exists(),
-            "{what}: nothing was deleted"
-        );
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unreachable_etcd_is_waited_for_and_said() {
-    let base = tempfile::Builder::new()
-        .prefix("howdah-")
-        .tempdir()
-        .expect("a directory");
-    fs::set_permissions(base.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
-    let port = node::free_port();
-    let mut node = Node::new(base.path(), "pg1", "demo", &[format!("127.0.0.1:{port}")]);
-    node.start();
-    wait_for("a clear line", SOON, async || {
-        let log = node.log();
-        if log.contains(&port.to_string()) && log.contains("DCS") {
-            Ok(())
-        } else {
-            Err(log)
-        }
-    })
-    .await;
-    assert_eq!(
-        node.get("/liveness").await.map(|(code, _)| code),
-        Ok(200),
-        "alive while it waits"
-    );
-    let exit = node.stop(SOON).await;
-    assert_eq!(code(exit), 0, "can be stopped while it waits");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killing_init_stops_postgres_at_once() {
     let mut cluster = Cluster::start(&["pg1"]).await;
     let node = &mut cluster.nodes[0];
@@ -857,63 +599,4 @@ async fn killing_init_stops_postgres_at_once() {
     )
     .await;
     node.exited();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_member_is_small_and_does_not_grow() {
-    let cluster = Cluster::start(&["pg1", "pg2"]).await;
-    let leader = cluster.healthy().await;
-    let node = &cluster.nodes[leader];
-    let pids = [node.init_pid(), node.agent_pid().expect("an agent")];
-    let measure = || {
-        let rss: u64 = pids
-            .iter()
-            .map(|pid| status_kb(*pid, "RssAnon:") + status_kb(*pid, "RssFile:"))
-            .sum();
-        let threads: u64 = pids.iter().map(|pid| status_kb(*pid, "Threads:")).sum();
-        let descriptors: usize = pids
-            .iter()
-            .map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count))
-            .sum();
-        (rss, threads, descriptors)
-    };
-    let from = Instant::now();
-    let mut first = None;
-    while from.elapsed() < Duration::from_secs(20) {
-        for path in ["/primary", "/patroni", "/cluster", "/liveness"] {
-            node.get(path).await.expect("an answer");
-        }
-        if from.elapsed() > Duration::from_secs(3) {
-            first.get_or_insert_with(measure);
-        }
-    }
-    let (before, after) = (first.expect("measured"), measure());
-    println!(
-        "init + agent: {} KiB, {} threads, {} descriptors (before: {before:?})",
-        after.0, after.1, after.2
-    );
-    assert!(
-        after.1 <= before.1 + 1,
-        "threads grew from {} to {}",
-        before.1,
-        after.1
-    );
-    assert!(
-        after.2 <= before.2 + 3,
-        "descriptors grew from {} to {}",
-        before.2,
-        after.2
-    );
-}
-
-fn status_kb(pid: i32, field: &str) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with(field))
-        .unwrap_or_default();
-    line.split_whitespace()
-        .nth(1)
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0)
 }

@@ -6,6 +6,7 @@
 //! | `failover` | the leader of a cluster is killed, stopped, frozen, cut off                    |
 //! | `comeback` | members return: in any order, with a new volume, with a stranger's data        |
 //! | `compose`  | `compose/up` and `compose/down` themselves                                     |
+//! | `operate`  | nothing: commands and requests of people, and what a member takes for itself   |
 //!
 //! `members` holds the cluster they share. Needs a Docker engine and the images of `docker/build`.
 #![allow(
@@ -34,6 +35,8 @@ mod members;
 #[path = "common/node.rs"]
 #[allow(dead_code, reason = "shared with the cluster ring, which uses more of it")]
 mod node;
+#[path = "image/operate.rs"]
+mod operate;
 #[path = "common/witness.rs"]
 #[allow(dead_code, reason = "shared with the cluster ring, which uses more of it")]
 mod witness;

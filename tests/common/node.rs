@@ -42,6 +42,20 @@ pub async fn wait_for<T>(
     }
 }
 
+/// Looks for as long as `duration` that `condition` holds; panics with `what` and the state as soon as it does not.
+pub async fn always(what: &str, duration: Duration, mut condition: impl AsyncFnMut() -> Result<(), String>) {
+    let start = Instant::now();
+    while start.elapsed() < duration {
+        if let Err(state) = condition().await {
+            panic!(
+                "not any more after {:.1} s: {what}; {state}",
+                start.elapsed().as_secs_f32()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// One member: its settings stay, its process comes and goes.
 pub struct Node {
     pub name: String,
@@ -134,7 +148,7 @@ impl Node {
     }
 
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.join("data")
+        self.env["PGDATA"].clone().into()
     }
 
     pub fn init_pid(&self) -> i32 {

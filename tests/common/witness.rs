@@ -44,20 +44,30 @@ impl Witness {
         self.acks().last().copied()
     }
 
-    /// The longest time between two acknowledged commits, both within the window.
+    /// The longest time without an acknowledged commit within the window, its edges included: silence up to the end
+    /// is a gap as any other.
     pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
-        let acks = self.acks();
-        let times: Vec<Instant> = acks
-            .iter()
-            .map(|ack| ack.at)
-            .filter(|at| *at >= from && *at <= to)
-            .collect();
-        times
-            .windows(2)
-            .map(|pair| pair[1] - pair[0])
-            .max()
-            .unwrap_or(to - from)
+        longest_gap(self.acks().iter().map(|ack| ack.at), from, to)
     }
+}
+
+fn longest_gap(acks: impl Iterator<Item = Instant>, from: Instant, to: Instant) -> Duration {
+    let inside = acks.filter(|at| *at >= from && *at <= to);
+    let mut last = from;
+    let gaps = inside.chain([to]).map(|at| at - std::mem::replace(&mut last, at));
+    gaps.max().unwrap_or_default()
+}
+
+#[test]
+fn silence_at_either_end_of_the_window_counts_as_a_gap() {
+    let from = Instant::now();
+    let at = |ms| from + Duration::from_millis(ms);
+    let gap = |acks: &[u64]| longest_gap(acks.iter().map(|ms| at(*ms)), from, at(100)).as_millis();
+    assert_eq!(gap(&[]), 100);
+    assert_eq!(gap(&[30, 50, 90]), 40);
+    assert_eq!(gap(&[60, 99]), 60, "late to begin");
+    assert_eq!(gap(&[1, 10]), 90, "silent since");
+    assert_eq!(gap(&[10, 80, 99, 200]), 70, "what comes later is not asked");
 }
 
 impl Drop for Witness {

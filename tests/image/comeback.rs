@@ -1,5 +1,7 @@
 //! Members return: all of them in any order, one with a new volume, one with a stranger's data.
 
+use std::time::Duration;
+
 use crate::{
     SOON,
     docker::Volume,
@@ -10,7 +12,8 @@ use crate::{
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_full_stop_the_newest_data_leads_whatever_the_order() {
     for store in [Store::Etcd, Store::Embedded] {
-        let cluster = Cluster::start(store).await;
+        // A cold start waits this long for newer data: longer than three containers take to start on a busy machine.
+        let cluster = Cluster::start_with(store, Duration::from_secs(20)).await;
         let leader = cluster.healthy().await;
         let (first, second) = (cluster.others(leader)[0], cluster.others(leader)[1]);
         let member = |index: usize| &cluster.members[index];

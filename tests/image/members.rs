@@ -19,7 +19,7 @@ use crate::{
     witness::{Ack, Witness},
 };
 
-/// Of every cluster here: short, so that the ring is.
+/// Of every cluster here that does not ask for another: short, so that the ring is.
 pub(crate) const TTL: Duration = Duration::from_secs(5);
 
 /// One container of the image with its ports on loopback.
@@ -60,6 +60,20 @@ impl Member {
 
     pub(crate) async fn get(&self, path: &str) -> Result<(u16, Value), String> {
         http(self.api_port, "GET", path, None).await
+    }
+
+    pub(crate) async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: &Value,
+    ) -> Result<(u16, Value), String> {
+        http(self.api_port, method, path, Some(body.to_string())).await
+    }
+
+    /// The same as [`Member::alone`] without a process, so that files can be put into it first.
+    pub(crate) async fn alone_not_started(options: &[&str]) -> Self {
+        Self::prepare("pg", options, false).await
     }
 
     pub(crate) async fn wait_primary(&self, limit: Duration) {
@@ -183,12 +197,18 @@ pub(crate) struct Cluster {
     pub(crate) volumes: Vec<Volume>,
     pub(crate) network: Network,
     store: Store,
+    ttl: Duration,
 }
 
 impl Cluster {
     /// All running, one leader, two streaming.
     pub(crate) async fn start(store: Store) -> Self {
-        let cluster = Self::prepare(store).await;
+        Self::start_with(store, TTL).await
+    }
+
+    /// The same with another ttl, which is also how long a cold start waits for newer data.
+    pub(crate) async fn start_with(store: Store, ttl: Duration) -> Self {
+        let cluster = Self::prepare(store, ttl).await;
         for member in &cluster.members {
             member.container.start().await;
         }
@@ -197,7 +217,7 @@ impl Cluster {
     }
 
     /// Containers without processes (the store runs).
-    pub(crate) async fn prepare(store: Store) -> Self {
+    async fn prepare(store: Store, ttl: Duration) -> Self {
         let network = Network::create().await;
         let etcd = match store {
             Store::Etcd => Some(etcd(&network).await),
@@ -211,6 +231,7 @@ impl Cluster {
             volumes: Vec::new(),
             network,
             store,
+            ttl,
         };
         for name in ["pg1", "pg2", "pg3"] {
             let volume = Volume::create().await;
@@ -232,7 +253,7 @@ impl Cluster {
             format!("HOWDAH_NAME={name}"),
             format!("HOWDAH_POSTGRESQL_CONNECT_ADDRESS={name}:5432"),
             format!("HOWDAH_RESTAPI_CONNECT_ADDRESS={name}:8008"),
-            format!("HOWDAH_TTL={}", TTL.as_secs()),
+            format!("HOWDAH_TTL={}", self.ttl.as_secs()),
             "HOWDAH_LOOP_WAIT=1".to_owned(),
             "HOWDAH_RETRY_TIMEOUT=2".to_owned(),
             store.to_owned(),
