@@ -129,7 +129,9 @@ impl Agent {
         }
         // Whoever asks for a new copy does not want the old one.
         match self.clone_source() {
-            Ok(from) => self.begin_request(Job::Clone { from, keep: false }, "a new copy was asked for", None),
+            Ok(from) => {
+                self.begin_request(Job::Clone { from, keep: false }, "a new copy was asked for", None)
+            }
             Err(refused) => warn!(%refused, "the new copy that was asked for is not made"),
         }
     }

@@ -54,8 +54,5 @@ pub fn exec(program: &OsStr, arguments: &[OsString]) -> io::Error {
 #[must_use]
 pub fn become_this_binary(arguments: &[OsString]) -> io::Error {
     let name = std::env::args_os().next().unwrap_or_else(|| "howdah".into());
-    Command::new(super::THIS_BINARY)
-        .arg0(name)
-        .args(arguments)
-        .exec()
+    Command::new(super::THIS_BINARY).arg0(name).args(arguments).exec()
 }

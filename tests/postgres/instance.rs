@@ -206,7 +206,9 @@ impl Member {
         let progress = watch::Sender::new(None);
         let (from, dynamic) = (self.upstream(), dynamic(json!({})));
         let cancel = CancellationToken::new();
-        let copy = replica.instance.copy_from(&from, false, &dynamic, &progress, &cancel);
+        let copy = replica
+            .instance
+            .copy_from(&from, false, &dynamic, &progress, &cancel);
         copy.await.unwrap();
         replica
             .start(StartAs::Replica(Some(from)), &dynamic)
