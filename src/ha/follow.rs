@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clock::Boottime,
-    model::{Cluster, MemberName, Timeline},
+    model::{Cluster, MemberName, Timeline, switch_point},
 };
 
 /// A replica that has not streamed for this long is compared with its leader (again).
@@ -20,6 +20,8 @@ const NOT_STREAMING: Duration = Duration::from_secs(3);
 const PROBE_FRESH: Duration = Duration::from_secs(1);
 /// Least time after which a replica that stands still, or does not answer, is not expected to get over it by itself.
 const STUCK: Duration = Duration::from_secs(60);
+/// How long a replica that may have parted from its leader waits for it to answer before it tries to stream unasked.
+const WAIT_FOR_ANSWER: Duration = Duration::from_secs(10);
 /// Pause between attempts to copy for a replica that can at least be read from.
 const COPY_AGAIN: Duration = Duration::from_secs(600);
 /// Least time a replica may take to become consistent while its leader answers.
@@ -58,6 +60,9 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     };
     let at = |upstream: &Upstream| (upstream.host.clone(), upstream.port);
     if *upstream != wanted.as_ref().map(at) {
+        if may_have_parted(running, cluster) && !compared(cluster, memory, leader) && patient(memory, now) {
+            return compare(view, cluster, memory, running, leader, false, now);
+        }
         let because = match &wanted {
             Some(wanted) => format!("following '{}'", wanted.member),
             None => "tagged nostream, living from the archive".to_owned(),
@@ -65,6 +70,38 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         return Plan::act(because, [Action::Follow(wanted)]).again_in(Duration::from_millis(500));
     }
     compare(view, cluster, memory, running, leader, *streaming, now)
+}
+
+/// A replica that goes on streaming from another upstream has nothing of its own. One that was started with nobody to
+/// follow may have been a primary until then; and where `/history` says that our timeline ended before our position, we
+/// have parted for certain. Such a one must not be told to stream before it was compared: it would be seen, and read
+/// from, as a replica of a history it does not have.
+fn may_have_parted(running: &Running, cluster: &Cluster) -> bool {
+    let Standing::Replica {
+        replayed, upstream, ..
+    } = &running.standing
+    else {
+        return false;
+    };
+    let rows = cluster.history.as_deref().unwrap_or_default();
+    let beyond = switch_point(rows, running.timeline).is_some_and(|end| *replayed > end);
+    upstream.is_none() || beyond
+}
+
+/// Whether the present timeline of this leader was already compared with ours.
+fn compared(cluster: &Cluster, memory: &Memory, leader: &MemberName) -> bool {
+    memory.compared_with.as_ref() == Some(&(leader.clone(), published_timeline(cluster, leader)))
+}
+
+fn published_timeline(cluster: &Cluster, leader: &MemberName) -> Timeline {
+    let member = cluster.member(leader);
+    member.and_then(|m| m.data.timeline).unwrap_or(Timeline::UNKNOWN)
+}
+
+/// A leader that can be streamed from but not asked must not keep a replica away for ever.
+fn patient(memory: &Memory, now: Boottime) -> bool {
+    let since = memory.not_streaming_since;
+    since.is_none_or(|since| now.since(since) < WAIT_FOR_ANSWER)
 }
 
 /// Has the leader a history we do not fit into?
@@ -77,11 +114,8 @@ fn compare(
     streaming: bool,
     now: Boottime,
 ) -> Plan {
-    let published = cluster
-        .member(leader)
-        .and_then(|m| m.data.timeline)
-        .unwrap_or(Timeline::UNKNOWN);
-    let compared = memory.compared_with.as_ref() == Some(&(leader.clone(), published));
+    let published = published_timeline(cluster, leader);
+    let compared = compared(cluster, memory, leader);
     // Who never streams is compared once with each timeline of each leader.
     let stuck = !view.tags.nostream()
         && memory

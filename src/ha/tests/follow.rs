@@ -92,6 +92,30 @@ fn a_replica_that_does_not_stream_compares_itself_with_the_leader() {
     check(apart(100).leader_on("z", 1), &asked, DROP, "comparing");
 }
 
+/// Who was demoted for want of the DCS runs with nobody to follow, and may have been alone with its last commits.
+#[test]
+fn a_replica_that_may_have_parted_is_compared_before_it_is_told_to_stream() {
+    let asked = [Action::ProbeLeader(at("a"))];
+    let alone = theirs().running_replica(1001);
+    check(alone.clone(), &asked, DROP, "comparing");
+    check(
+        alone.clone().leader_on("a", 2),
+        &[Action::Begin(Job::Rewind(at("a")))],
+        DROP,
+        "rewinding",
+    );
+    // It fits: now it may stream.
+    let fits = theirs().running_replica(1000).leader_on("a", 2);
+    check(fits.next(), &[Action::Follow(Some(at("a")))], DROP, "following 'a'");
+    // What the cluster's history says counts for one that streamed from another member too.
+    let of_another = |position| theirs().timeline(2).mine(1).replica("c").replica_of("c", position, false);
+    check(of_another(1000), &[Action::Follow(Some(at("a")))], DROP, "following 'a'");
+    check(of_another(1001), &asked, DROP, "comparing");
+    // A leader that can be streamed from but not asked does not keep it away for ever.
+    let unasked = alone.memory(|m| m.not_streaming_since = Some(NOW.minus(secs(10))));
+    check(unasked, &[Action::Follow(Some(at("a")))], DROP, "following 'a'");
+}
+
 #[test]
 fn data_within_the_leaders_history_is_followed_and_not_compared_again() {
     let same = apart(1000).leader_on("a", 2);
