@@ -92,8 +92,6 @@ fn in_force(started: &Config, later: Config) -> Config {
             bin_names: old.postgresql.bin_names,
             database: old.postgresql.database,
             pgpass: old.postgresql.pgpass,
-            use_unix_socket: old.postgresql.use_unix_socket,
-            use_unix_socket_repl: old.postgresql.use_unix_socket_repl,
             authentication: Authentication {
                 superuser: renamed(later_roles.superuser, &old_roles.superuser),
                 replication: renamed(later_roles.replication, &old_roles.replication),
