@@ -8,11 +8,11 @@ use tracing::{error, info, warn};
 
 use crate::{
     clock::Boottime,
-    ha::{Finished, Job, RunningJob},
+    ha::{Failure, Finished, Job, RunningJob},
 };
 
 /// What a job says at its end.
-pub(super) type Outcome = Result<(), String>;
+pub(super) type Outcome = Result<(), Failure>;
 
 /// At most one job.
 #[derive(Debug, Default)]
@@ -81,16 +81,17 @@ impl JobSlot {
             Ok(outcome) => outcome,
             Err(failure) if failure.is_panic() => {
                 error!(job = running.job.name(), "panicked");
-                Err("it panicked, this is a bug".to_owned())
+                Err(Failure::Failed("it panicked, this is a bug".to_owned()))
             }
-            Err(_) => Err("it was aborted".to_owned()),
+            Err(_) => Err(Failure::Failed("it was aborted".to_owned())),
         };
         let job = running.job.clone();
         let seconds = Boottime::now().since(running.since).as_secs_f32();
         self.running = None;
         match &outcome {
             Ok(()) => info!(job = job.name(), seconds, "done"),
-            Err(reason) => warn!(job = job.name(), seconds, reason, "failed"),
+            Err(Failure::Cancelled(reason)) => info!(job = job.name(), seconds, reason, "called off"),
+            Err(reason) => warn!(job = job.name(), seconds, %reason, "failed"),
         }
         Finished { job, outcome }
     }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     clock::Boottime,
     dcs::{Dcs, DcsError, Key, When, Written},
-    ha::{self, DemoteMode, Job, StartAs},
+    ha::{self, DemoteMode, Failure, Job, StartAs},
     model::{Dynamic, HistoryRow, Lsn, MemberName, StatusKey, SystemId, Version},
     postgres::{
         datadir::INCOMPLETE,
@@ -67,29 +67,38 @@ const HISTORY_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs one job to its end.
 pub(super) async fn run(job: Job, context: Context, cancel: CancellationToken) -> Outcome {
+    let done = carry_out(job, &context, &cancel).await;
+    // What a step says of itself that was broken off is not why it ended.
+    done.map_err(|failure| match cancel.is_cancelled() {
+        true => Failure::Cancelled(failure.to_string()),
+        false => failure,
+    })
+}
+
+async fn carry_out(job: Job, context: &Context, cancel: &CancellationToken) -> Outcome {
     match job {
-        Job::Bootstrap => bootstrap(&context, &cancel).await,
+        Job::Bootstrap => Ok(bootstrap(context, cancel).await?),
         Job::Clone { from, keep } => {
-            stop_for_repair(&context).await?;
-            context
+            stop_for_repair(context).await?;
+            let copied = context
                 .instance
-                .copy_from(&from, keep, &context.dynamic, &context.progress, &cancel)
-                .await
+                .copy_from(&from, keep, &context.dynamic, &context.progress, cancel);
+            Ok(copied.await?)
         }
         Job::Rewind(to) => {
-            stop_for_repair(&context).await?;
-            context.instance.rewind(&to, &context.dynamic, &cancel).await
+            stop_for_repair(context).await?;
+            context.instance.rewind(&to, &context.dynamic, cancel).await
         }
-        Job::Start(start_as) => start(&context, &start_as, &cancel).await,
-        Job::Restart => restart(&context, &cancel).await,
-        Job::Promote => promote(&context, &cancel).await,
-        Job::Demote { mode, deadline } => demote(&context, mode, deadline, &cancel).await,
+        Job::Start(start_as) => start(context, &start_as, cancel).await,
+        Job::Restart => restart(context, cancel).await,
+        Job::Promote => promote(context, cancel).await,
+        Job::Demote { mode, deadline } => Ok(demote(context, mode, deadline, cancel).await?),
     }
 }
 
 /// A new cluster: data, roles and scripts first, then the identity goes into the store. The lock is taken by the next
 /// turn, as after any other stop: until then postgres was reachable through its Unix socket only.
-async fn bootstrap(context: &Context, cancel: &CancellationToken) -> Outcome {
+async fn bootstrap(context: &Context, cancel: &CancellationToken) -> Result<(), String> {
     let Some(claim) = context.claim else {
         return Err("bootstrapping was not claimed in the DCS".to_owned());
     };
@@ -146,7 +155,7 @@ async fn abandon_claim(dcs: &dyn Dcs, claim: Version) {
     }
 }
 
-fn mark_incomplete(context: &Context) -> Outcome {
+fn mark_incomplete(context: &Context) -> Result<(), String> {
     let marker = context.instance.postmaster().home().data_dir.join(INCOMPLETE);
     files::write_atomic(&marker, b"bootstrap\n", 0o600).map_err(|error| {
         format!(
@@ -157,7 +166,7 @@ fn mark_incomplete(context: &Context) -> Outcome {
 }
 
 /// Before the directory is worked on.
-async fn stop_for_repair(context: &Context) -> Outcome {
+async fn stop_for_repair(context: &Context) -> Result<(), String> {
     let ladder = StopLadder {
         smart: Duration::ZERO,
         fast: Duration::from_secs(10),
@@ -182,7 +191,7 @@ async fn start(context: &Context, start_as: &StartAs, cancel: &CancellationToken
 }
 
 /// The last look before something that makes a primary, on the same clock as the fence.
-fn may_lead(context: &Context, cancel: &CancellationToken) -> Outcome {
+fn may_lead(context: &Context, cancel: &CancellationToken) -> Result<(), String> {
     if cancel.is_cancelled() {
         return Err("cancelled".to_owned());
     }
@@ -216,7 +225,7 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
         if primary {
             release(context).await;
         }
-        return Err("cancelled; postgres is stopped".to_owned());
+        return Err(Failure::Cancelled("cancelled; postgres is stopped".to_owned()));
     }
     start(context, &start_as, cancel).await
 }
@@ -316,10 +325,13 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
     };
     let phases = match promoted {
         Ok(phases) if context.lease.counts() => phases,
-        Ok(_) => return Err(stopped_after(context, "promoted too late, the lock is lost".to_owned()).await),
+        Ok(_) => {
+            let error = "promoted too late, the lock is lost".to_owned();
+            return Err(stopped_after(context, error).await.into());
+        }
         Err(PromoteFailed::NotRequested(error)) => return Err(error),
         // It could become primary at any moment, whoever leads by then.
-        Err(PromoteFailed::Requested(error)) => return Err(stopped_after(context, error).await),
+        Err(PromoteFailed::Requested(error)) => return Err(stopped_after(context, error).await.into()),
     };
     // At once and before anybody is told: a leader that dies now must not be forgotten by a cold start later.
     write_history(context).await;
@@ -372,7 +384,7 @@ async fn demote(
     mode: DemoteMode,
     deadline: Boottime,
     cancel: &CancellationToken,
-) -> Outcome {
+) -> Result<(), String> {
     let begun = Boottime::now();
     let until = Until::of(context, cancel);
     if mode == DemoteMode::Graceful {

@@ -184,6 +184,10 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     if giving_way(memory, now).is_some() && !named(view, cluster) {
         return no("handed the lock over, leaving it to others");
     }
+    // Contract: HA rules §2, row 1; it comes before every request.
+    if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
+        return no("pre_promote refused the promotion, leaving the lock to others");
+    }
     match manual(view, cluster, memory, candidate, now) {
         Some(ruling) => ruling,
         None => own(view, cluster, memory, candidate, now)

@@ -78,6 +78,10 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if behind && !memory.followed {
         return give_up(memory, now, "our timeline is older than the cluster's");
     }
+    if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
+        // Nothing was asked of postgres: it stays the replica it is.
+        return give_up(memory, now, "pre_promote refused the promotion");
+    }
     if memory.promote_failures.0 > 0 {
         // The request to promote still stands: postgres may obey it any moment, so it must be down before the lock is
         // another's.

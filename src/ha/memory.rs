@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{DcsView, DemoteMode, Finished, Job, Local, Standing, StartAs, Upstream, View};
+use super::{DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View};
 use crate::{
     clock::Boottime,
     model::{Cluster, Lsn, MemberName, PgState, Timeline},
@@ -12,8 +12,6 @@ use crate::{
 const REWINDS: u32 = 2;
 /// A copy that did not lead to streaming is not made again for this long: what is wrong is not the data.
 const CLONE_AGAIN: Duration = Duration::from_secs(3600);
-/// How a start fails that no other data could help (`agent::instance`).
-const CONFIGURATION: &str = "configuration:";
 
 /// What one turn tells the next.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -44,6 +42,8 @@ pub struct Memory {
     pub rewinds: u32,
     /// Promotions that failed in a row, and when the last did.
     pub promote_failures: (u32, Boottime),
+    /// When `pre_promote` last said no to a promotion.
+    pub vetoed_at: Option<Boottime>,
     /// Clones that failed in a row, and when the last did.
     pub clone_failures: (u32, Boottime),
     /// Clones that succeeded since this member last streamed, and when the last did.
@@ -160,10 +160,9 @@ impl Memory {
     }
 
     fn note_job(&mut self, view: &View, finished: &Finished, now: Boottime) {
-        let (ok, cancelled) = match &finished.outcome {
-            Ok(()) => (true, false),
-            Err(reason) => (false, reason.contains("cancelled")),
-        };
+        let ok = finished.outcome.is_ok();
+        // What was called off, or came too early, did not fail.
+        let failure = finished.outcome.as_ref().err().filter(|f| !f.proves_nothing());
         match &finished.job {
             Job::Bootstrap => self.followed |= ok,
             Job::Demote { mode, .. } => {
@@ -178,6 +177,10 @@ impl Memory {
             }
             Job::Promote => {
                 self.compared_with = None;
+                if let Some(Failure::Vetoed(_)) = failure {
+                    self.vetoed_at = Some(now);
+                    return;
+                }
                 self.promote_failures = if ok {
                     (0, Boottime(0))
                 } else {
@@ -186,10 +189,9 @@ impl Memory {
             }
             Job::Start(StartAs::Replica(_)) if ok => self.start_failures = (0, Boottime(0)),
             Job::Start(_) | Job::Restart => {
-                // A start that was called off did not fail.
-                if let (Err(reason), false) = (&finished.outcome, cancelled) {
+                if let Some(failure) = failure {
                     self.start_failures = (self.start_failures.0 + 1, now);
-                    self.misconfigured = reason.starts_with(CONFIGURATION);
+                    self.misconfigured = matches!(failure, Failure::Configuration(_));
                 }
             }
             Job::Rewind(to) => {
@@ -198,7 +200,7 @@ impl Memory {
                 if ok {
                     self.rewind_failures = 0;
                     self.rewinds += 1;
-                } else if !cancelled && still_leads(view, &to.member) {
+                } else if failure.is_some() && still_leads(view, &to.member) {
                     self.rewind_failures += 1;
                 }
             }
@@ -211,11 +213,19 @@ impl Memory {
                     self.clone_failures = (0, Boottime(0));
                     (self.rewind_failures, self.rewinds) = (0, 0);
                     self.clones = (self.clones.0 + 1, now);
-                } else if !cancelled {
+                } else if failure.is_some() {
                     self.clone_failures = (self.clone_failures.0 + 1, now);
                 }
             }
         }
+    }
+
+    /// How long this member still leaves the lock to others because `pre_promote` said no (contract: HA rules §2, first
+    /// row).
+    #[must_use]
+    pub(super) fn vetoed(&self, ttl: Duration, now: Boottime) -> Option<Duration> {
+        let left = ttl.saturating_sub(now.since(self.vetoed_at?));
+        (!left.is_zero()).then_some(left)
     }
 
     /// A rewind is still worth trying.

@@ -23,6 +23,7 @@ mod bootstrap;
 mod busy;
 mod down;
 mod election;
+mod failure;
 mod follow;
 mod handover;
 pub mod history;
@@ -40,6 +41,7 @@ mod view;
 
 use std::time::Duration;
 
+pub use failure::Failure;
 pub use memory::Memory;
 pub use plan::{Action, DemoteMode, Job, Plan, StartAs, Upstream};
 pub use view::{

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Action, DemoteMode, Job, Memory, Plan, Upstream, lease};
+use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Upstream, lease};
 use crate::{
     clock::Boottime,
     dcs::Hold,
@@ -270,7 +270,7 @@ pub struct Finished {
     /// What ran.
     pub job: Job,
     /// `Err` with the reason.
-    pub outcome: Result<(), String>,
+    pub outcome: Result<(), Failure>,
 }
 
 /// Everything a decision may rest on.

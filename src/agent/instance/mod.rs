@@ -4,7 +4,7 @@
 //! [`timelines`] knows where the data ends, [`work`] does what takes long (bootstrap, clone, promote), [`rewinding`]
 //! rewinds, [`callbacks`] runs the operator's commands. What should be done is decided in `ha`.
 //!
-//! Failures are texts for people; two kinds begin with a word programs may look at: [`CONFIGURATION`], [`RETRYABLE`].
+//! Failures are texts for people; where a decision depends on the kind, they are a [`Failure`].
 
 mod callbacks;
 mod config_files;
@@ -30,7 +30,7 @@ use tracing::{info, warn};
 use crate::{
     agent::jobs,
     clock::Boottime,
-    ha::{Shutdown, StartAs, Upstream},
+    ha::{Failure, Shutdown, StartAs, Upstream},
     model::{ControlData, Dynamic, Lsn, Timeline},
     postgres::{
         binaries::Binaries,
@@ -48,11 +48,6 @@ use crate::{
 use callbacks::{Callbacks, Event};
 pub use settings::{Account, Settings};
 pub use work::{Progress, PromoteFailed};
-
-/// Begins the text of a failed start whose cause is a configuration PostgreSQL refuses: no repair of the data helps.
-pub const CONFIGURATION: &str = "configuration:";
-/// Begins the text of a failure that says nothing about the data: the same may work a moment later.
-pub const RETRYABLE: &str = "retryable:";
 
 /// Small statements on the local server.
 const SMALL: Duration = Duration::from_secs(2);
@@ -191,7 +186,7 @@ impl Instance {
         dynamic: &Dynamic,
         limit: Duration,
         cancel: &CancellationToken,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         self.release_timelines();
         self.warn_of_attic();
         if let Err(error) = self.settle_tablespaces(OldData::KeepRenamed, None) {
@@ -202,7 +197,8 @@ impl Instance {
             );
         }
         if let DataDir::Unusable(reason) = self.classify() {
-            return Err(format!("data directory {}: {reason}", self.data_dir().display()));
+            let shown = self.data_dir().display();
+            return Err(Failure::Failed(format!("data directory {shown}: {reason}")));
         }
         let control = self.control().await.ok();
         let args = self.write_files(start_as, dynamic, control.as_ref()).await?;
@@ -240,14 +236,13 @@ impl Instance {
         self.callbacks.settle(limit).await;
     }
 
-    /// Starts the process and waits. Without the files being at fault a failure is told as it is; otherwise it begins
-    /// with [`CONFIGURATION`].
+    /// Starts the process and waits.
     async fn launch(
         &self,
         args: Vec<String>,
         limit: Duration,
         cancel: &CancellationToken,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         self.monitor.disconnect().await;
         // Files and arguments are those of the present settings, and so is where the server will listen.
         let settings = self.settings();
@@ -262,13 +257,13 @@ impl Instance {
         };
         // What came before may have taken a while; a start nobody wants any more must not begin now.
         if cancel.is_cancelled() {
-            return Err("cancelled".to_owned());
+            return Err(Failure::Cancelled("cancelled before the start".to_owned()));
         }
         self.postmaster.start(spec).await.map_err(|error| chain(&error))?;
         // Cancel-safe: waiting changes nothing; a cancelled start leaves a starting postmaster, which the loop sees.
         let ready = tokio::select! {
             ready = self.postmaster.wait_ready(limit) => ready,
-            () = cancel.cancelled() => return Err("cancelled".to_owned()),
+            () = cancel.cancelled() => return Err(Failure::Cancelled("cancelled while starting".to_owned())),
         };
         match ready {
             Ok(ready) => {
@@ -280,10 +275,12 @@ impl Instance {
                 Ok(())
             }
             Err(error @ NotReady::Ended { .. }) => match self.fault_of_files(&args).await {
-                Some(reason) => Err(format!("{CONFIGURATION} {reason}")),
-                None => Err(format!("{error}; the reason is in postgres's own lines above")),
+                Some(reason) => Err(Failure::Configuration(reason)),
+                None => Err(Failure::Failed(format!(
+                    "{error}; the reason is in postgres's own lines above"
+                ))),
             },
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(Failure::Failed(error.to_string())),
         }
     }
 

@@ -6,9 +6,9 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Instance, RETRYABLE, chain};
+use super::{Instance, chain};
 use crate::{
-    ha::{StartAs, Upstream},
+    ha::{Failure, StartAs, Upstream},
     model::Dynamic,
     postgres::{
         archive,
@@ -35,7 +35,7 @@ impl Instance {
         to: &Upstream,
         dynamic: &Dynamic,
         cancel: &CancellationToken,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         self.refuse_attic("pg_rewind")?;
         self.write_passfile(to)?;
         self.leader_is_ready(to, cancel).await?;
@@ -49,9 +49,10 @@ impl Instance {
             if let Err(error) = self.conf().set_standby(was_standby) {
                 warn!(error = chain(&error), "could not put standby.signal back");
             }
-            return Err(error);
+            return Err(Failure::Failed(error));
         }
-        self.write_files(&role, dynamic, None).await.map(drop)
+        self.write_files(&role, dynamic, None).await?;
+        Ok(())
     }
 
     async fn rewind_with(
@@ -156,7 +157,8 @@ impl Instance {
 
     /// pg_rewind judges by the source's control file, which names the new timeline only after a checkpoint
     /// (documentation of pg_rewind, "Notes"): before that it would find nothing to rewind.
-    async fn leader_is_ready(&self, leader: &Upstream, cancel: &CancellationToken) -> Result<(), String> {
+    async fn leader_is_ready(&self, leader: &Upstream, cancel: &CancellationToken) -> Result<(), Failure> {
+        let cancelled = || Failure::Cancelled("cancelled before the rewind".to_owned());
         let deadline = Instant::now() + LEADER_CHECKPOINT_LIMIT;
         let mut checkpoint = None;
         loop {
@@ -165,7 +167,7 @@ impl Instance {
                 return Ok(());
             }
             if cancel.is_cancelled() {
-                return Err("cancelled".to_owned());
+                return Err(cancelled());
             }
             if Instant::now() >= deadline {
                 let why = match seen {
@@ -176,17 +178,17 @@ impl Instance {
                     ),
                     Err(error) => error,
                 };
-                return Err(format!(
-                    "{RETRYABLE} the leader {} cannot be rewound to yet: {why}",
+                return Err(Failure::NotYet(format!(
+                    "the leader {} cannot be rewound to yet: {why}",
                     leader.member
-                ));
+                )));
             }
             if seen.is_ok_and(|seen| !seen.in_recovery) && checkpoint.is_none() {
                 checkpoint = Some(self.ask_for_checkpoint(leader));
             }
             // Cancel-safe: a timer.
             tokio::select! {
-                () = cancel.cancelled() => return Err("cancelled".to_owned()),
+                () = cancel.cancelled() => return Err(cancelled()),
                 () = sleep(PROBE_EVERY) => {}
             }
         }

@@ -15,7 +15,7 @@ use super::{
     chain, lock,
 };
 use crate::{
-    ha::{StartAs, Upstream},
+    ha::{Failure, StartAs, Upstream},
     model::{Dynamic, SystemId},
     postgres::{
         clone,
@@ -118,7 +118,9 @@ impl Instance {
     ) -> Result<(), String> {
         let mut args = self.write_files(&StartAs::Primary, dynamic, None).await?;
         args.push("--listen_addresses=".to_owned());
-        self.launch(args, FIRST_START_LIMIT, cancel).await?;
+        self.launch(args, FIRST_START_LIMIT, cancel)
+            .await
+            .map_err(|failure| failure.to_string())?;
         // Any other database has yet to be created.
         self.monitor.retarget(settings.local_target(MAINTENANCE)).await;
         self.create_roles(settings).await?;
@@ -356,8 +358,9 @@ impl Instance {
         cancel: &CancellationToken,
     ) -> Result<String, PromoteFailed> {
         let settings = self.settings();
+        let cancelled = || PromoteFailed::NotRequested(Failure::Cancelled("cancelled".to_owned()));
         if cancel.is_cancelled() {
-            return Err(PromoteFailed::NotRequested("cancelled".to_owned()));
+            return Err(cancelled());
         }
         callbacks::ask(
             "pre_promote",
@@ -366,12 +369,13 @@ impl Instance {
             cancel,
         )
         .await
-        .map_err(PromoteFailed::NotRequested)?;
+        .map_err(|error| PromoteFailed::NotRequested(Failure::Vetoed(error)))?;
         // It may have taken a while; the lock may be gone.
         if cancel.is_cancelled() {
-            return Err(PromoteFailed::NotRequested("cancelled".to_owned()));
+            return Err(cancelled());
         }
-        self.occupy_timelines().map_err(PromoteFailed::NotRequested)?;
+        self.occupy_timelines()
+            .map_err(|error| PromoteFailed::NotRequested(error.into()))?;
         let done = match promote::promote(&self.postmaster, &self.monitor, limit, cancel).await {
             Ok(done) => done,
             Err(error) if error.requested() => {
@@ -380,7 +384,7 @@ impl Instance {
             }
             Err(error) => {
                 self.release_timelines();
-                return Err(PromoteFailed::NotRequested(chain(&error)));
+                return Err(PromoteFailed::NotRequested(chain(&error).into()));
             }
         };
         self.release_timelines();
@@ -408,7 +412,7 @@ impl Instance {
 pub enum PromoteFailed {
     /// Nothing was asked of postgres: it is the replica it was.
     #[error("{0}")]
-    NotRequested(String),
+    NotRequested(Failure),
     /// Postgres was asked and may become a primary at any later moment.
     #[error("{0}")]
     Requested(String),
@@ -419,14 +423,6 @@ impl PromoteFailed {
     #[must_use]
     pub const fn requested(&self) -> bool {
         matches!(self, Self::Requested(_))
-    }
-}
-
-impl From<PromoteFailed> for String {
-    fn from(failed: PromoteFailed) -> Self {
-        match failed {
-            PromoteFailed::NotRequested(reason) | PromoteFailed::Requested(reason) => reason,
-        }
     }
 }
 

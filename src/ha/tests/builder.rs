@@ -417,7 +417,11 @@ impl Build {
     }
 
     pub(super) fn finished(self, job: Job, ok: bool) -> Self {
-        let outcome = if ok { Ok(()) } else { Err("it did".to_owned()) };
+        let outcome = if ok {
+            Ok(())
+        } else {
+            Err("it did".to_owned().into())
+        };
         self.change(|view| view.finished = Some(Finished { job, outcome }))
     }
 

@@ -2,7 +2,7 @@
 
 use super::builder::*;
 use crate::{
-    ha::{Action, Job, Local, StartAs},
+    ha::{Action, Failure, Job, Local, StartAs},
     model::{DbState, Lsn, Timeline},
 };
 
@@ -160,9 +160,9 @@ fn a_directory_that_does_not_start_is_compared_with_the_leader_before_anything_i
 
 #[test]
 fn a_mistake_in_the_configuration_costs_no_data() {
-    let start_failed = |reason: &str| {
+    let start_failed = |failure: Failure| {
         let job = Job::Start(StartAs::Replica(Some(at("a"))));
-        let outcome = Err(reason.to_owned());
+        let outcome = Err(failure);
         failing()
             .memory(|m| m.start_failures = (5, NOW))
             .change(|view| view.finished = Some(crate::ha::Finished { job, outcome }))
@@ -170,8 +170,13 @@ fn a_mistake_in_the_configuration_costs_no_data() {
             .later(secs(10))
             .leader_on("a", 1)
     };
-    check(start_failed("postgres ended"), &clone(), DROP, "does not start");
-    let mistaken = start_failed("configuration: unrecognized parameter \"x\"");
+    check(
+        start_failed(Failure::Failed("postgres ended".into())),
+        &clone(),
+        DROP,
+        "does not start",
+    );
+    let mistaken = start_failed(Failure::Configuration("unrecognized parameter \"x\"".into()));
     check(mistaken, &start(Some("a")), DROP, "following");
     // What was called off did not fail.
     let cancelled = theirs()
@@ -179,7 +184,7 @@ fn a_mistake_in_the_configuration_costs_no_data() {
         .change(|view| {
             view.finished = Some(crate::ha::Finished {
                 job: Job::Start(StartAs::Replica(None)),
-                outcome: Err("cancelled".to_owned()),
+                outcome: Err(Failure::Cancelled("by the plan".into())),
             });
         })
         .plan();
@@ -214,26 +219,29 @@ fn a_copy_that_did_not_help_is_not_made_again_and_again() {
 #[test]
 fn a_rewind_counts_as_failed_only_if_its_source_was_there() {
     let diverged = || theirs().crashed_primary().leader_on("a", 2);
-    let ended = |build: Build, reason: &str| {
-        let (job, outcome) = (Job::Rewind(at("a")), Err(reason.to_owned()));
+    let ended = |build: Build, failure: Failure| {
+        let (job, outcome) = (Job::Rewind(at("a")), Err(failure));
         build.change(|view| view.finished = Some(crate::ha::Finished { job, outcome }))
     };
     check(
-        ended(diverged(), "pg_rewind failed"),
+        ended(diverged(), Failure::Failed("pg_rewind failed".into())),
         &clone(),
         DROP,
         "did not help",
     );
-    check(
-        ended(diverged(), "pg_rewind was cancelled"),
-        &rewind(),
-        DROP,
-        "rewinding",
-    );
+    for failure in [
+        Failure::Cancelled("by the plan".into()),
+        Failure::NotYet("the leader has not made its checkpoint".into()),
+    ] {
+        check(ended(diverged(), failure), &rewind(), DROP, "rewinding");
+    }
     let mut stopped = member("a");
     stopped.data.state = crate::model::PgState::Stopped;
     check(
-        ended(diverged().with(stopped), "connection closed"),
+        ended(
+            diverged().with(stopped),
+            Failure::Failed("connection closed".into()),
+        ),
         &rewind(),
         DROP,
         "rewinding",

@@ -106,10 +106,26 @@ fn a_replica_that_may_have_parted_is_compared_before_it_is_told_to_stream() {
     );
     // It fits: now it may stream.
     let fits = theirs().running_replica(1000).leader_on("a", 2);
-    check(fits.next(), &[Action::Follow(Some(at("a")))], DROP, "following 'a'");
+    check(
+        fits.next(),
+        &[Action::Follow(Some(at("a")))],
+        DROP,
+        "following 'a'",
+    );
     // What the cluster's history says counts for one that streamed from another member too.
-    let of_another = |position| theirs().timeline(2).mine(1).replica("c").replica_of("c", position, false);
-    check(of_another(1000), &[Action::Follow(Some(at("a")))], DROP, "following 'a'");
+    let of_another = |position| {
+        theirs()
+            .timeline(2)
+            .mine(1)
+            .replica("c")
+            .replica_of("c", position, false)
+    };
+    check(
+        of_another(1000),
+        &[Action::Follow(Some(at("a")))],
+        DROP,
+        "following 'a'",
+    );
     check(of_another(1001), &asked, DROP, "comparing");
     // A leader that can be streamed from but not asked does not keep it away for ever.
     let unasked = alone.memory(|m| m.not_streaming_since = Some(NOW.minus(secs(10))));

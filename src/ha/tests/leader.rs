@@ -2,7 +2,7 @@
 
 use super::builder::*;
 use crate::{
-    ha::{Action, DemoteMode, Job, Silence, StartAs},
+    ha::{Action, DemoteMode, Failure, Job, Silence, StartAs},
     model::{SystemId, Version},
 };
 
@@ -89,6 +89,26 @@ fn an_older_timeline_gives_the_lock_up_unless_we_followed_a_leader() {
     // And having given it up, it is not taken again.
     let free = behind.next().cluster(|c| c.leader = None).later(secs(60));
     waits(free, "older than the cluster's");
+}
+
+/// Contract: HA rules §2, first row, and §3. Nothing was asked of postgres, so it is not stopped either.
+#[test]
+fn a_promotion_that_pre_promote_refuses_leaves_the_lock_to_others_for_ttl() {
+    let finished = crate::ha::Finished {
+        job: Job::Promote,
+        outcome: Err(Failure::Vetoed("pre_promote: exit status 1".into())),
+    };
+    let vetoed = ours()
+        .running_replica(100)
+        .change(|view| view.finished = Some(finished));
+    check(vetoed.clone(), RELEASE, DROP, "pre_promote refused");
+    let free = |after| {
+        let build = vetoed.clone().next().cluster(|c| c.leader = None).later(after);
+        build.optime(100).seen("a").peers(&[])
+    };
+    waits(free(secs(29)), "pre_promote refused");
+    let lead = [Action::AcquireLock, Action::Begin(Job::Promote)];
+    check(free(secs(30)), &lead, KEEP, "no reachable member is ahead");
 }
 
 #[test]

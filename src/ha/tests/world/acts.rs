@@ -1,6 +1,7 @@
 //! What a plan's steps and jobs do to the model.
 
 use super::*;
+use crate::ha::Failure;
 
 impl World {
     /// Carries out one step; `false` ends the turn.
@@ -62,7 +63,7 @@ impl World {
                 if let Some((running, _)) = node.job.take() {
                     node.finished = Some(Finished {
                         job: running.job,
-                        outcome: Err("cancelled".to_owned()),
+                        outcome: Err(Failure::Cancelled("by the plan".into())),
                     });
                     node.next = now;
                 }
@@ -109,7 +110,7 @@ impl World {
         let Some((running, _)) = self.node(name).job.take_if(|(_, end)| *end <= now) else {
             return;
         };
-        let outcome = self.carry_out(name, &running.job);
+        let outcome = self.carry_out(name, &running.job).map_err(Failure::from);
         let node = self.node(name);
         node.next = now;
         node.finished = Some(Finished {
