@@ -37,16 +37,6 @@ enum Command {
     /// The agent; started by init.
     #[command(hide = true)]
     Agent,
-    /// Init alone, once the configuration was found good and root was dropped; what `run` becomes.
-    #[command(hide = true)]
-    Supervise {
-        /// Directives of the log.
-        #[arg(long)]
-        level: String,
-        /// Log in JSON.
-        #[arg(long)]
-        json: bool,
-    },
     /// Check the environment and print every setting with where it comes from; secrets are hidden.
     Check,
     /// Run any program under Howdah's init: reaped, signalled, restarted when it crashes.
@@ -62,7 +52,16 @@ enum Command {
     Cli(cli::Command),
 }
 
+/// First argument of what `run` becomes: init alone. The second has the directives of the log, the third its format.
+/// Nobody types it, and it is read without the parser of the command line, which would stay in memory for it.
+const SUPERVISE: &str = "supervise";
+
 fn main() -> ExitCode {
+    let mut given = std::env::args().skip(1);
+    if given.next().as_deref() == Some(SUPERVISE) {
+        let level = given.next().unwrap_or_default();
+        return supervise(&level, given.next().as_deref() == Some("json")).into();
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return usage(&error).into(),
@@ -70,7 +69,6 @@ fn main() -> ExitCode {
     match arguments.command.unwrap_or(Command::Run) {
         Command::Run => run_member(),
         Command::Agent => run_agent(),
-        Command::Supervise { level, json } => supervise(&level, json),
         Command::Check => run_check(),
         Command::Init { exec: true, command } => become_program(&command),
         Command::Init { exec: false, command } => {
@@ -123,10 +121,11 @@ fn run_member() -> Exit {
     let prepared = drop_root(&config);
     let level = config.log.directives();
     if prepared.is_ok() {
-        let mut arguments = vec!["supervise".into(), "--level".into(), OsString::from(&level)];
-        if format(&config) == telemetry::Format::Json {
-            arguments.push("--json".into());
-        }
+        let format = match config.log.format {
+            LogFormat::Plain => "plain",
+            LogFormat::Json => "json",
+        };
+        let arguments = [SUPERVISE, &level, format].map(OsString::from);
         // Returns only when that is not possible; then this process does it as it is.
         let _not_possible = init::become_this_binary(&arguments);
     }
@@ -134,6 +133,7 @@ fn run_member() -> Exit {
 }
 
 fn supervise(level: &str, json: bool) -> Exit {
+    init::call_this_process(c"howdah");
     let format = if json {
         telemetry::Format::Json
     } else {
@@ -203,6 +203,7 @@ fn become_program(command: &[OsString]) -> Exit {
 
 /// The agent: two threads are enough, and a third party that blocks one must not stop the loop.
 fn run_agent() -> Exit {
+    init::call_this_process(c"howdah-agent");
     // First of all: children inherit the mask.
     let mask = init::reset_signal_mask();
     let loaded = match load() {

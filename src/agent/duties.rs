@@ -7,7 +7,7 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{Agent, jobs::store_history};
+use super::{Agent, execute::in_time, jobs::store_history};
 use crate::{
     clock::Boottime,
     dcs::{Key, When},
@@ -44,7 +44,7 @@ impl Agent {
         }
         match serde_json::to_string(&status) {
             Ok(text) => {
-                if let Err(error) = self.dcs.write(Key::Status, &text, When::Always).await {
+                if let Err(error) = in_time(self.dcs.write(Key::Status, &text, When::Always)).await {
                     warn!(%error, "could not write /status");
                 }
             }
@@ -66,7 +66,7 @@ impl Agent {
         ) else {
             return;
         };
-        if let Err(error) = store_history(&*self.dcs, &rows).await {
+        if let Err(error) = in_time(store_history(&*self.dcs, &rows)).await {
             warn!(%error, "could not write /history");
         }
     }

@@ -8,7 +8,7 @@ use super::{Agent, Step, handle::Request, jobs};
 use crate::{
     client::{Client, probe_peers},
     clock::Boottime,
-    dcs::{Key, When, Written},
+    dcs::{DcsError, Key, When, Written},
     ha::{Action, DcsView, Job, LeaderFacts, LeaderProbe, Peers, Plan, Shutdown, Upstream, View},
     model::{MemberName, SystemId, Version},
 };
@@ -17,6 +17,8 @@ use crate::{
 /// a dead one, by every election.
 const PEER_LIMIT: Duration = Duration::from_secs(1);
 const VANISHED_LIMIT: Duration = Duration::from_millis(300);
+/// How long one write may keep the loop.
+const WRITE_LIMIT: Duration = Duration::from_secs(2);
 /// Patience with the leader's postgres.
 const LEADER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -80,7 +82,7 @@ impl Agent {
                 Done::Yes
             }
             Action::ClaimInitialize => {
-                let written = self.dcs.write(Key::Initialize, "", When::Absent).await;
+                let written = in_time(self.dcs.write(Key::Initialize, "", When::Absent)).await;
                 self.claim = match &written {
                     Ok(Written::Yes(version)) => Some(*version),
                     Ok(Written::Refused) | Err(_) => None,
@@ -89,7 +91,7 @@ impl Agent {
             }
             Action::WriteInitialize(id, version) => self.write_initialize(id, *version).await,
             Action::AbandonInitialize(version) => {
-                answer(self.dcs.delete(Key::Initialize, When::Version(*version)).await)
+                answer(in_time(self.dcs.delete(Key::Initialize, When::Version(*version))).await)
             }
             Action::WriteConfig => {
                 let text = serde_json::Value::Object(self.dynamic.raw.clone()).to_string();
@@ -121,7 +123,7 @@ impl Agent {
     }
 
     async fn write(&self, key: Key, value: &str, when: When) -> Done {
-        answer(self.dcs.write(key, value, when).await)
+        answer(in_time(self.dcs.write(key, value, when)).await)
     }
 
     async fn follow(&mut self, upstream: Option<&Upstream>) -> Done {
@@ -218,7 +220,7 @@ async fn probe_all(
     }
 }
 
-fn lock(answer: Result<bool, crate::dcs::DcsError>, lost: &str) -> Done {
+fn lock(answer: Result<bool, DcsError>, lost: &str) -> Done {
     match answer {
         Ok(true) => Done::Yes,
         Ok(false) => Done::Refused(lost.to_owned()),
@@ -226,7 +228,20 @@ fn lock(answer: Result<bool, crate::dcs::DcsError>, lost: &str) -> Done {
     }
 }
 
-fn answer(written: Result<Written, crate::dcs::DcsError>) -> Done {
+/// A write of the loop. The store would go on trying for `retry_timeout`; the loop has more to look after meanwhile, and
+/// what was not written is written by a later turn.
+pub(super) async fn in_time<T>(write: impl Future<Output = Result<T, DcsError>>) -> Result<T, DcsError> {
+    tokio::time::timeout(WRITE_LIMIT, write)
+        .await
+        .unwrap_or_else(|_| {
+            Err(DcsError::Timeout {
+                endpoint: "the DCS".to_owned(),
+                waited: WRITE_LIMIT,
+            })
+        })
+}
+
+fn answer(written: Result<Written, DcsError>) -> Done {
     match written {
         Ok(Written::Yes(_)) => Done::Yes,
         Ok(Written::Refused) => Done::Refused("it was changed meanwhile".to_owned()),

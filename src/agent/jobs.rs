@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    instance::{Instance, Progress, PromoteFailed, chain},
+    instance::{Instance, Progress, PromoteFailed, UNFINISHED, chain},
     job::Outcome,
     lease::Lease,
 };
@@ -157,7 +157,7 @@ async fn abandon_claim(dcs: &dyn Dcs, claim: Version) {
 
 fn mark_incomplete(context: &Context) -> Result<(), String> {
     let marker = context.instance.postmaster().home().data_dir.join(INCOMPLETE);
-    files::write_atomic(&marker, b"bootstrap\n", 0o600).map_err(|error| {
+    files::write_atomic(&marker, UNFINISHED, 0o600).map_err(|error| {
         format!(
             "could not mark the new data directory as unused: {}",
             chain(&error)

@@ -322,7 +322,16 @@ impl Agent {
         let mut changes = self.dcs.changes();
         loop {
             lease.beat();
-            let wait = match lease.while_it_lasts(Box::pin(self.turn())).await {
+            // Cancel-safe: a signal is kept until it is returned, and a turn that is cut short is done again.
+            let turned = tokio::select! {
+                biased;
+                signal = signals.next() => {
+                    lease.while_it_lasts(Box::pin(self.signal(signal))).await;
+                    continue;
+                }
+                turned = lease.while_it_lasts(Box::pin(self.turn())) => turned,
+            };
+            let wait = match turned {
                 Some(Ok(wait)) => wait,
                 Some(Err(exit)) => return exit,
                 None => {

@@ -208,7 +208,7 @@ async fn assemble(
     let listen = &config.restapi.listen;
     let listeners = api::bind_all(&listen.hosts, listen.port)
         .await
-        .map_err(|error| refuse(Exit::Permission, error.to_string()))?;
+        .map_err(|error| refuse(Exit::Permission, format!("{error} (HOWDAH_RESTAPI_LISTEN)")))?;
     let (dcs, embedded) = store(&config).await?;
     let ttl = dcs.lease_ttl(config.bootstrap.timing.ttl);
     let dcs: Arc<dyn Dcs> = Arc::new(dcs);

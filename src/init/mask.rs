@@ -49,6 +49,12 @@ pub fn exec(program: &OsStr, arguments: &[OsString]) -> io::Error {
     }
 }
 
+/// The name `ps` and `top` show; a binary started as `/proc/self/exe` would be called `exe`.
+pub fn call_this_process(name: &std::ffi::CStr) {
+    // Without it nothing is lost but a good name.
+    let _unnamed = nix::sys::prctl::set_name(name);
+}
+
 /// Becomes this same binary with other arguments, keeping pid, signal mask and the name it was called by. Returns only
 /// if that fails.
 #[must_use]

@@ -30,7 +30,7 @@ mod supervisor;
 use std::ffi::OsString;
 use std::io;
 
-pub use mask::{become_this_binary, exec, reset_signal_mask};
+pub use mask::{become_this_binary, call_this_process, exec, reset_signal_mask};
 pub use state::Limits;
 
 use crate::exit::Exit;

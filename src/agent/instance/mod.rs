@@ -47,7 +47,7 @@ use crate::{
 };
 use callbacks::{Callbacks, Event};
 pub use settings::{Account, Settings};
-pub use work::{Progress, PromoteFailed};
+pub use work::{Progress, PromoteFailed, UNFINISHED};
 
 /// Small statements on the local server.
 const SMALL: Duration = Duration::from_secs(2);

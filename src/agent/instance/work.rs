@@ -56,6 +56,9 @@ const SOURCE_LIMIT: Duration = Duration::from_secs(5);
 /// A copy that stands still for this long is given up.
 const CLONE_STALL: Duration = Duration::from_secs(120);
 
+/// What the marker of an unfinished data directory says when bootstrapping made it.
+pub const UNFINISHED: &[u8] = b"bootstrap\n";
+
 impl Instance {
     /// initdb, roles, database, init scripts. Postgres is stopped again at the end; until then it listens on its
     /// Unix socket only, because this member does not hold the lock yet. A crash on the way leaves a marker, and the
@@ -87,12 +90,18 @@ impl Instance {
         }
         // The marker goes in before the directory is in place: from then on it looks like a data directory.
         let marker = self.data_dir().join(INCOMPLETE);
-        files::write_atomic(&staging.dir().join(INCOMPLETE), b"bootstrap\n", 0o600)
+        files::write_atomic(&staging.dir().join(INCOMPLETE), UNFINISHED, 0o600)
             .map_err(|error| chain(&error))?;
+        // What an attempt before this one has left was never served to anybody: a container that is started again and
+        // again must not fill its volume with it.
+        let old = match std::fs::read(&marker) {
+            Ok(text) if text == UNFINISHED => OldData::Remove,
+            _ => OldData::KeepRenamed,
+        };
         staging
-            .install(OldData::KeepRenamed, &staging::stamp(jiff::Timestamp::now()))
+            .install(old, &staging::stamp(jiff::Timestamp::now()))
             .map_err(|error| chain(&error))?;
-        files::write_atomic(&marker, b"bootstrap\n", 0o600).map_err(|error| chain(&error))?;
+        files::write_atomic(&marker, UNFINISHED, 0o600).map_err(|error| chain(&error))?;
         let prepared = self.prepare(&settings, dynamic, cancel).await;
         let ladder = StopLadder {
             smart: Duration::ZERO,
@@ -284,7 +293,7 @@ impl Instance {
             if let Err(error) = staging.discard() {
                 warn!(error = chain(&error), "could not remove the unfinished copy");
             }
-            return Err(chain(&error));
+            return Err(with_advice(chain(&error)));
         }
         // Whatever happens next, this copy must never be started as a primary.
         files::write_atomic(&staging.dir().join("standby.signal"), b"", 0o600)
@@ -424,6 +433,17 @@ impl PromoteFailed {
     pub const fn requested(&self) -> bool {
         matches!(self, Self::Requested(_))
     }
+}
+
+/// The server's refusal names a role; what a person sets is a variable.
+fn with_advice(error: String) -> String {
+    if error.contains("password authentication failed") {
+        return format!(
+            "{error}; every member needs the same HOWDAH_REPLICATION_PASSWORD (without one it is derived from \
+             HOWDAH_SUPERUSER_PASSWORD)"
+        );
+    }
+    error
 }
 
 /// Passes the copy's own progress on; ends with the copy.
