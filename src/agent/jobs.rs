@@ -21,6 +21,7 @@ use crate::{
         datadir::INCOMPLETE,
         files,
         postmaster::{StopLadder, StopMode},
+        query::WalSender,
     },
 };
 
@@ -43,6 +44,8 @@ pub(super) struct Context {
     pub(super) slots: Vec<String>,
     /// Our name.
     pub(super) me: MemberName,
+    /// Members that may lead after us.
+    pub(super) successors: Vec<MemberName>,
     /// For people who watch.
     pub(super) progress: watch::Sender<Option<Progress>>,
     /// The version of `/initialize` that our claim to bootstrap has.
@@ -59,6 +62,9 @@ const REPLICA_START_LIMIT: Duration = Duration::from_secs(3600);
 /// received has to be replayed first, and giving up would leave a request behind that cannot be taken back.
 const PROMOTE_LEAST: Duration = Duration::from_secs(60);
 const PROMOTE_MOST: Duration = Duration::from_secs(3600);
+/// How long a leader that hands over waits for a successor to stream from it, and the pause between two looks.
+const RECEIVER_WAIT: Duration = Duration::from_secs(2);
+const RECEIVER_EVERY: Duration = Duration::from_millis(50);
 /// Stopping by force where no fence deadline says how much time there is.
 const FORCED_STOP: Duration = Duration::from_secs(3);
 
@@ -270,6 +276,44 @@ async fn checkpoint(context: &Context, limit: Duration, until: &Until<'_>) {
     }
 }
 
+/// A stop sends everything to whoever streams, so nothing is lost with it if a successor does. Right after a change of
+/// leader, or of the network, there may be none for a moment; that moment is waited for.
+async fn await_receiver(context: &Context, limit: Duration, until: &Until<'_>) {
+    if context.successors.is_empty() {
+        return;
+    }
+    let there = async {
+        loop {
+            match context.instance.monitor().observe(limit).await {
+                Ok(view)
+                    if view
+                        .senders
+                        .iter()
+                        .any(|sender| is_successor(sender, &context.successors)) =>
+                {
+                    return;
+                }
+                Ok(_) => tokio::time::sleep(RECEIVER_EVERY).await,
+                // A server that cannot be asked has nothing to be waited for.
+                Err(_) => return,
+            }
+        }
+    };
+    // Cancel-safe: it only looks.
+    tokio::select! {
+        done = timeout(limit, there) => if done.is_err() {
+            warn!(successors = ?context.successors, ?limit, "handing over although no other member streams from here");
+        },
+        because = until.over() => info!(because, "not waiting for a replica that streams"),
+        () = context.hurried.cancelled() => info!("asked to stop fast, not waiting for a replica that streams"),
+    }
+}
+
+fn is_successor(sender: &WalSender, successors: &[MemberName]) -> bool {
+    sender.state.as_deref() == Some("streaming")
+        && successors.iter().any(|name| name.0 == sender.application_name)
+}
+
 /// Stops postgres; when the time is over on the way, by force and before init has to. Returns what ended it.
 async fn stop(
     context: &Context,
@@ -388,6 +432,7 @@ async fn demote(
     let begun = Boottime::now();
     let until = Until::of(context, cancel);
     if mode == DemoteMode::Graceful {
+        await_receiver(context, RECEIVER_WAIT.min(deadline.since(begun) / 4), &until).await;
         // A short checkpoint now makes the one of the shutdown short; clients go on meanwhile.
         checkpoint(context, deadline.since(begun) / 2, &until).await;
     }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     clock::Boottime,
     ha::{Job, Local, Upstream},
-    model::StatusKey,
+    model::{MemberName, StatusKey},
 };
 
 impl Agent {
@@ -186,6 +186,14 @@ impl Agent {
         debug_assert!(begun, "the slot was looked at before");
     }
 
+    fn successors(&self) -> Vec<MemberName> {
+        let members = self.last_cluster.iter().flat_map(|seen| &seen.cluster.members);
+        members
+            .filter(|member| member.name != self.identity.member && !member.tags().nofailover())
+            .map(|member| member.name.clone())
+            .collect()
+    }
+
     /// What a job that begins now works with.
     pub(super) fn job_context(&self, status: StatusKey, start_limit: Option<Duration>) -> jobs::Context {
         jobs::Context {
@@ -200,6 +208,7 @@ impl Agent {
                 .and_then(|seen| seen.cluster.history.clone()),
             slots: self.slots_to_serve(),
             me: self.identity.member.clone(),
+            successors: self.successors(),
             progress: self.progress.clone(),
             claim: self.claim,
             start_limit,

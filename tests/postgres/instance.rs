@@ -348,7 +348,8 @@ async fn a_promotion_skips_timelines_in_use_and_the_crashed_primary_comes_back()
         matches!(&view.place, Where::Primary(primary) if primary.timeline == Timeline(6)),
         "{view:?}"
     );
-    assert!(placeholders(&second.settings.data_dir).is_empty());
+    // They stay: a replica on timeline 1 will ask for each of them.
+    assert_eq!(placeholders(&second.settings.data_dir).len(), 4);
     let (rows, _) = second.instance.history(Timeline(6));
     assert_eq!(rows.iter().map(|row| row.timeline.0).collect::<Vec<_>>(), [1]);
 

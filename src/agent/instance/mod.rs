@@ -187,7 +187,9 @@ impl Instance {
         limit: Duration,
         cancel: &CancellationToken,
     ) -> Result<(), Failure> {
-        self.release_timelines();
+        if matches!(start_as, StartAs::Replica(_)) {
+            self.release_timelines();
+        }
         self.warn_of_attic();
         if let Err(error) = self.settle_tablespaces(OldData::KeepRenamed, None) {
             // The links lead to the right places all the same.
@@ -201,6 +203,9 @@ impl Instance {
             return Err(Failure::Failed(format!("data directory {shown}: {reason}")));
         }
         let control = self.control().await.ok();
+        if let (StartAs::Primary, Some(control)) = (start_as, &control) {
+            self.fill_timelines(control.timeline);
+        }
         let args = self.write_files(start_as, dynamic, control.as_ref()).await?;
         self.launch(args, limit, cancel).await?;
         self.announce_start(start_as);

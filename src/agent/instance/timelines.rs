@@ -105,6 +105,21 @@ impl Instance {
     /// crash of the system nothing has been promoted either.
     pub(super) fn occupy_timelines(&self) -> Result<(), String> {
         let numbers = lock(&self.reserved).clone();
+        self.occupy(numbers)
+    }
+
+    /// A primary has a history file for every number up to its own timeline's: a replica on an older one asks for each
+    /// of them before it follows (`WalRcvFetchTimeLineHistoryFiles` in `walreceiver.c`), and would ask for ever for the
+    /// one of a timeline that only a former leader had. A replica that fetches such a file finds it is no child of its
+    /// own timeline, and goes by the newest.
+    pub(super) fn fill_timelines(&self, timeline: Timeline) {
+        let first = timeline.0.saturating_sub(RESERVED_MAX).max(2);
+        if let Err(error) = self.occupy((first..timeline.0).map(Timeline)) {
+            warn!(error, "replicas on an older timeline may not be able to follow");
+        }
+    }
+
+    fn occupy(&self, numbers: impl IntoIterator<Item = Timeline>) -> Result<(), String> {
         for number in numbers {
             let path = self.data_dir().join("pg_wal").join(number.history_file());
             let mut options = fs::OpenOptions::new();
@@ -124,8 +139,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Removes the files of [`Instance::occupy_timelines`]: a start as a replica would take the newest of them for the
-    /// timeline to follow and fail. A full disk or a crash may have left one shorter than it should be; PostgreSQL never
+    /// Removes those files from a replica: its start would take the newest of them for the timeline to follow and fail. A full disk or a crash may have left one shorter than it should be; PostgreSQL never
     /// writes an empty one.
     pub(super) fn release_timelines(&self) {
         let folder = self.data_dir().join("pg_wal");

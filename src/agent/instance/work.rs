@@ -293,7 +293,7 @@ impl Instance {
             if let Err(error) = staging.discard() {
                 warn!(error = chain(&error), "could not remove the unfinished copy");
             }
-            return Err(with_advice(chain(&error)));
+            return Err(with_advice(&chain(&error)));
         }
         // Whatever happens next, this copy must never be started as a primary.
         files::write_atomic(&staging.dir().join("standby.signal"), b"", 0o600)
@@ -396,7 +396,9 @@ impl Instance {
                 return Err(PromoteFailed::NotRequested(chain(&error).into()));
             }
         };
-        self.release_timelines();
+        if let Ok(control) = self.control().await {
+            self.fill_timelines(control.timeline.max(control.min_recovery_timeline));
+        }
         *lock(&self.role) = Some(StartAs::Primary);
         self.fire(Event::RoleChange, "primary");
         let monitor = self.monitor.clone();
@@ -436,7 +438,9 @@ impl PromoteFailed {
 }
 
 /// The server's refusal names a role; what a person sets is a variable.
-fn with_advice(error: String) -> String {
+fn with_advice(error: &str) -> String {
+    // One line of the log, whatever the program prints.
+    let error = error.trim().replace('\n', "; ");
     if error.contains("password authentication failed") {
         return format!(
             "{error}; every member needs the same HOWDAH_REPLICATION_PASSWORD (without one it is derived from \
