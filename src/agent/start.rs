@@ -448,9 +448,10 @@ async fn start_embedded(config: &Config, own: &config::Embedded) -> Result<embed
         token: config.scope.clone(),
     };
     info!(data_dir = %own.data_dir.display(), members = own.peers.len(), "starting the embedded etcd");
-    embedded::Embedded::start(options)
-        .await
-        .map_err(|error| refuse(Exit::Os, format!("embedded etcd: {}", chain(&error))))
+    embedded::Embedded::start(options).await.map_err(|error| {
+        let exit = if error.is_full() { Exit::Io } else { Exit::Os };
+        refuse(exit, format!("embedded etcd: {}", chain(&error)))
+    })
 }
 
 fn base(config: &Config) -> etcd::Options {

@@ -74,6 +74,14 @@ pub enum EmbeddedError {
     Process(#[from] ProcessError),
 }
 
+impl EmbeddedError {
+    /// There is no room for its data.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Process(error) if error.source.kind() == std::io::ErrorKind::StorageFull)
+    }
+}
+
 impl Peer {
     /// A member with the default ports.
     #[must_use]

@@ -109,7 +109,7 @@ async fn a_volume_too_small_for_a_database_is_named_as_full() {
     let member = Member::alone(&["--tmpfs", small]).await;
     let code = member.wait_exit(SOON).await;
     let log = member.container.log().await;
-    assert_eq!(code, 73, "{log}");
+    assert_eq!(code, 74, "{log}");
     assert!(
         log.contains("disk is full") && log.contains("/var/lib/postgresql"),
         "{log}"

@@ -65,6 +65,7 @@ pub(super) fn prepare(dir: &Path) -> Result<(), ProcessError> {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
             .map_err(failed(what("change the mode of")))?;
     }
+    has_room(dir)?;
     let path = fifo(dir);
     let what = format!("make the FIFO {}", path.display());
     match mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
@@ -77,6 +78,28 @@ pub(super) fn prepare(dir: &Path) -> Result<(), ProcessError> {
         }
         made => made.map_err(|error| failed(what)(error.into())),
     }
+}
+
+/// etcd takes the space of its first log at once and ends in a panic where there is none.
+const ROOM_BYTES: u64 = 72 << 20;
+
+fn has_room(dir: &Path) -> Result<(), ProcessError> {
+    let space = match rustix::fs::statvfs(dir) {
+        Ok(space) if !etcd_dir(dir).join("member").exists() => space,
+        // It has its log already, or nobody can say.
+        _ => return Ok(()),
+    };
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if free >= ROOM_BYTES {
+        return Ok(());
+    }
+    let what = format!(
+        "the disk is full: etcd begins with {} MiB in {}, {} MiB are free",
+        ROOM_BYTES >> 20,
+        dir.display(),
+        free >> 20
+    );
+    Err(failed(what)(io::ErrorKind::StorageFull.into()))
 }
 
 /// A handle on a process that stays valid (and harmless) after its end.
