@@ -21,7 +21,7 @@ use crate::{
         datadir::INCOMPLETE,
         files,
         postmaster::{StopLadder, StopMode},
-        query::WalSender,
+        query::{WalSender, Where},
     },
 };
 
@@ -285,6 +285,8 @@ async fn await_receiver(context: &Context, limit: Duration, until: &Until<'_>) {
     let there = async {
         loop {
             match context.instance.monitor().observe(limit).await {
+                // A replica has nothing to hand over.
+                Ok(view) if !matches!(view.place, Where::Primary(_)) => return,
                 Ok(view)
                     if view
                         .senders
@@ -465,7 +467,7 @@ async fn demote(
 async fn release(context: &Context) {
     let end = context.instance.clean_end().await;
     let text = end.and_then(|end| status_at(&context.status, &context.me, end));
-    if context.lease.hold().is_none() {
+    if !context.lease.may_be_ours() {
         context.lease.forget();
         return;
     }

@@ -65,6 +65,10 @@ pub struct Lease {
     beat: AtomicU64,
     /// The last release got no answer: the key may be there until it expires.
     left_to_expire: AtomicBool,
+    /// A request for the lock was sent and not answered yet, or never.
+    unsure: AtomicBool,
+    /// A hold was given up without asking the store to release it.
+    forgotten: AtomicBool,
 }
 
 impl Lease {
@@ -86,6 +90,8 @@ impl Lease {
             book: Plain::new(book),
             beat: AtomicU64::new(Boottime::now().0),
             left_to_expire: AtomicBool::new(false),
+            unsure: AtomicBool::new(false),
+            forgotten: AtomicBool::new(false),
         })
     }
 
@@ -125,6 +131,28 @@ impl Lease {
         self.left_to_expire.load(Ordering::Relaxed)
     }
 
+    /// The leader key may carry our name: there is a hold, or a request for one whose answer nobody knows.
+    #[must_use]
+    pub fn may_be_ours(&self) -> bool {
+        self.hold().is_some() || self.unsure.load(Ordering::Relaxed)
+    }
+
+    /// The leader key may outlive us, and so must the member key: together they tell a successor of our name that the
+    /// lock is its to go on with.
+    #[must_use]
+    pub fn outlives_us(&self) -> bool {
+        self.left_to_expire() || self.forgotten.load(Ordering::Relaxed) || self.may_be_ours()
+    }
+
+    /// The store was read and the lock is not ours.
+    pub fn seen_elsewhere(&self) {
+        self.forgotten.store(false, Ordering::Relaxed);
+        // Unless a request is under way, whose outcome was not read.
+        if self.turn.try_lock().is_ok() {
+            self.unsure.store(false, Ordering::Relaxed);
+        }
+    }
+
     /// The loop turns. A loop that has not turned for a whole ttl decides nothing any more, so nothing is renewed for
     /// it: the fence ends what it cannot.
     pub fn beat(&self) {
@@ -154,20 +182,30 @@ impl Lease {
             .send_if_modified(|old| std::mem::replace(old, keep) != keep);
     }
 
-    /// Takes the free lock. `Ok(false)`: lost the race.
-    pub async fn acquire(&self) -> Result<bool, DcsError> {
-        let _turn = self.turn.lock().await;
-        let given_up = self.book().given_up;
-        let answer = self.dcs.acquire().await?;
-        Ok(self.wanted(answer, given_up))
+    /// Takes the free lock. `Ok(false)`: lost the race. The answer is noted also when the caller does not wait for it.
+    pub async fn acquire(self: &Arc<Self>) -> Result<bool, DcsError> {
+        let me = Arc::clone(self);
+        uncut(async move {
+            let _turn = me.turn.lock().await;
+            let given_up = me.book().given_up;
+            me.unsure.store(true, Ordering::Relaxed);
+            let answer = me.dcs.acquire().await?;
+            Ok(me.wanted(answer, given_up))
+        })
+        .await
     }
 
-    /// Makes sure of a lock that carries our name.
-    pub async fn renew(&self) -> Result<bool, DcsError> {
-        let _turn = self.turn.lock().await;
-        let given_up = self.book().given_up;
-        let answer = self.dcs.renew().await?;
-        Ok(self.wanted(answer, given_up))
+    /// Makes sure of a lock that carries our name. The answer is noted also when the caller does not wait for it.
+    pub async fn renew(self: &Arc<Self>) -> Result<bool, DcsError> {
+        let me = Arc::clone(self);
+        uncut(async move {
+            let _turn = me.turn.lock().await;
+            let given_up = me.book().given_up;
+            me.unsure.store(true, Ordering::Relaxed);
+            let answer = me.dcs.renew().await?;
+            Ok(me.wanted(answer, given_up))
+        })
+        .await
     }
 
     fn wanted(&self, answer: Lock, given_up: u64) -> bool {
@@ -182,6 +220,9 @@ impl Lease {
     /// whatever the store says, there is no hold afterwards and nothing to fence.
     pub async fn release(&self, status: Option<&str>) -> Result<(), DcsError> {
         self.set_keep(false);
+        // First, so that no hold that counts is left when nobody waits for the answer.
+        self.left_to_expire.store(true, Ordering::Relaxed);
+        self.give_up();
         let released = async {
             let _turn = self.turn.lock().await;
             self.dcs.release(status).await
@@ -192,14 +233,20 @@ impl Lease {
                 waited: RELEASE_LIMIT,
             })
         });
-        self.left_to_expire.store(answer.is_err(), Ordering::Relaxed);
-        self.give_up();
+        if answer.is_ok() {
+            self.left_to_expire.store(false, Ordering::Relaxed);
+            self.unsure.store(false, Ordering::Relaxed);
+            self.forgotten.store(false, Ordering::Relaxed);
+        }
         answer
     }
 
     /// Postgres is certainly down or in recovery: whatever hold there was is not acted on any more, and init has
     /// nothing to watch. The key in the store is left to expire.
     pub fn forget(&self) {
+        if self.hold().is_some() {
+            self.forgotten.store(true, Ordering::Relaxed);
+        }
         self.set_keep(false);
         self.give_up();
     }
@@ -250,6 +297,9 @@ impl Lease {
     /// Takes an answer in, unless the hold was given up since it was asked for.
     fn note(&self, answer: Lock, given_up: u64) -> bool {
         let mut book = self.book();
+        // A lock that was given up while it was asked for may be there all the same.
+        let discarded = matches!(answer, Lock::Held(_)) && book.given_up != given_up;
+        self.unsure.store(discarded, Ordering::Relaxed);
         match answer {
             Lock::Held(_) if book.given_up != given_up => {
                 debug!("the lock was given up before its renewal was answered");
@@ -262,6 +312,7 @@ impl Lease {
                 book.fence_at = Some(fence_at);
                 book.lost_to = None;
                 self.left_to_expire.store(false, Ordering::Relaxed);
+                self.forgotten.store(false, Ordering::Relaxed);
                 self.hold.send_replace(Some(hold));
                 true
             }
@@ -368,6 +419,18 @@ impl Lease {
 /// Its time to be primary has not run out.
 fn counting(hold: &Hold) -> bool {
     Boottime::now() < deadlines(hold).demote_at
+}
+
+/// Runs a request for the lock to its end whatever becomes of the caller: what it did must be known.
+async fn uncut(
+    request: impl Future<Output = Result<bool, DcsError>> + Send + 'static,
+) -> Result<bool, DcsError> {
+    tokio::spawn(request).await.unwrap_or_else(|failure| {
+        Err(DcsError::Answer {
+            endpoint: "the lock".to_owned(),
+            reason: failure.to_string(),
+        })
+    })
 }
 
 fn next_attempt(hold: &Hold, failing: bool, now: Boottime) -> Duration {
@@ -580,6 +643,28 @@ mod tests {
             .await
             .expect("renewed again");
         keeper.abort();
+    }
+
+    /// A signal drops the turn that asked for the lock; what the store did must be known all the same.
+    #[tokio::test]
+    async fn the_answer_to_a_request_nobody_waits_for_is_noted() {
+        let lease = holding_for(Duration::ZERO);
+        lease.forget();
+        assert!(!lease.may_be_ours());
+        {
+            let mut asked = Box::pin(lease.acquire());
+            let once =
+                std::future::poll_fn(|cx| std::task::Poll::Ready(asked.as_mut().poll(cx).is_pending()));
+            assert!(once.await, "the request has only begun");
+        }
+        let mut hold = lease.hold.subscribe();
+        // The value borrows the channel: it must be gone before the release.
+        let noted = timeout(Duration::from_secs(5), hold.wait_for(Option::is_some))
+            .await
+            .is_ok();
+        assert!(noted && lease.may_be_ours());
+        assert!(lease.release(None).await.is_ok());
+        assert!(!lease.may_be_ours() && !lease.outlives_us());
     }
 
     #[test]

@@ -188,6 +188,8 @@ pub struct Agent {
     config_version: Option<Version>,
     /// Postgres has not been given the present dynamic configuration yet.
     unapplied: bool,
+    /// Settings read while a job ran, which works with those of its begin.
+    deferred: Option<instance::Settings>,
     memory: Memory,
     sight: Sight,
     last_cluster: Option<Seen>,
@@ -283,6 +285,7 @@ impl Agent {
             config_version: None,
             memory: Memory::default(),
             unapplied: false,
+            deferred: None,
             sight: Sight {
                 at: Boottime(0),
                 local: Local::Stopping {
@@ -524,6 +527,9 @@ impl Agent {
             at: Boottime::now(),
             epoch_s: u64::try_from(epoch).unwrap_or(0),
         });
+        if !cluster.is_leader(&self.identity.member) {
+            self.lease.seen_elsewhere();
+        }
         // Nothing of ours is in the store before this is known.
         if let Some(exit) = self.namesake_in(cluster).await {
             self.verdict = Some(exit);
@@ -552,6 +558,13 @@ impl Agent {
             self.dcs
                 .set_timing(self.dynamic.timing.ttl, self.dynamic.timing.retry_timeout)
                 .await;
+            // The leader key moves to the new lease before the member key does: whoever starts here next under our name
+            // knows the lock by the two being on one lease.
+            if self.lease.counts()
+                && let Err(error) = self.lease.renew().await
+            {
+                debug!(%error, "could not renew the lock with the new ttl yet");
+            }
         }
     }
 
@@ -580,7 +593,11 @@ impl Agent {
         if !self.unapplied || self.jobs.view().is_some() {
             return;
         }
-        match self.instance.apply(&self.dynamic).await {
+        let applied = match self.deferred.take() {
+            Some(settings) => self.instance.reload(settings, &self.dynamic).await,
+            None => self.instance.apply(&self.dynamic).await,
+        };
+        match applied {
             Ok(()) => self.unapplied = false,
             Err(error) => warn!(error, "could not apply the dynamic configuration to postgres yet"),
         }
@@ -658,7 +675,7 @@ impl Agent {
             debug!(%error, "could not tell init");
         }
         // The key is our namesake's; and a store that refuses us or did not even release the lock is not asked again.
-        if matches!(exit, Exit::DuplicateName | Exit::Unavailable) || self.lease.left_to_expire() {
+        if matches!(exit, Exit::DuplicateName | Exit::Unavailable) || self.lease.outlives_us() {
             return;
         }
         // Best effort: the key would expire by itself.

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::Agent;
 use crate::{
@@ -69,18 +69,20 @@ impl Agent {
     }
 }
 
-/// Whether something answers there that does not say it is somebody else: addresses are given to others in time.
+/// Whether a member of our name and cluster answers there: addresses are given to others in time, and whatever else
+/// answers is no proof of a namesake. (One that says nothing cannot take the lock either: see `dcs::etcd::lock`.)
 async fn speaks_for(client: &Client, api_url: &str, me: &MemberName, scope: &str) -> bool {
     match client.get(api_url, LIMIT).await {
-        Ok(answer) => match somebody_else(&answer, me, scope) {
-            Some(other) => {
+        Ok(answer) => match who(&answer) {
+            Some((name, cluster)) if name == me.0 && cluster == scope => true,
+            other => {
                 info!(
                     address = api_url,
-                    other, "our address of before is another member's now"
+                    ?other,
+                    "our address of before is somebody else's now"
                 );
                 false
             }
-            None => true,
         },
         Err(error) => {
             // A key that is there and an address that is silent: a member that died a moment ago.
@@ -92,15 +94,14 @@ async fn speaks_for(client: &Client, api_url: &str, me: &MemberName, scope: &str
     }
 }
 
-/// Who answered, if it says so and is not of our name and cluster.
-fn somebody_else(answer: &Answer, me: &MemberName, scope: &str) -> Option<String> {
+/// Name and cluster of the member that answered; `None`: what answered is no member, or does not say.
+fn who(answer: &Answer) -> Option<(String, String)> {
     let json = answer.json()?;
     let who = json.get("patroni")?;
-    let (name, cluster) = (who.get("name")?.as_str()?, who.get("scope")?.as_str()?);
-    if name == me.0 && cluster != scope {
-        warn!(cluster, "a member of another cluster answers under our name");
-    }
-    (name != me.0 || cluster != scope).then(|| format!("{cluster}/{name}"))
+    Some((
+        who.get("name")?.as_str()?.to_owned(),
+        who.get("scope")?.as_str()?.to_owned(),
+    ))
 }
 
 #[cfg(test)]
@@ -108,24 +109,23 @@ mod tests {
     use super::*;
     use crate::{agent::handle::fixtures::HEALTHY, api::test_server::server};
 
-    fn said(text: &str) -> Option<String> {
-        let answer = Answer {
+    fn said(text: &str) -> Option<(String, String)> {
+        who(&Answer {
             status: 503,
             body: text.to_owned().into(),
-        };
-        somebody_else(&answer, &"pg1".into(), "demo")
+        })
     }
 
     #[test]
-    fn only_who_says_so_is_somebody_else() {
-        assert_eq!(said(r#"{"patroni":{"name":"pg1","scope":"demo"}}"#), None);
+    fn only_who_says_so_is_a_member() {
+        let said_by = |name: &str, scope: &str| Some((name.to_owned(), scope.to_owned()));
         assert_eq!(
-            said(r#"{"patroni":{"name":"pg2","scope":"demo"}}"#).as_deref(),
-            Some("demo/pg2")
+            said(r#"{"patroni":{"name":"pg1","scope":"demo"}}"#),
+            said_by("pg1", "demo")
         );
         assert_eq!(
-            said(r#"{"patroni":{"name":"pg1","scope":"x"}}"#).as_deref(),
-            Some("x/pg1")
+            said(r#"{"patroni":{"name":"pg2","scope":"x"}}"#),
+            said_by("pg2", "x")
         );
         for unclear in ["", "nonsense", "{}", r#"{"patroni":{}}"#] {
             assert_eq!(said(unclear), None, "{unclear:?}");

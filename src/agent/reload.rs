@@ -49,6 +49,12 @@ impl Agent {
         (self.reread.apply)(&config);
         self.identity = Identity::of(&config);
         let settings = Settings::from_config(&config);
+        // Not beside a job: a promotion or a start would find its files written for another role.
+        if self.jobs.view().is_some() {
+            self.deferred = Some(settings);
+            self.unapplied = true;
+            return;
+        }
         if let Err(error) = self.instance.reload(settings, &self.dynamic).await {
             warn!(error, "could not apply the configuration to postgres yet");
             self.unapplied = true;

@@ -12,6 +12,8 @@ pub(super) fn decide(view: &View, shutdown: Shutdown, now: Boottime) -> Plan {
         Shutdown::HandOver | Shutdown::Fast if !held && view.local.may_write() => {
             (DemoteMode::Offline, view.stop_timeout())
         }
+        // A replica has nothing to hand over, and needs no checkpoint either.
+        Shutdown::HandOver if is_replica(&view.local) => (DemoteMode::Fast, view.stop_timeout()),
         Shutdown::HandOver => (DemoteMode::Graceful, view.stop_timeout()),
         Shutdown::Fast => (DemoteMode::Fast, view.stop_timeout()),
         Shutdown::Immediate => (DemoteMode::Immediate, IMMEDIATE_STOP),
@@ -29,6 +31,14 @@ pub(super) fn decide(view: &View, shutdown: Shutdown, now: Boottime) -> Plan {
         Local::Starting { .. } | Local::Stopping { .. } | Local::Running(_) | Local::Silent { .. } => {
             Plan::begin("asked to stop", Job::Demote { mode, deadline }).keeping(held)
         }
+    }
+}
+
+fn is_replica(local: &Local) -> bool {
+    match local {
+        Local::Running(running) => !running.is_primary(),
+        Local::Silent { primary, .. } | Local::Starting { primary, .. } => !primary,
+        _ => false,
     }
 }
 

@@ -100,7 +100,11 @@ pub async fn promote(
 ) -> Result<Promotion, PromoteError> {
     let begun = Instant::now();
     let deadline = begun + limit;
-    let standby = monitor.in_recovery(limit).await.map_err(PromoteError::Ask)?;
+    // Cancel-safe: nothing was asked for yet.
+    let standby = tokio::select! {
+        standby = monitor.in_recovery(limit) => standby.map_err(PromoteError::Ask)?,
+        () = cancel.cancelled() => return Err(PromoteError::Withdrawn),
+    };
     let prepared = begun.elapsed();
     if !standby {
         return Ok(Promotion {

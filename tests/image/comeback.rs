@@ -43,7 +43,10 @@ async fn after_a_full_stop_the_newest_data_leads_whatever_the_order() {
         }
         let rows = if store == Store::Etcd { "2" } else { "1" };
         for index in 0..3 {
-            assert_eq!(member(index).container.exit_code().await, Ok(0), "{store:?}");
+            let code = member(index).container.exit_code().await.expect("it has ended");
+            // Whoever is last of three etcds has nobody to give the lock back to, and says so if it had taken it.
+            let last = store == Store::Embedded && index == second;
+            assert!(code == 0 || (last && code == 81), "{store:?}: {code}");
         }
         for index in [first, second, leader] {
             member(index).container.start().await;

@@ -187,9 +187,6 @@ impl Instance {
         limit: Duration,
         cancel: &CancellationToken,
     ) -> Result<(), Failure> {
-        if matches!(start_as, StartAs::Replica(_)) {
-            self.release_timelines();
-        }
         self.warn_of_attic();
         if let Err(error) = self.settle_tablespaces(OldData::KeepRenamed, None) {
             // The links lead to the right places all the same.
@@ -203,8 +200,13 @@ impl Instance {
             return Err(Failure::Failed(format!("data directory {shown}: {reason}")));
         }
         let control = self.control().await.ok();
-        if let (StartAs::Primary, Some(control)) = (start_as, &control) {
-            self.fill_timelines(control.timeline);
+        let timeline = control.as_ref().map_or(Timeline::UNKNOWN, |control| {
+            control.timeline.max(control.min_recovery_timeline)
+        });
+        match start_as {
+            StartAs::Primary => self.fill_timelines(timeline),
+            // Those below its own timeline are no choice for it, and a replica of this replica may ask for them.
+            StartAs::Replica(_) => self.release_timelines(timeline),
         }
         let args = self.write_files(start_as, dynamic, control.as_ref()).await?;
         self.launch(args, limit, cancel).await?;

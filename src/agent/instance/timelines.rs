@@ -131,7 +131,7 @@ impl Instance {
             };
             if let Err(error) = written {
                 // Also the one just made, which may be empty.
-                self.release_timelines();
+                self.release_timelines(Timeline::UNKNOWN);
                 return Err(format!("write {}: {error}", path.display()));
             }
             info!(file = %path.display(), "keeping a timeline number free that is in use elsewhere");
@@ -141,7 +141,11 @@ impl Instance {
 
     /// Removes those files from a replica: its start would take the newest of them for the timeline to follow and fail. A full disk or a crash may have left one shorter than it should be; PostgreSQL never
     /// writes an empty one.
-    pub(super) fn release_timelines(&self) {
+    /// Those up to `reached` stay.
+    pub(super) fn release_timelines(&self, reached: Timeline) {
+        let needed: Vec<String> = (2..=reached.0)
+            .map(|number| Timeline(number).history_file())
+            .collect();
         let folder = self.data_dir().join("pg_wal");
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
@@ -149,7 +153,9 @@ impl Instance {
             Err(_) => return,
         };
         for path in entries.flatten().map(|entry| entry.path()) {
-            let is_history = path.extension().is_some_and(|end| end == "history");
+            let name = path.file_name().unwrap_or_default();
+            let is_history = path.extension().is_some_and(|end| end == "history")
+                && needed.iter().all(|needed| name != needed.as_str());
             if is_history
                 && fs::read(&path).is_ok_and(|text| RESERVED.as_bytes().starts_with(&text))
                 && let Err(error) = fs::remove_file(&path)

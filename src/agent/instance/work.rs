@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     ha::{Failure, StartAs, Upstream},
-    model::{Dynamic, SystemId},
+    model::{Dynamic, SystemId, Timeline},
     postgres::{
         clone,
         command::Command,
@@ -70,6 +70,7 @@ impl Instance {
         cancel: &CancellationToken,
     ) -> Result<SystemId, String> {
         let settings = self.settings();
+        self.finish_exchange()?;
         let staging = Staging::prepare(self.data_dir()).map_err(|error| chain(&error))?;
         let input = initdb::Input {
             dir: staging.dir(),
@@ -116,7 +117,19 @@ impl Instance {
         stopped?;
         let id = self.control().await?.system_id;
         std::fs::remove_file(&marker).map_err(|error| format!("remove {}: {error}", marker.display()))?;
+        // A marker that came back after a power failure would make served data count as unfinished.
+        files::sync_dir(self.data_dir()).map_err(|error| chain(&error))?;
         Ok(id)
+    }
+
+    /// An exchange of directories that failed half-way in this process is finished before anything else is done: what it
+    /// was to keep must not be taken for what it was to remove.
+    fn finish_exchange(&self) -> Result<(), String> {
+        match staging::finish_interrupted(self.data_dir()) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err("an earlier exchange of the data directory had to be finished first".to_owned()),
+            Err(error) => Err(chain(&error)),
+        }
     }
 
     async fn prepare(
@@ -263,6 +276,7 @@ impl Instance {
         cancel: &CancellationToken,
     ) -> Result<(), String> {
         let settings = self.settings();
+        self.finish_exchange()?;
         let old = if keep {
             self.refuse_attic("keeping another copy")?;
             OldData::KeepRenamed
@@ -392,7 +406,7 @@ impl Instance {
                 return Err(PromoteFailed::Requested(chain(&error)));
             }
             Err(error) => {
-                self.release_timelines();
+                self.release_timelines(Timeline::UNKNOWN);
                 return Err(PromoteFailed::NotRequested(chain(&error).into()));
             }
         };

@@ -27,6 +27,13 @@ fn a_leader_stops_postgres_and_keeps_the_lock_until_it_is_down() {
             check(build.clone(), &stop, KEEP, "asked to stop");
             check(build.dcs_down_for(secs(1)), &stop, KEEP, "asked to stop");
         }
+        // A replica has nothing to hand over.
+        let mode = if how == Shutdown::HandOver {
+            DemoteMode::Fast
+        } else {
+            mode
+        };
+        let stop = [demote(mode, NOW + secs(allowed))];
         for build in [view().running_replica(1), view().silent(false)] {
             check(build.leader("a").shutdown(how), &stop, DROP, "asked to stop");
         }
