@@ -93,6 +93,20 @@ fn check(done: &Done, words: &[&str]) {
     }
 }
 
+/// Copies the member has made of its leader's data; every replica begins with one.
+async fn copies_of(member: &Member) -> usize {
+    let log = member.container.log().await;
+    log.matches("done job=\"clone\"").count()
+}
+
+async fn await_copy(member: &Member, before: usize) {
+    wait_for("another copy", SOON, async || match copies_of(member).await {
+        now if now > before => Ok(()),
+        now => Err(format!("{now} copies")),
+    })
+    .await;
+}
+
 /// When the member's postmaster was started.
 async fn started(member: &Member) -> Result<String, String> {
     member.sql("SELECT pg_postmaster_start_time()::text").await
@@ -129,16 +143,9 @@ async fn every_command_works_inside_a_container_without_further_arguments() {
     .await;
     assert_eq!(cluster.healthy().await, leader);
 
+    let copies = copies_of(second).await;
     check(&first.cli(&["reinit", &second.name, "--force"]).await, &[]);
-    wait_for("the copy", SOON, async || {
-        let log = second.container.log().await;
-        if log.contains("done job=\"clone\"") {
-            Ok(())
-        } else {
-            Err(log)
-        }
-    })
-    .await;
+    await_copy(second, copies).await;
     assert_eq!(cluster.healthy().await, leader);
 
     check(
@@ -198,16 +205,9 @@ async fn requests_from_outside_operate_the_cluster() {
     assert_eq!(cluster.healthy().await, replica);
     post(first, "/failover", json!({"candidate": first.name})).await;
     assert_eq!(cluster.healthy().await, leader);
+    let copies = copies_of(second).await;
     post(second, "/reinitialize", json!({})).await;
-    wait_for("the copy", SOON, async || {
-        let log = second.container.log().await;
-        if log.contains("done job=\"clone\"") {
-            Ok(())
-        } else {
-            Err(log)
-        }
-    })
-    .await;
+    await_copy(second, copies).await;
     assert_eq!(cluster.healthy().await, leader);
     let (_, history) = second.get("/history").await.expect("an answer");
     assert_eq!(history.as_array().map(Vec::len), Some(2), "{history}");
