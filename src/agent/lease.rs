@@ -71,6 +71,15 @@ pub struct Lease {
     forgotten: AtomicBool,
 }
 
+/// Which lock is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Wish {
+    /// One that nobody holds.
+    Free,
+    /// One that carries our name.
+    Ours,
+}
+
 impl Lease {
     /// `adopted`: the hold of an agent that died before us, for postgres it left running.
     #[must_use]
@@ -184,28 +193,33 @@ impl Lease {
 
     /// Takes the free lock. `Ok(false)`: lost the race. The answer is noted also when the caller does not wait for it.
     pub async fn acquire(self: &Arc<Self>) -> Result<bool, DcsError> {
-        let me = Arc::clone(self);
-        uncut(async move {
-            let _turn = me.turn.lock().await;
-            let given_up = me.book().given_up;
-            me.unsure.store(true, Ordering::Relaxed);
-            let answer = me.dcs.acquire().await?;
-            Ok(me.wanted(answer, given_up))
-        })
-        .await
+        self.ask(Wish::Free).await
     }
 
     /// Makes sure of a lock that carries our name. The answer is noted also when the caller does not wait for it.
     pub async fn renew(self: &Arc<Self>) -> Result<bool, DcsError> {
+        self.ask(Wish::Ours).await
+    }
+
+    /// Runs the request to its end whatever becomes of the caller: what it did in the store must be known.
+    async fn ask(self: &Arc<Self>, wish: Wish) -> Result<bool, DcsError> {
         let me = Arc::clone(self);
-        uncut(async move {
+        let request = async move {
             let _turn = me.turn.lock().await;
             let given_up = me.book().given_up;
             me.unsure.store(true, Ordering::Relaxed);
-            let answer = me.dcs.renew().await?;
+            let answer = match wish {
+                Wish::Free => me.dcs.acquire().await?,
+                Wish::Ours => me.dcs.renew().await?,
+            };
             Ok(me.wanted(answer, given_up))
+        };
+        tokio::spawn(request).await.unwrap_or_else(|failure| {
+            Err(DcsError::Answer {
+                endpoint: "the lock".to_owned(),
+                reason: failure.to_string(),
+            })
         })
-        .await
     }
 
     fn wanted(&self, answer: Lock, given_up: u64) -> bool {
@@ -419,18 +433,6 @@ impl Lease {
 /// Its time to be primary has not run out.
 fn counting(hold: &Hold) -> bool {
     Boottime::now() < deadlines(hold).demote_at
-}
-
-/// Runs a request for the lock to its end whatever becomes of the caller: what it did must be known.
-async fn uncut(
-    request: impl Future<Output = Result<bool, DcsError>> + Send + 'static,
-) -> Result<bool, DcsError> {
-    tokio::spawn(request).await.unwrap_or_else(|failure| {
-        Err(DcsError::Answer {
-            endpoint: "the lock".to_owned(),
-            reason: failure.to_string(),
-        })
-    })
 }
 
 fn next_attempt(hold: &Hold, failing: bool, now: Boottime) -> Duration {
