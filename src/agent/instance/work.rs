@@ -22,7 +22,7 @@ use crate::{
         command::Command,
         datadir::INCOMPLETE,
         files, initdb, initscripts, options, pgpass,
-        postmaster::{StopLadder, StopMode},
+        postmaster::{State, StopLadder, StopMode},
         promote,
         query::{Address, Monitor},
         roles,
@@ -385,14 +385,20 @@ impl Instance {
         if cancel.is_cancelled() {
             return Err(cancelled());
         }
-        callbacks::ask(
+        let asked = callbacks::ask(
             "pre_promote",
             settings.pre_promote.as_deref(),
             PRE_PROMOTE_LIMIT,
             cancel,
-        )
-        .await
-        .map_err(|error| PromoteFailed::NotRequested(Failure::Vetoed(error)))?;
+        );
+        if let Err(error) = asked.await {
+            // An agent that was killed may have made the request already, and what a postmaster was asked by it nobody
+            // can tell: only a stop takes it back.
+            return Err(match self.postmaster.state() {
+                State::Running { adopted: true, .. } => PromoteFailed::Requested(error),
+                _ => PromoteFailed::NotRequested(Failure::Vetoed(error)),
+            });
+        }
         // It may have taken a while; the lock may be gone.
         if cancel.is_cancelled() {
             return Err(cancelled());
