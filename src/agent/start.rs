@@ -1,7 +1,7 @@
 //! From a configuration to a running agent: looks at the host, opens what it needs, puts the parts together, and
 //! takes them apart again in order. Every refusal names the thing and the fix, and has its exit status.
 
-use std::{net::TcpListener, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ use crate::{
         binaries::Binaries,
         datadir::{self, DataDir},
         guc::Known,
+        listen,
         postmaster::{Home, Postmaster, State, StopLadder, StopMode},
         staging,
     },
@@ -392,26 +393,17 @@ fn bin_folder(config: &Config, data_major: Option<u32>) -> Option<std::path::Pat
 
 /// Better now and in one sentence than later in a start that fails again and again.
 fn port_is_free(config: &Config) -> Result<(), Refusal> {
-    let listen = &config.postgresql.listen;
-    for host in &listen.hosts {
-        let host = if host == "*" { "0.0.0.0" } else { host };
-        match TcpListener::bind((host, listen.port)) {
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                return Err(refuse(
-                    Exit::Permission,
-                    format!(
-                        "PostgreSQL cannot listen on {host}:{}: another process already does; stop it or set \
-                         HOWDAH_POSTGRESQL_LISTEN",
-                        listen.port
-                    ),
-                ));
-            }
-            // Anything else postgres will say better than we can.
-            Err(error) => debug!(%error, host, "could not try the port"),
-            Ok(_) => {}
-        }
+    let wanted = &config.postgresql.listen;
+    match listen::taken(wanted.hosts.iter().map(String::as_str), wanted.port) {
+        None => Ok(()),
+        Some(address) => Err(refuse(
+            Exit::Permission,
+            format!(
+                "PostgreSQL cannot listen on {address}: another process already does; stop it or set \
+                 HOWDAH_POSTGRESQL_LISTEN"
+            ),
+        )),
     }
-    Ok(())
 }
 
 async fn store(config: &Config) -> Result<(etcd::Etcd, Option<embedded::Embedded>), Refusal> {

@@ -20,6 +20,7 @@ pub mod hba;
 pub mod initdb;
 pub mod initscripts;
 mod lines;
+pub mod listen;
 pub mod login;
 pub mod options;
 pub mod orphans;

@@ -286,6 +286,14 @@ async fn values_postgres_refuses_never_keep_it_from_running() {
         "{error:?}"
     );
     fs::write(&base, good).unwrap();
+    // Nor is a port that somebody else has taken meanwhile.
+    let stranger = std::net::TcpListener::bind(("127.0.0.1", member.settings.port)).unwrap();
+    let error = member.start(StartAs::Primary, &bad).await.unwrap_err();
+    assert!(
+        matches!(&error, Failure::Configuration(why) if why.contains(&member.settings.port.to_string())),
+        "{error:?}"
+    );
+    drop(stranger);
 
     // Hosts only: the agent still sees its server. A mode PostgreSQL refuses is put right.
     let hba = json!({"postgresql": {"pg_hba": ["host all all 127.0.0.1/32 scram-sha-256"]}});

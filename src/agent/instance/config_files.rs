@@ -17,7 +17,7 @@ use crate::{
         conf::{self, Effective},
         confcheck::{self, Verdict},
         conninfo::Conninfo,
-        files, hba, pgpass,
+        files, hba, listen, pgpass,
         recovery::{Follow, Recovery, recovery_settings},
     },
 };
@@ -156,8 +156,12 @@ impl Instance {
         accepted.push(fingerprint);
     }
 
-    /// Why PostgreSQL would not start with the files as they are, if it is their fault.
-    pub(super) async fn fault_of_files(&self, args: &[String]) -> Option<String> {
+    /// Why PostgreSQL cannot start whatever its data: an address that somebody else has, or a file it refuses.
+    pub(super) async fn fault_of_settings(&self, args: &[String]) -> Option<String> {
+        let settings = self.settings();
+        if let Some(address) = listen::taken(settings.listen_addresses.split(','), settings.port) {
+            return Some(format!("another process listens on {address}"));
+        }
         let cancel = CancellationToken::new();
         let main = self.conf().main();
         match confcheck::check(&self.binaries, self.data_dir(), &main, args, "port", &cancel).await {

@@ -281,7 +281,7 @@ impl Instance {
                 );
                 Ok(())
             }
-            Err(error @ NotReady::Ended { .. }) => match self.fault_of_files(&args).await {
+            Err(error @ NotReady::Ended { .. }) => match self.fault_of_settings(&args).await {
                 Some(reason) => Err(Failure::Configuration(reason)),
                 None => Err(Failure::Failed(format!(
                     "{error}; the reason is in postgres's own lines above"
