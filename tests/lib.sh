@@ -21,6 +21,8 @@ need_etcd() {
 # Any supported major version will do; the newest that this machine's sources have is taken.
 need_postgres() {
     local version
+    # Certificates for the tests of TLS.
+    have openssl || apt_install openssl || { say 'openssl is missing (Debian: openssl)'; return 1; }
     installed_postgres && return 0
     can_install || { say 'PostgreSQL 14 or newer is missing (Debian: postgresql-17)'; return 1; }
     # Debian would create and start a cluster of its own on port 5432.
