@@ -12,12 +12,9 @@ use crate::{
     clock::Boottime,
     dcs::{Key, When},
     ha::{DcsView, View, history},
-    model::{Cluster, Lsn, MemberName, StatusKey, Timeline, read_int},
+    model::{Cluster, Lsn, MemberName, StatusKey, Timeline},
     postgres::query::{LocalView, Slot, Where},
 };
-
-/// Slots of members that are away go after this long (`member_slots_ttl`).
-const MEMBER_SLOTS_TTL: Duration = Duration::from_secs(1800);
 
 impl Agent {
     pub(super) async fn leader_duties(&mut self, view: &View) {
@@ -82,8 +79,7 @@ impl Agent {
         for slot in &wanted {
             self.slots_seen.insert(slot.clone(), now);
         }
-        let ttl = self.dynamic.raw.get("member_slots_ttl").and_then(read_int);
-        let ttl = ttl.map_or(MEMBER_SLOTS_TTL, |s| Duration::from_secs(s.unsigned_abs()));
+        let ttl = self.dynamic.member_slots_ttl;
         for slot in missing(&wanted, &answer.slots) {
             match self.instance.create_slot(slot).await {
                 Ok(()) => info!(slot, "created the replication slot of a member"),
@@ -284,6 +280,7 @@ mod tests {
 
     #[test]
     fn a_slot_goes_only_when_its_member_has_been_away_long_enough() {
+        const MEMBER_SLOTS_TTL: Duration = Duration::from_secs(1800);
         let wanted = BTreeSet::from(["b".to_owned()]);
         let (short, long) = (Duration::from_secs(10), Duration::from_secs(3600));
         assert!(abandoned(&slot("x", false), &wanted, long, MEMBER_SLOTS_TTL));
