@@ -129,14 +129,7 @@ impl Drop for Server {
     }
 }
 
-fn spawn(
-    dir: &Path,
-    host: &str,
-    client_port: u16,
-    peer_port: u16,
-    extra: &[String],
-    tls: bool,
-) -> Child {
+fn spawn(dir: &Path, host: &str, client_port: u16, peer_port: u16, extra: &[String], tls: bool) -> Child {
     let client = format!("{}://{host}:{client_port}", if tls { "https" } else { "http" });
     let peer = format!("http://{host}:{peer_port}");
     let log = std::fs::File::options()

@@ -100,10 +100,7 @@ impl Node {
         set("HOWDAH_SCOPE", scope.to_owned());
         set("PGDATA", dir.join("data").display().to_string());
         set("HOWDAH_POSTGRESQL_LISTEN", format!("{host}:{pg_port}"));
-        set(
-            "HOWDAH_POSTGRESQL_CONNECT_ADDRESS",
-            format!("{host}:{pg_port}"),
-        );
+        set("HOWDAH_POSTGRESQL_CONNECT_ADDRESS", format!("{host}:{pg_port}"));
         set(
             "HOWDAH_POSTGRESQL_PGPASS",
             dir.join("pgpass").display().to_string(),
