@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use crate::{
     clock::Boottime,
     dcs::Dcs,
+    ha::why::Candidacy,
     model::{Cluster, Dynamic, Lsn, MemberName, PgState, Role, SystemId, Tags, Timeline},
 };
 
@@ -186,6 +187,28 @@ pub struct Snapshot {
     pub sync_mode: SyncMode,
     /// The cluster follows another cluster.
     pub standby_cluster: bool,
+    /// What this member could do next, and what is promised meanwhile.
+    pub outlook: Outlook,
+}
+
+/// What people want to know before something happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlook {
+    /// Could this member lead now?
+    pub candidacy: Candidacy,
+    /// What the replication mode in force promises about acknowledged commits, in words.
+    pub promise: String,
+}
+
+impl Outlook {
+    /// Before the first look at the DCS.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self {
+            candidacy: Candidacy::Cannot("it has not seen the DCS yet".to_owned()),
+            promise: "unknown".to_owned(),
+        }
+    }
 }
 
 impl Snapshot {

@@ -213,6 +213,7 @@ pub struct Agent {
     announced: (Role, PgState),
     copies: handle::Copies,
     said: Option<(String, Boottime)>,
+    outlook: handle::Outlook,
 }
 
 /// A snapshot for the time before the first turn.
@@ -242,6 +243,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
         dynamic: initial.clone(),
         sync_mode: handle::SyncMode::Off,
         standby_cluster: false,
+        outlook: handle::Outlook::unknown(),
     }
 }
 
@@ -312,6 +314,7 @@ impl Agent {
             announced: (Role::Uninitialized, PgState::Stopped),
             copies: handle::Copies::default(),
             said: None,
+            outlook: handle::Outlook::unknown(),
         }
     }
 
@@ -488,6 +491,7 @@ impl Agent {
     async fn after(&mut self, view: &View, plan: &Plan, wait: Duration) {
         self.apply_dynamic().await;
         self.note_pending_restart();
+        self.outlook = publish::outlook(view, Boottime::now());
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
         if self.shutdown.is_none() && self.dcs_down_since.is_none() {

@@ -9,13 +9,13 @@ use tracing::{debug, info};
 use super::{
     Agent,
     handle::{
-        Answer, DcsView, Local as LocalStatus, ReplicationState, Snapshot, SyncMode, WIRE_VERSION, Walsender,
-        Xlog,
+        Answer, DcsView, Local as LocalStatus, Outlook, ReplicationState, Snapshot, SyncMode, WIRE_VERSION,
+        Walsender, Xlog,
     },
 };
 use crate::{
     clock::Boottime,
-    ha::{Job, Local},
+    ha::{self, Job, Local, View, why},
     model::{Lsn, MemberData, PgState, Role, Timeline},
     postgres::{
         postmaster::State,
@@ -77,6 +77,7 @@ impl Agent {
             dynamic: self.dynamic.clone(),
             sync_mode: SyncMode::Off,
             standby_cluster: false,
+            outlook: self.outlook.clone(),
         }
     }
 
@@ -164,6 +165,18 @@ impl Agent {
                 Where::Primary(primary) => answer.checkpoint_timeline != primary.timeline,
                 Where::Standby(_) => false,
             })
+    }
+}
+
+/// What people want to know before something happens.
+pub(super) fn outlook(view: &View, now: Boottime) -> Outlook {
+    let promise = match &view.dcs {
+        ha::DcsView::Known { cluster } => why::promise(cluster, &view.dynamic),
+        ha::DcsView::Down { .. } => "unknown while the DCS does not answer".to_owned(),
+    };
+    Outlook {
+        candidacy: why::candidacy(view, now),
+        promise,
     }
 }
 

@@ -34,6 +34,26 @@ struct Candidate {
     last_primary: bool,
 }
 
+impl Candidate {
+    fn of_running(running: &Running) -> Self {
+        Self {
+            timeline: running.timeline,
+            position: running.position(),
+            exact: true,
+            last_primary: false,
+        }
+    }
+
+    fn of_down(down: &Down) -> Self {
+        Self {
+            timeline: down.timeline(),
+            position: down.checkpoint_end.unwrap_or(down.control.checkpoint),
+            exact: down.checkpoint_end.is_some(),
+            last_primary: true,
+        }
+    }
+}
+
 /// May we take the lock?
 enum Ruling {
     Yes(String),
@@ -56,12 +76,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     if let Some(plan) = bootstrap::abandoned(view, cluster, memory, now) {
         return plan;
     }
-    let candidate = Candidate {
-        timeline: running.timeline,
-        position: running.position(),
-        exact: true,
-        last_primary: false,
-    };
+    let candidate = Candidate::of_running(running);
     match rule(view, cluster, memory, candidate, now) {
         Ruling::Yes(because) => {
             let mut actions = vec![Action::AcquireLock, Action::Begin(Job::Promote)];
@@ -136,12 +151,7 @@ pub(super) fn former_primary(
     down: &Down,
     now: Boottime,
 ) -> Plan {
-    let candidate = Candidate {
-        timeline: down.timeline(),
-        position: down.checkpoint_end.unwrap_or(down.control.checkpoint),
-        exact: down.checkpoint_end.is_some(),
-        last_primary: true,
-    };
+    let candidate = Candidate::of_down(down);
     if let Some(left) = Memory::backoff(memory.start_failures, now) {
         return Plan::wait("the last start failed, waiting before the next attempt").again_in(left);
     }
@@ -192,6 +202,28 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
         Some(ruling) => ruling,
         None => own(view, cluster, memory, candidate, now)
             .unwrap_or_else(|| against_peers(view, cluster, memory, candidate, now)),
+    }
+}
+
+/// What [`decide`] would do with a free lock: take it, for this reason, or leave it, for that one.
+pub(super) fn candidacy(view: &View, cluster: &Cluster, now: Boottime) -> Result<String, String> {
+    let candidate = match &view.local {
+        Local::Running(running) => Candidate::of_running(running),
+        Local::Down(down) if down.was_primary() => Candidate::of_down(down),
+        Local::Empty => return Err("it has no data yet".to_owned()),
+        Local::Broken { reason } => return Err(format!("its data directory is broken: {reason}")),
+        Local::Unknown { reason, .. } => {
+            return Err(format!("its data directory cannot be looked at: {reason}"));
+        }
+        Local::Down(_) | Local::Starting { .. } | Local::Stopping { .. } => {
+            return Err("its postgres does not run".to_owned());
+        }
+        Local::Silent { .. } => return Err("its postgres does not answer".to_owned()),
+    };
+    match rule(view, cluster, &view.memory, candidate, now) {
+        Ruling::Yes(because) => Ok(because),
+        Ruling::No(because) => Err(because),
+        Ruling::Ask(_) => Err("the other members have not been asked".to_owned()),
     }
 }
 
