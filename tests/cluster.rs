@@ -10,6 +10,7 @@
 //! | `outage`    | etcd                                                                        |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
+//! | `stop`      | what PostgreSQL's own shutdown waits for: receivers, the archive            |
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -39,6 +40,8 @@ mod outage;
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/stop.rs"]
+mod stop;
 #[path = "common/witness.rs"]
 mod witness;
 

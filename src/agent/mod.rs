@@ -18,6 +18,7 @@ mod jobs;
 pub mod lease;
 mod namesake;
 mod observe;
+mod orderly_stop;
 mod publish;
 mod reload;
 mod requests;

@@ -13,7 +13,7 @@
 //! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`busy`] (a job runs),
 //! [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
 //! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
-//! the question whether another could lead, [`handover`] what people ask of a leader, [`memory`] what turns remember,
+//! the question whether another could lead, [`heirs`] whether one has all that a stopped leader wrote, [`handover`] what people ask of a leader, [`memory`] what turns remember,
 //! [`why`] what a person may want to know.
 //!
 //! A turn that needs to know more (positions of the peers, the leader's timeline) asks for it as an action and is
@@ -27,6 +27,7 @@ mod election;
 mod failure;
 mod follow;
 mod handover;
+pub mod heirs;
 pub mod history;
 mod leader;
 pub mod lease;

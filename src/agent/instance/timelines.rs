@@ -12,8 +12,9 @@ use tracing::{info, warn};
 
 use super::{Instance, SMALL, chain, lock};
 use crate::{
-    model::{ControlData, HistoryRow, Lsn, Timeline, parse_history_file},
+    model::{ControlData, DbState, HistoryRow, Lsn, Timeline, parse_history_file},
     postgres::{
+        archive,
         conninfo::Conninfo,
         control, files, pgpass,
         query::{LocalView, Where},
@@ -69,13 +70,49 @@ impl Instance {
         end
     }
 
-    /// Where the data certainly ends, if it was stopped cleanly.
-    pub async fn clean_end(&self) -> Option<Lsn> {
+    /// The state in `pg_control`, without proof of its checksum; for looking often.
+    #[must_use]
+    pub fn peek(&self) -> Option<DbState> {
+        control::peek(self.data_dir())
+    }
+
+    /// WAL files that wait for the archiver.
+    #[must_use]
+    pub fn unarchived(&self) -> usize {
+        archive::ready(self.data_dir()).map_or(0, |segments| segments.len())
+    }
+
+    /// What a successor is measured by once this primary was shut down cleanly: the end of its data. With archiving the
+    /// rest of the last segment is skipped right before the shutdown checkpoint; up to 16 MB of nothing must not count
+    /// as a lag, so then it is where the data before that ends (contract: HA rules §10, common steps).
+    pub async fn handed_over_at(&self) -> Option<Lsn> {
         let control = self.control().await.ok()?;
         if !control.state.is_clean() {
             return None;
         }
+        if let Some(switch) = self.switch_before(&control).await {
+            return Some(switch);
+        }
         Some(self.checkpoint_end(&control).await.unwrap_or(control.end().1))
+    }
+
+    async fn switch_before(&self, control: &ControlData) -> Option<Lsn> {
+        let cancel = CancellationToken::new();
+        let file = control::read(&self.binaries, self.data_dir(), None, &cancel)
+            .await
+            .ok()?;
+        if control.state != DbState::ShutDown
+            || !waldump::is_first(control.checkpoint, file.wal_segment_bytes)
+        {
+            return None;
+        }
+        let record = async |at| {
+            let (timeline, dir) = (control.timeline, self.data_dir());
+            let record = waldump::record_at(&self.binaries, dir, timeline, at, None, &cancel);
+            Box::pin(record).await.ok()
+        };
+        let before = record(record(control.checkpoint).await?.prev).await?;
+        before.is_switch().then_some(before.lsn)
     }
 
     /// Local timeline history and the time the timeline began.

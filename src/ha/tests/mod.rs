@@ -9,6 +9,7 @@ mod down;
 mod election;
 mod follow;
 mod grid;
+mod heirs;
 mod leader;
 mod life;
 mod manual;
