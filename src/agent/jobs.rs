@@ -432,7 +432,7 @@ async fn demote(
     let orderly = async |lock| orderly_stop::stop(context, ladder(left), &until, lock).await;
     let stopped = match mode {
         DemoteMode::Graceful | DemoteMode::Fast => orderly(Lock::GivenAway).await?,
-        DemoteMode::Offline => orderly(Lock::Kept).await?,
+        DemoteMode::Offline => orderly(Lock::Untouched).await?,
         DemoteMode::Immediate | DemoteMode::ImmediateNoLock => {
             let by_force = context.instance.stop(StopMode::Immediate, ladder(left));
             orderly_stop::Stopped::by(by_force.await?)

@@ -24,6 +24,7 @@ mod reload;
 mod requests;
 pub mod signals;
 pub mod start;
+mod stuck_senders;
 
 use std::{
     collections::{BTreeMap, VecDeque},

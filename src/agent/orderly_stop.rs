@@ -33,17 +33,22 @@ use tracing::{debug, info, warn};
 use super::{
     instance::Instance,
     jobs::{Context, FORCED_STOP, Until, forced, release, stop_by_force},
+    stuck_senders::Senders,
 };
 use crate::{
     client::probe_peers,
     clock::Boottime,
     ha::heirs::{End, Heirs, Progress},
     model::{ControlData, DbState, MemberName, PeerStatus},
-    postgres::postmaster::{StopLadder, StopMode},
+    postgres::postmaster::{StopLadder, StopMode, sent_by},
 };
 
 /// How often pg_control is looked at; a look reads twenty bytes.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Every how many looks the walsenders are looked at too.
+const SENDERS_EVERY: u32 = 10;
+/// Patience with the server before it is stopped.
+const SENDERS_LIMIT: Duration = Duration::from_millis(200);
 /// A shutdown that nothing holds up is over within this time of its checkpoint. Asking earlier would only cost.
 const MOMENT: Duration = Duration::from_millis(200);
 /// Patience with one answer of a member, and the pause before it is asked again.
@@ -62,8 +67,10 @@ const ARCHIVER: Duration = Duration::from_secs(10);
 pub(super) enum Lock {
     /// Somebody else is to lead.
     GivenAway,
-    /// Postgres is started again under it, or it is not ours to touch.
+    /// Postgres is started again under it.
     Kept,
+    /// It is not ours to touch, and there is no time.
+    Untouched,
 }
 
 /// A stop that ended.
@@ -96,6 +103,10 @@ pub(super) async fn stop(
     let instance = &*context.instance;
     // Before anything is asked of postgres: see above.
     let before = instance.peek();
+    let senders = match lock {
+        Lock::GivenAway | Lock::Kept => senders(context).await,
+        Lock::Untouched => Senders::default(),
+    };
     let begun = Boottime::now();
     let mut stopping = pin!(instance.stop(StopMode::Fast, ladder));
     // Cancel-safe, here and below: the owner of the process goes on with a stop nobody waits for, everything else looks.
@@ -103,7 +114,7 @@ pub(super) async fn stop(
         biased;
         ended = &mut stopping => return Ok(Stopped::by(ended?)),
         because = until.over() => return by_force(context, because).await,
-        control = shut_down(instance, before) => control,
+        control = shut_down(instance, before, senders) => control,
     };
     let checkpoint_ms = Boottime::now().since(begun).as_millis();
     let gives = lock == Lock::GivenAway && control.state == DbState::ShutDown && context.lease.may_be_ours();
@@ -172,20 +183,55 @@ async fn by_force(context: &Context, because: &str) -> Result<Stopped, String> {
     stop_by_force(context).await.map(Stopped::by)
 }
 
-/// Resolves once pg_control says that the server which runs now has shut down; never, if it said so before.
-async fn shut_down(instance: &Instance, before: Option<DbState>) -> ControlData {
+/// The walsenders before the stop. Without an answer there is nothing to compare them with later.
+async fn senders(context: &Context) -> Senders {
+    let Heirs(heirs) = &context.heirs;
+    match context.instance.monitor().observe(SENDERS_LIMIT).await {
+        Ok(view) => Senders::of(&view, heirs, Boottime::now()),
+        Err(error) => {
+            debug!(%error, "cannot look at the walsenders before the stop");
+            Senders::default()
+        }
+    }
+}
+
+/// Resolves once pg_control says that the server which runs now has shut down; never, if it said so before. Meanwhile
+/// it ends walsenders that hold the shutdown up.
+async fn shut_down(instance: &Instance, before: Option<DbState>, mut senders: Senders) -> ControlData {
     if before.is_none_or(DbState::is_clean) {
         return std::future::pending().await;
     }
+    let mut looks = 0_u32;
     loop {
         sleep(LOOK_EVERY).await;
-        if !instance.peek().is_some_and(DbState::is_clean) {
-            continue;
+        match instance.peek() {
+            Some(state) if state.is_clean() => match instance.control().await {
+                Ok(control) if control.state.is_clean() => return control,
+                Ok(control) => debug!(state = ?control.state, "pg_control was seen while it was written"),
+                Err(error) => debug!(error, "cannot read pg_control"),
+            },
+            // Later they hold nothing up any more.
+            Some(DbState::InProduction) => {
+                looks = looks.wrapping_add(1);
+                if looks.is_multiple_of(SENDERS_EVERY) {
+                    end_stuck(instance, &mut senders).await;
+                }
+            }
+            _ => {}
         }
-        match instance.control().await {
-            Ok(control) if control.state.is_clean() => return control,
-            Ok(control) => debug!(state = ?control.state, "pg_control was seen while it was written"),
-            Err(error) => debug!(error, "cannot read pg_control"),
+    }
+}
+
+/// Asked again with every look, until it is gone: the first request may end in an attempt to tell the receiver about
+/// it, which waits like everything else; the second breaks that off (PostgreSQL: `ProcessClientWriteInterrupt`).
+async fn end_stuck(instance: &Instance, senders: &mut Senders) {
+    for pid in senders.stuck(sent_by, Boottime::now()) {
+        info!(
+            pid,
+            "a walsender cannot get rid of its data and holds up the shutdown, ending it"
+        );
+        if let Err(error) = instance.postmaster().end_sender(pid).await {
+            debug!(%error, pid, "cannot end a walsender");
         }
     }
 }

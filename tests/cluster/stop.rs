@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::{
     Cluster, SOON, missing,
     node::{Node, cmdline, code, descendants, wait_for},
@@ -127,17 +129,19 @@ async fn a_sender_that_cannot_get_rid_of_its_data_does_not_hold_up_a_switchover(
     cluster.nodes[frozen].wait_streaming(SOON).await;
 }
 
-/// Three members whose archive hangs.
+/// Three members whose archive hangs from now on. Not before: making a cluster archives too.
 async fn with_a_hanging_archive() -> Cluster {
     let mut cluster = Cluster::prepare(&["pg1", "pg2", "pg3"]);
+    let hang = cluster.base.path().join("hang");
+    let command = format!("test ! -e {} || sleep 600", hang.display());
+    let parameters = json!({"archive_mode": "on", "archive_command": command});
+    let configuration = json!({"bootstrap": {"dcs": {"postgresql": {"parameters": parameters}}}});
     for node in &mut cluster.nodes {
-        node.set(
-            "HOWDAH_CONFIGURATION",
-            r#"{"bootstrap": {"dcs": {"postgresql": {"parameters": {"archive_mode": "on", "archive_command": "sleep 600"}}}}}"#,
-        )
-        .start();
+        node.set("HOWDAH_CONFIGURATION", &configuration.to_string())
+            .start();
     }
     cluster.healthy().await;
+    std::fs::write(&hang, "").expect("write");
     cluster
 }
 
