@@ -50,7 +50,7 @@ const SENDERS_EVERY: u32 = 10;
 /// Patience with the server before it is stopped.
 const SENDERS_LIMIT: Duration = Duration::from_millis(200);
 /// A shutdown that nothing holds up is over within this time of its checkpoint. Asking earlier would only cost.
-const MOMENT: Duration = Duration::from_millis(200);
+const MOMENT: Duration = Duration::from_millis(100);
 /// Patience with one answer of a member, and the pause before it is asked again.
 const ASK_LIMIT: Duration = Duration::from_millis(500);
 const ASK_EVERY: Duration = Duration::from_millis(50);
@@ -116,7 +116,7 @@ pub(super) async fn stop(
         because = until.over() => return by_force(context, because).await,
         control = shut_down(instance, before, senders) => control,
     };
-    let checkpoint_ms = Boottime::now().since(begun).as_millis();
+    let shut_down_ms = Boottime::now().since(begun).as_millis();
     let gives = lock == Lock::GivenAway && control.state == DbState::ShutDown && context.lease.may_be_ours();
     let mut rest = Rest::of(gives);
     let mut released = None;
@@ -132,14 +132,17 @@ pub(super) async fn stop(
                 // Not in a select: a release that has begun is seen to its end.
                 release(context).await;
                 released = Some(Boottime::now());
-                info!(
-                    from = "holding the lock",
-                    to = "not holding it",
-                    because = format!("postgres is shut down and '{heir}' has everything it wrote"),
-                    checkpoint_ms,
-                    released_ms = Boottime::now().since(begun).as_millis(),
-                    "released the leader lock before the end of postgres"
-                );
+                // Otherwise it is left to expire, as was said.
+                if !context.lease.left_to_expire() {
+                    info!(
+                        from = "holding the lock",
+                        to = "not holding it",
+                        because = format!("postgres is shut down and '{heir}' has everything it wrote"),
+                        shut_down_ms,
+                        released_ms = Boottime::now().since(begun).as_millis(),
+                        "released the leader lock before the end of postgres"
+                    );
+                }
             }
             // The cluster waits for the lock.
             None => rest = Rest::Nothing,
@@ -239,12 +242,12 @@ async fn end_stuck(instance: &Instance, senders: &mut Senders) {
 /// A member that has everything and may lead. `None`: nobody has it, and nobody is on the way to it.
 async fn heir(context: &Context, control: &ControlData) -> Option<MemberName> {
     let Heirs(heirs) = &context.heirs;
+    let (lsn, ()) = tokio::join!(context.instance.checkpoint_end(control), sleep(MOMENT));
     let end = End {
         timeline: control.timeline,
         // Without the end of the record nobody can prove to have it.
-        lsn: context.instance.checkpoint_end(control).await?,
+        lsn: lsn?,
     };
-    sleep(MOMENT).await;
     let ask = async |heir, pause| {
         sleep(pause).await;
         let answers = probe_peers(&context.http, std::slice::from_ref(heir), ASK_LIMIT).await;

@@ -68,8 +68,18 @@ async fn gap(witnesses: &[Witness], old: usize, new: usize) -> Duration {
     witnesses[new].acks()[0].at - witnesses[old].last().expect("it wrote").at
 }
 
+/// What the old leader says about its stop.
+fn phases(node: &Node) {
+    for line in node.log().lines() {
+        if line.contains("released the leader lock before") || line.contains("postgres stopped") {
+            println!("{line}");
+        }
+    }
+}
+
 /// The old leader follows, and did so without a rewind.
 async fn follows(node: &Node) {
+    phases(node);
     node.wait_streaming(SOON).await;
     assert!(
         !node.log().contains("begins job=\"rewind\""),
@@ -162,6 +172,44 @@ async fn a_hanging_archive_does_not_hold_up_a_switchover() {
             .log()
             .contains("WAL was not archived before the end")
     );
+}
+
+/// The agent dies after it has given the lock away and before its postgres has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_dies_after_the_early_release_leaves_nothing_behind_that_writes() {
+    let cluster = with_a_hanging_archive().await;
+    let old = cluster.healthy().await;
+    let new = cluster.replicas(old)[0];
+    let witnesses = witnesses(&cluster, old).await;
+    switchover(&cluster, old, new).await;
+    let node = &cluster.nodes[old];
+    wait_for("the early release", SOON, async || match node.log() {
+        log if log.contains("released the leader lock before the end") => Ok(()),
+        log => Err(log),
+    })
+    .await;
+    let postmaster = node.postmaster_pid().expect("the archiver still holds it up");
+    let last = witnesses[old].last().expect("it wrote").id;
+    let asked = Instant::now();
+    node.signal(node.agent_pid().expect("an agent"), "KILL");
+    wait_for("the old postmaster to end", SOON, async || {
+        match node.postmaster_pid() {
+            Some(pid) if pid == postmaster => Err("it lives".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    println!("the adopted postmaster was gone after {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
+    assert_eq!(
+        witnesses[old].last().expect("it wrote").id,
+        last,
+        "it wrote again"
+    );
+    written(&witnesses[new], 50).await;
+    assert_eq!(missing(&cluster.nodes[new], &witnesses[old]).await, 0, "lost");
+    follows(node).await;
+    assert_eq!(cluster.leader(SOON).await, new, "nobody else led meanwhile");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

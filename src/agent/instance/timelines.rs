@@ -43,21 +43,22 @@ const RESERVED_MAX: u32 = 1000;
 impl Instance {
     /// End of the shutdown checkpoint record of a cleanly stopped primary.
     pub async fn checkpoint_end(&self, control: &ControlData) -> Option<Lsn> {
-        let cached = *lock(&self.checkpoint_end);
-        if let Some((at, end)) = cached
-            && at == control.checkpoint
-        {
+        if let Some(end) = self.looked_up(control) {
             return end;
         }
-        let cancel = CancellationToken::new();
-        let file = control::read(&self.binaries, self.data_dir(), None, &cancel)
-            .await
-            .ok()?;
-        let (timeline, lsn) = (control.timeline, control.checkpoint);
-        let record = waldump::record_at(&self.binaries, self.data_dir(), timeline, lsn, None, &cancel);
-        let record = Box::pin(record).await;
-        let end = match record {
-            Ok(record) => waldump::record_end(record.lsn, record.total_bytes, file.wal_segment_bytes),
+        let file = self.control_file().await?;
+        self.look_up(control, file.wal_segment_bytes).await
+    }
+
+    /// The last checkpoint record that was looked up, if it is this one.
+    fn looked_up(&self, control: &ControlData) -> Option<Option<Lsn>> {
+        let (at, end) = (*lock(&self.checkpoint_end))?;
+        (at == control.checkpoint).then_some(end)
+    }
+
+    async fn look_up(&self, control: &ControlData, wal_segment_bytes: u64) -> Option<Lsn> {
+        let end = match self.record(control.timeline, control.checkpoint).await {
+            Ok(record) => waldump::record_end(record.lsn, record.total_bytes, wal_segment_bytes),
             Err(error) => {
                 warn!(
                     error = chain(&error),
@@ -68,6 +69,19 @@ impl Instance {
         };
         *lock(&self.checkpoint_end) = Some((control.checkpoint, end));
         end
+    }
+
+    async fn record(&self, timeline: Timeline, at: Lsn) -> Result<waldump::Record, waldump::Error> {
+        let cancel = CancellationToken::new();
+        let record = waldump::record_at(&self.binaries, self.data_dir(), timeline, at, None, &cancel);
+        // On the heap: this is part of the future of every turn of the loop.
+        Box::pin(record).await
+    }
+
+    async fn control_file(&self) -> Option<control::ControlFile> {
+        let cancel = CancellationToken::new();
+        let read = control::read(&self.binaries, self.data_dir(), None, &cancel);
+        Box::pin(read).await.ok()
     }
 
     /// The state in `pg_control`, without proof of its checksum; for looking often.
@@ -86,32 +100,27 @@ impl Instance {
     /// rest of the last segment is skipped right before the shutdown checkpoint; up to 16 MB of nothing must not count
     /// as a lag, so then it is where the data before that ends (contract: HA rules §10, common steps).
     pub async fn handed_over_at(&self) -> Option<Lsn> {
-        let control = self.control().await.ok()?;
+        let file = self.control_file().await?;
+        let (control, segment) = (&file.control, file.wal_segment_bytes);
         if !control.state.is_clean() {
             return None;
         }
-        if let Some(switch) = self.switch_before(&control).await {
+        if control.state == DbState::ShutDown
+            && waldump::is_first(control.checkpoint, segment)
+            && let Some(switch) = self.switch_before(control).await
+        {
             return Some(switch);
         }
-        Some(self.checkpoint_end(&control).await.unwrap_or(control.end().1))
+        let end = match self.looked_up(control) {
+            Some(end) => end,
+            None => self.look_up(control, segment).await,
+        };
+        Some(end.unwrap_or(control.end().1))
     }
 
     async fn switch_before(&self, control: &ControlData) -> Option<Lsn> {
-        let cancel = CancellationToken::new();
-        let file = control::read(&self.binaries, self.data_dir(), None, &cancel)
-            .await
-            .ok()?;
-        if control.state != DbState::ShutDown
-            || !waldump::is_first(control.checkpoint, file.wal_segment_bytes)
-        {
-            return None;
-        }
-        let record = async |at| {
-            let (timeline, dir) = (control.timeline, self.data_dir());
-            let record = waldump::record_at(&self.binaries, dir, timeline, at, None, &cancel);
-            Box::pin(record).await.ok()
-        };
-        let before = record(record(control.checkpoint).await?.prev).await?;
+        let checkpoint = self.record(control.timeline, control.checkpoint).await.ok()?;
+        let before = self.record(control.timeline, checkpoint.prev).await.ok()?;
         before.is_switch().then_some(before.lsn)
     }
 
