@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
+use super::lease::Lease;
 use crate::{
     clock::Boottime,
     dcs::Dcs,
@@ -411,6 +412,7 @@ pub struct AgentHandle {
     snapshot: watch::Receiver<Arc<Snapshot>>,
     requests: mpsc::Sender<Request>,
     dcs: Arc<dyn Dcs>,
+    lease: Arc<Lease>,
     refreshing: Arc<Mutex<()>>,
 }
 
@@ -421,11 +423,13 @@ impl AgentHandle {
         snapshot: watch::Receiver<Arc<Snapshot>>,
         requests: mpsc::Sender<Request>,
         dcs: Arc<dyn Dcs>,
+        lease: Arc<Lease>,
     ) -> Self {
         Self {
             snapshot,
             requests,
             dcs,
+            lease,
             refreshing: Arc::new(Mutex::new(())),
         }
     }
@@ -440,6 +444,13 @@ impl AgentHandle {
     #[must_use]
     pub fn dcs(&self) -> &Arc<dyn Dcs> {
         &self.dcs
+    }
+
+    /// The lock, for what this member may promise about it. Asked of it directly: the loop may be waiting for a store that
+    /// does not answer just when others want to know.
+    #[must_use]
+    pub fn lease(&self) -> &Lease {
+        &self.lease
     }
 
     /// A snapshot not older than `max_age`, if the agent can give one within `wait`; else the last one.

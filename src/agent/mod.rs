@@ -9,6 +9,7 @@
 //!
 //! An event only ever wakes the loop; what it means is seen by looking. So a lost event costs at most `loop_wait`.
 
+pub(crate) mod canvass;
 mod duties;
 mod execute;
 pub mod handle;
@@ -109,6 +110,8 @@ pub(crate) struct Sight {
 #[derive(Debug, Clone)]
 struct Seen {
     cluster: Arc<Cluster>,
+    /// When it was asked for.
+    asked_at: Boottime,
     at: Boottime,
     epoch_s: u64,
 }
@@ -184,6 +187,7 @@ pub struct Agent {
     namesake: Namesake,
     progress: watch::Sender<Option<Progress>>,
     jobs: JobSlot,
+    canvass: canvass::Canvass,
     dynamic: Dynamic,
     config_version: Option<Version>,
     /// Postgres has not been given the present dynamic configuration yet.
@@ -281,6 +285,7 @@ impl Agent {
             namesake,
             progress: watch::Sender::new(None),
             jobs: JobSlot::default(),
+            canvass: canvass::Canvass::default(),
             dynamic: initial,
             config_version: None,
             memory: Memory::default(),
@@ -520,10 +525,11 @@ impl Agent {
         }
     }
 
-    async fn note_cluster(&mut self, cluster: &Arc<Cluster>) {
+    async fn note_cluster(&mut self, cluster: &Arc<Cluster>, asked_at: Boottime) {
         let epoch = jiff::Timestamp::now().as_second();
         self.last_cluster = Some(Seen {
             cluster: Arc::clone(cluster),
+            asked_at,
             at: Boottime::now(),
             epoch_s: u64::try_from(epoch).unwrap_or(0),
         });

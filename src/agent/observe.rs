@@ -38,12 +38,13 @@ impl Agent {
                 read(&*dcs, limit).await
             }
         };
+        let asked_at = Boottime::now();
         let (store, sight) = tokio::join!(store, self.look());
         self.sight = sight;
         if let Some(id) = self.sight.local.system_id() {
             self.system_id = Some(id.clone());
         }
-        let dcs = Box::pin(self.note_store(store)).await;
+        let dcs = Box::pin(self.note_store(store, asked_at)).await;
         View {
             me: self.identity.member.clone(),
             tags: self.identity.tags.clone(),
@@ -56,12 +57,13 @@ impl Agent {
             finished: self.finished.clone(),
             peers: None,
             leader_probe: None,
+            failsafe: self.failsafe_sight(),
             shutdown: self.shutdown,
             memory: self.memory.clone(),
         }
     }
 
-    async fn note_store(&mut self, store: Result<Cluster, Unread>) -> DcsView {
+    async fn note_store(&mut self, store: Result<Cluster, Unread>, asked_at: Boottime) -> DcsView {
         match store {
             Ok(cluster) => {
                 if let Some(since) = self.dcs_down_since.take() {
@@ -69,7 +71,7 @@ impl Agent {
                     info!(from = "unreachable", to = "reachable", seconds, "the DCS answers");
                 }
                 let cluster = Arc::new(cluster);
-                self.note_cluster(&cluster).await;
+                self.note_cluster(&cluster, asked_at).await;
                 DcsView::Known { cluster }
             }
             Err(error) => {

@@ -72,7 +72,7 @@ impl Agent {
             }),
             dcs_last_seen_epoch_s: self.last_cluster.as_ref().map_or(0, |seen| seen.epoch_s),
             leader_until: self.lease.hold().map(|hold| hold.sent_at + hold.ttl),
-            failsafe_until: None,
+            failsafe_until: self.failsafe_until(),
             next_run: now + next,
             dynamic: self.dynamic.clone(),
             sync_mode: SyncMode::Off,

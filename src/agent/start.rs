@@ -23,7 +23,7 @@ use crate::{
     exit::Exit,
     guard::Guard,
     ha::lease::hold_of_record,
-    model::Dynamic,
+    model::{Dynamic, of_new_cluster},
     postgres::{
         binaries::Binaries,
         datadir::{self, DataDir},
@@ -229,10 +229,10 @@ async fn assemble(
         known,
         postmaster,
     ));
-    let initial = Dynamic::from_map(&config.bootstrap.dcs);
+    let initial = Dynamic::from_map(&of_new_cluster(&config.bootstrap.dcs));
     let published = watch::Sender::new(Arc::new(first_snapshot(&identity, &initial)));
     let (sender, requests) = mpsc::channel(REQUESTS);
-    let handle = AgentHandle::new(published.subscribe(), sender, Arc::clone(&dcs));
+    let handle = AgentHandle::new(published.subscribe(), sender, Arc::clone(&dcs), Arc::clone(&lease));
     let level = Arc::new(level);
     let signals = Signals::install(early, Arc::clone(&guard), Arc::clone(&level), handle.clone())
         .map_err(|error| refuse(Exit::Os, format!("cannot install signal handlers: {error}")))?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Action, DcsView, DemoteMode, Job, Local, Memory, Plan, RunningJob, StartAs, View,
+    Action, DcsView, DemoteMode, Job, Local, Memory, Plan, RunningJob, StartAs, View, failsafe,
     follow::{self, Astray},
     handover, lease, successor,
 };
@@ -47,7 +47,13 @@ pub(super) fn decide(view: &View, memory: &Memory, running: &RunningJob, now: Bo
             ..
         }
     );
-    let plan = Plan::wait(format!("{name} is running")).keeping(held && !lost && releases);
+    let mut plan = Plan::wait(format!("{name} is running")).keeping(held && !lost && releases);
+    if matches!(view.dcs, DcsView::Down { .. })
+        && writes
+        && let Ok(Some(of)) = failsafe::ask(view, memory, now)
+    {
+        plan.actions.push(Action::AskConsent(of));
+    }
     let left = |hold| lease::deadlines(hold).demote_at.since(now);
     match view.valid_hold(now) {
         Some(hold) if writes || matches!(running.job, Job::Demote { .. }) => plan.again_in(left(hold)),

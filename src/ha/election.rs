@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::{
     Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, bootstrap,
     down::giving_way,
+    failsafe,
     follow::{silent, stopped_replaying},
     view::upstream,
 };
@@ -22,6 +23,10 @@ use crate::{
 const PEERS_FRESH: Duration = Duration::from_secs(1);
 /// Next look while nobody leads.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// Why a member that `/failsafe` does not name leaves the lock alone.
+pub(super) const NOT_IN_FAILSAFE: &str =
+    "not named in /failsafe: a primary without the DCS would not ask this member before it goes on";
 
 /// What a candidate has.
 #[derive(Debug, Clone, Copy)]
@@ -168,6 +173,13 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     if view.dynamic.pause && !named(view, cluster) {
         return no("paused: nobody is promoted");
     }
+    if let Some(promise) = view.failsafe.promise.as_ref().filter(|promise| now < promise.until) {
+        let left = promise.until.since(now).as_secs() + 1;
+        return Ruling::No(format!(
+            "'{}' goes on as primary without the DCS and was promised that this member does not lead for {left} s",
+            promise.to
+        ));
+    }
     if view.tags.nofailover() {
         return no("tagged nofailover");
     }
@@ -175,7 +187,7 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
         return no("another member is bootstrapping the cluster");
     }
     // A failover names no leader: somebody wants exactly this member.
-    let wanted = named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover());
+    let wanted = forced(view, cluster);
     if cluster.initialize.is_none() && !candidate.last_primary && !memory.followed && !wanted {
         return no(
             "the DCS knows no cluster: a replica that has followed nobody since it was started must not register one",
@@ -188,11 +200,43 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         return no("pre_promote refused the promotion, leaving the lock to others");
     }
+    if let Some(ruling) = by_failsafe(view, cluster, memory, now) {
+        return ruling;
+    }
     match manual(view, cluster, memory, candidate, now) {
         Some(ruling) => ruling,
         None => own(view, cluster, memory, candidate, now)
             .unwrap_or_else(|| against_peers(view, cluster, memory, candidate, now)),
     }
+}
+
+/// Whether some member may be primary without the DCS, for all this one can know (contract: HA rules §2, row 10). A
+/// switchover asked of a leader that is not there to answer changes nothing about that. A failover to this very member is
+/// a person's will; still nobody leads beside a primary that says it is one.
+fn by_failsafe(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Option<Ruling> {
+    if failsafe::excluded(view, cluster) {
+        if !forced(view, cluster) {
+            return Some(Ruling::No(NOT_IN_FAILSAFE.to_owned()));
+        }
+        return match fresh_peers(view, cluster, now) {
+            Err(ask) => Some(ask),
+            Ok(peers) => peers
+                .answers
+                .iter()
+                .find_map(|(name, answer)| still_primary(name, answer.as_ref()?))
+                .map(Ruling::No),
+        };
+    }
+    let (name, left) = failsafe::young(view, cluster, memory, now)?;
+    Some(Ruling::No(format!(
+        "'{name}' may be primary without the DCS, with a promise this member gave before it was restarted: waiting {} s",
+        left.as_secs() + 1
+    )))
+}
+
+/// A person wants exactly this member to lead, and names no leader that would have to hand over.
+pub(super) fn forced(view: &View, cluster: &Cluster) -> bool {
+    named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover())
 }
 
 /// Not scheduled for later.
@@ -428,7 +472,14 @@ fn fresh_peers<'a>(view: &'a View, cluster: &Cluster, now: Boottime) -> Result<&
             let gone = |(name, _): &&(MemberName, String)| {
                 *name != view.me && present.iter().all(|(other, _)| other != name)
             };
-            let vanished = view.memory.last_members.iter().filter(gone).cloned().collect();
+            let mut vanished: Vec<_> = view.memory.last_members.iter().filter(gone).cloned().collect();
+            // One of them may be primary by the consent of the others.
+            let failsafe = failsafe::listed(view, cluster);
+            let others: Vec<_> = failsafe
+                .into_iter()
+                .filter(|pair| gone(&pair) && vanished.iter().all(|(name, _)| *name != pair.0))
+                .collect();
+            vanished.extend(others);
             Err(Ruling::Ask(Action::ProbePeers { present, vanished }))
         }
     }

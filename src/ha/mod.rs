@@ -10,8 +10,8 @@
 //! ```
 //!
 //! One file per situation: [`bootstrap`] (no data), [`down`] (data, no postgres), [`election`] (lock free),
-//! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`busy`] (a job runs),
-//! [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
+//! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`failsafe`] (a primary without it),
+//! [`busy`] (a job runs), [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
 //! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
 //! the question whether another could lead, [`handover`] what people ask of a leader, [`memory`] what turns remember.
 //!
@@ -23,6 +23,7 @@ mod bootstrap;
 mod busy;
 mod down;
 mod election;
+pub mod failsafe;
 mod failure;
 mod follow;
 mod handover;
