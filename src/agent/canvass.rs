@@ -214,7 +214,10 @@ impl Asker {
         let body = self.body(number);
         let thanks = of.values().map(async |api_url| {
             let url = failsafe_url(api_url);
-            let told = self.http.send(Method::DELETE, &url, Some(&body), THANKS_LIMIT).await;
+            let told = self
+                .http
+                .send(Method::DELETE, &url, Some(&body), THANKS_LIMIT)
+                .await;
             debug!(url, ?told, "gave a promise back");
         });
         futures::future::join_all(thanks).await;

@@ -232,7 +232,12 @@ async fn assemble(
     let initial = Dynamic::from_map(&of_new_cluster(&config.bootstrap.dcs));
     let published = watch::Sender::new(Arc::new(first_snapshot(&identity, &initial)));
     let (sender, requests) = mpsc::channel(REQUESTS);
-    let handle = AgentHandle::new(published.subscribe(), sender, Arc::clone(&dcs), Arc::clone(&lease));
+    let handle = AgentHandle::new(
+        published.subscribe(),
+        sender,
+        Arc::clone(&dcs),
+        Arc::clone(&lease),
+    );
     let level = Arc::new(level);
     let signals = Signals::install(early, Arc::clone(&guard), Arc::clone(&level), handle.clone())
         .map_err(|error| refuse(Exit::Os, format!("cannot install signal handlers: {error}")))?;

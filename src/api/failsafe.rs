@@ -31,7 +31,10 @@ fn not_enabled() -> Refusal {
 
 /// GET: the names and addresses last read from the DCS, however long ago.
 pub(super) fn topology(snapshot: &Snapshot) -> Result<Reply, Refusal> {
-    let stored = snapshot.dcs.as_ref().and_then(|view| view.cluster.failsafe.as_ref());
+    let stored = snapshot
+        .dcs
+        .as_ref()
+        .and_then(|view| view.cluster.failsafe.as_ref());
     match stored.filter(|_| snapshot.dynamic.failsafe_mode) {
         Some(members) => Ok(reply::object(200, members)),
         None => Err(not_enabled()),
@@ -44,24 +47,35 @@ pub(super) fn accept(api: &Api, body: &Map<String, Value>) -> Result<Reply, Refu
     if !snapshot.dynamic.failsafe_mode {
         return Err(not_enabled());
     }
-    let Some(name) = body.get("name").and_then(Value::as_str).filter(|name| !name.is_empty()) else {
+    let Some(name) = body
+        .get("name")
+        .and_then(Value::as_str)
+        .filter(|name| !name.is_empty())
+    else {
         return Err(Refusal::bad_request("the question does not say who asks it"));
     };
     if snapshot.state() == PgState::Running && snapshot.role() == Role::Primary {
         return Err(Refusal::new(500, "Running as a leader"));
     }
     let theirs = body.get("ttl").and_then(Value::as_u64).map(Duration::from_secs);
-    let ttl = theirs
-        .unwrap_or_default()
-        .clamp(snapshot.dynamic.timing.ttl, PROMISE_MAX.max(snapshot.dynamic.timing.ttl));
+    let ttl = theirs.unwrap_or_default().clamp(
+        snapshot.dynamic.timing.ttl,
+        PROMISE_MAX.max(snapshot.dynamic.timing.ttl),
+    );
     if let Err(because) = api.handle.lease().promise(name.into(), question_of(body), ttl) {
         tracing::info!(primary = name, %because, "not accepting another primary");
         return Err(Refusal::new(500, "Running as a leader"));
     }
-    tracing::info!(primary = name, ?ttl, "promised a primary without the DCS not to lead");
+    tracing::info!(
+        primary = name,
+        ?ttl,
+        "promised a primary without the DCS not to lead"
+    );
     let mut reply = reply::text(200, "Accepted");
     let position = match snapshot.xlog() {
-        Some(Xlog::Replica { received, replayed, .. }) => Some((*received).max(*replayed)),
+        Some(Xlog::Replica {
+            received, replayed, ..
+        }) => Some((*received).max(*replayed)),
         Some(Xlog::Primary { .. }) | None => None,
     };
     if let Some(position) = position {
@@ -75,6 +89,8 @@ pub(super) fn take_back(api: &Api, body: &Map<String, Value>) -> Result<Reply, R
     let Some(name) = body.get("name").and_then(Value::as_str) else {
         return Err(Refusal::bad_request("the request does not say who sends it"));
     };
-    api.handle.lease().take_promise_back(&name.into(), question_of(body));
+    api.handle
+        .lease()
+        .take_promise_back(&name.into(), question_of(body));
     Ok(reply::text(200, "Forgotten"))
 }

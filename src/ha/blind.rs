@@ -36,9 +36,7 @@ pub(super) fn decide(view: &View, memory: &Memory, now: Boottime) -> Plan {
                 left.as_secs_f32()
             );
             let actions: Vec<_> = ask.into_iter().map(Action::AskConsent).collect();
-            Plan::act(because, actions)
-                .keeping(true)
-                .again_in(left)
+            Plan::act(because, actions).keeping(true).again_in(left)
         }
         None => view.demote(
             DemoteMode::Offline,

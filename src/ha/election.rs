@@ -173,7 +173,12 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     if view.dynamic.pause && !named(view, cluster) {
         return no("paused: nobody is promoted");
     }
-    if let Some(promise) = view.failsafe.promise.as_ref().filter(|promise| now < promise.until) {
+    if let Some(promise) = view
+        .failsafe
+        .promise
+        .as_ref()
+        .filter(|promise| now < promise.until)
+    {
         let left = promise.until.since(now).as_secs() + 1;
         return Ruling::No(format!(
             "'{}' goes on as primary without the DCS and was promised that this member does not lead for {left} s",

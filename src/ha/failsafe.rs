@@ -187,7 +187,12 @@ fn members(stored: Option<&Map<String, Value>>) -> Members {
 /// The leader's duty: the key names all members with an address and the leader itself (contract: DCS layout §2). The
 /// first write of a leadership is made even if nothing differs, so that no late write of a predecessor can come
 /// through after it.
-pub(super) fn duty(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Option<(Action, Memory)> {
+pub(super) fn duty(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    now: Boottime,
+) -> Option<(Action, Memory)> {
     if !view.dynamic.failsafe_mode {
         return None;
     }
@@ -248,7 +253,12 @@ pub(super) fn excluded(view: &View, cluster: &Cluster) -> bool {
 
 /// The time for which this agent may be bound by what its predecessor promised, and a member that could be primary by
 /// it. Members with a key reach the DCS: they need no consent.
-pub(super) fn young(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Option<(MemberName, Duration)> {
+pub(super) fn young(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    now: Boottime,
+) -> Option<(MemberName, Duration)> {
     if !view.dynamic.failsafe_mode {
         return None;
     }
@@ -326,7 +336,10 @@ pub(super) fn standing(view: &View, of: &Members, now: Boottime) -> String {
         None => Some(format!("'{name}' has not answered yet")),
     });
     let missing: Vec<String> = missing.flatten().collect();
-    format!("asking the other members to accept this primary; {}", missing.join(", "))
+    format!(
+        "asking the other members to accept this primary; {}",
+        missing.join(", ")
+    )
 }
 
 /// What would become of this primary if the DCS vanished now.
@@ -370,7 +383,9 @@ impl std::fmt::Display for Outlook {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let prefix = "if the DCS vanished now, the primary would";
         match self {
-            Self::Stays(of) if of.is_empty() => write!(f, "{prefix} stay: no other member is named in /failsafe"),
+            Self::Stays(of) if of.is_empty() => {
+                write!(f, "{prefix} stay: no other member is named in /failsafe")
+            }
             Self::Stays(of) => {
                 let names: Vec<&str> = of.iter().map(MemberName::as_str).collect();
                 write!(f, "{prefix} stay as long as it reaches {}", names.join(", "))

@@ -140,7 +140,10 @@ fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
         None => Plan::act("the leader with the lock", actions),
         Some((write, memory)) => {
             actions.push(write);
-            let mut plan = Plan::act("the leader with the lock, writing who may lead into /failsafe", actions);
+            let mut plan = Plan::act(
+                "the leader with the lock, writing who may lead into /failsafe",
+                actions,
+            );
             plan.memory = Some(memory);
             plan
         }

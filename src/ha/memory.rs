@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View, failsafe};
+use super::{
+    DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View, failsafe,
+};
 use crate::{
     clock::Boottime,
     model::{Cluster, Lsn, MemberName, PgState, Timeline},
