@@ -302,10 +302,22 @@ pub struct ScheduledRestart {
     pub at: Timestamp,
     /// Under which conditions.
     pub filters: RestartFilters,
+    /// When the postmaster that is to be restarted began; filled in by the agent. Any other needs no restart any more.
+    pub postmaster_start_time: Option<String>,
 }
 
 impl ScheduledRestart {
-    /// As published in `/patroni` and the member key: the schedule and the filters as they were given.
+    /// As published in the member key (contract: DCS layout §4).
+    #[must_use]
+    pub fn to_member_json(&self) -> Map<String, Value> {
+        let mut object = self.to_json();
+        if let Some(started) = &self.postmaster_start_time {
+            object.insert("postmaster_start_time".into(), started.clone().into());
+        }
+        object
+    }
+
+    /// As published in `/patroni`: the schedule and the filters as they were given.
     #[must_use]
     pub fn to_json(&self) -> Map<String, Value> {
         let mut object = Map::new();

@@ -28,7 +28,11 @@ impl Agent {
     /// Everything the decision may rest on, as of now.
     pub(super) async fn observe(&mut self) -> View {
         let shutting_down = self.shutdown.is_some();
-        let limit = read_limit(&self.dynamic.timing, self.lease.hold().as_ref(), Boottime::now());
+        let limit = read_limit(
+            &self.dynamic.timing,
+            self.pressing_hold().as_ref(),
+            Boottime::now(),
+        );
         let dcs = Arc::clone(&self.dcs);
         let store = async {
             // A stop needs postgres and the lock only; it must not wait for a store that does not answer.
@@ -59,6 +63,7 @@ impl Agent {
             leader_probe: None,
             failsafe: self.failsafe_sight(),
             shutdown: self.shutdown,
+            contained: self.guard.is_container(),
             memory: self.memory.clone(),
         }
     }
@@ -159,9 +164,14 @@ impl Agent {
     /// A postgres that has to be stopped now is not waited for: if it does not answer, it counts as what it last was.
     fn query_limit(&self, now: Boottime) -> Duration {
         let left = |hold: Hold| lease::deadlines(&hold).demote_at.since(now);
-        self.lease.hold().map_or(QUERY_LIMIT, |hold| {
+        self.pressing_hold().map_or(QUERY_LIMIT, |hold| {
             left(hold).clamp(HURRIED_QUERY_LIMIT, QUERY_LIMIT)
         })
+    }
+
+    /// The hold whose end limits everything; in a paused cluster a primary goes on without one.
+    fn pressing_hold(&self) -> Option<Hold> {
+        self.lease.hold().filter(|_| !self.dynamic.pause)
     }
 
     fn directory_is_in_work(&self) -> bool {

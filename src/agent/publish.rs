@@ -131,7 +131,7 @@ impl Agent {
             .local
             .scheduled_restart
             .as_ref()
-            .map(|s| Value::Object(s.to_json()));
+            .map(|s| Value::Object(s.to_member_json()));
         if let Some(answer) = &snapshot.local.answer {
             data.timeline = (answer.timeline != Timeline::UNKNOWN).then_some(answer.timeline);
             match &answer.xlog {

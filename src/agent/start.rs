@@ -118,7 +118,7 @@ impl Running {
         let shutdown = CancellationToken::new();
         let serving = api::serve(self.listeners, self.handle, self.options, shutdown.clone());
         let mut api = tokio::spawn(serving);
-        let mut keeper = tokio::spawn(self.lease.keep());
+        let mut keeper = tokio::spawn(Arc::clone(&self.lease).keep());
         // Cancel-safe: nothing goes on with any of them after the first end.
         let exit = tokio::select! {
             exit = Box::pin(self.agent.run(self.signals)) => exit,
@@ -136,7 +136,7 @@ impl Running {
         // What may still write is to be ended in time, by whoever does it.
         if matches!(self.instance.postmaster().state(), State::Stopped { .. }) {
             Fence::disarm(&*self.guard);
-        } else {
+        } else if self.lease.fence_left().is_some() {
             warn!("postgres is not down yet, the fence stays armed");
         }
         shutdown.cancel();

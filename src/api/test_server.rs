@@ -166,7 +166,7 @@ pub(crate) struct Server {
     pub(crate) store: Arc<Store>,
     pub(super) access: watch::Sender<Access>,
     pub(crate) snapshot: watch::Sender<Arc<Snapshot>>,
-    pub(super) lease: Arc<Lease>,
+    pub(crate) lease: Arc<Lease>,
     pub(super) requests: Option<mpsc::Receiver<Request>>,
     pub(super) shutdown: CancellationToken,
     pub(super) task: JoinHandle<()>,

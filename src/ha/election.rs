@@ -8,7 +8,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, bootstrap,
+    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, backoff,
+    bootstrap,
     down::giving_way,
     failsafe,
     follow::{silent, stopped_replaying},
@@ -60,6 +61,10 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     // An `/initialize` nobody finishes must not keep existing data from being served.
     if let Some(plan) = bootstrap::abandoned(view, cluster, memory, now) {
         return plan;
+    }
+    if let Some(left) = backoff::left(view, cluster, memory, running, now) {
+        let because = "nobody leads, and WAL still arrives: leaving the race alone (primary_race_backoff)";
+        return Plan::wait(because).again_in(left.min(AGAIN));
     }
     let candidate = Candidate {
         timeline: running.timeline,
@@ -170,7 +175,8 @@ pub(super) fn former_primary(
 
 fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, now: Boottime) -> Ruling {
     let no = |text: &str| Ruling::No(text.to_owned());
-    if view.dynamic.pause && !named(view, cluster) {
+    // Whoever handed over in a paused cluster, and was not relieved, may go on as what it was.
+    if view.dynamic.pause && !named(view, cluster) && !(memory.owed && candidate.last_primary) {
         return no("paused: nobody is promoted");
     }
     if let Some(promise) = view

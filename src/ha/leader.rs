@@ -108,6 +108,14 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
 }
 
 fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
+    if running.timeline < cluster.timeline() && !view.dynamic.pause {
+        // The lock came back after others had led: what this primary has written since is another history.
+        return view.demote(
+            DemoteMode::ImmediateNoLock,
+            now,
+            "the cluster has moved on to a later timeline",
+        );
+    }
     match handover::requested(view, cluster, running.position(), now) {
         None => {}
         Some(Request::Drop(why)) => return handover::dropped(why),
@@ -119,14 +127,6 @@ fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
             let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
             return Plan::begin(because, Job::Demote { mode, deadline });
         }
-    }
-    if running.timeline < cluster.timeline() {
-        // The lock came back after others had led: what this primary has written since is another history.
-        return view.demote(
-            DemoteMode::ImmediateNoLock,
-            now,
-            "the cluster has moved on to a later timeline",
-        );
     }
     let mut actions = Vec::new();
     if let (None, Some(mine)) = (cluster.system_id(), &running.system_id) {

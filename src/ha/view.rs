@@ -303,6 +303,8 @@ pub struct View {
     pub failsafe: failsafe::Sight,
     /// Asked to stop.
     pub shutdown: Option<Shutdown>,
+    /// Nothing outlives this process: it is a container's.
+    pub contained: bool,
     /// From the last turn.
     pub memory: Memory,
 }

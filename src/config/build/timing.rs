@@ -20,7 +20,6 @@ const NOT_YET: &[&str] = &[
     "permanent_replication_slots",
     "ignore_slots",
     "member_slots_ttl",
-    "primary_race_backoff",
 ];
 
 /// Keys of the dynamic configuration (contract: environment §4).
