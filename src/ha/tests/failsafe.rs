@@ -9,7 +9,6 @@ use crate::{
     ha::{
         Action, DemoteMode, Job, Plan, StartAs,
         failsafe::{self, Answers, Members, Outlook, Promise, Promises, Question, Said, usable},
-        lease,
     },
     model::Version,
 };
@@ -139,10 +138,7 @@ fn a_primary_asks_all_others_in_time_for_another_attempt() {
     // The lease ends, and the answers did not come.
     check(
         blind(leader(), 26),
-        &[demote(
-            DemoteMode::Offline,
-            NOW + lease::stop_budget(TTL).mul_f32(0.0) + ms(2500),
-        )],
+        &[demote(DemoteMode::Offline, NOW + ms(2500))],
         DROP,
         "another may lead",
     );
