@@ -8,7 +8,9 @@
 //! | `comeback`  | all members stop and return, in any order                                   |
 //! | `failsafe`  | etcd, while the members see each other                                      |
 //! | `footprint` | nothing: a member does not grow                                             |
+//! | `manual`    | nothing: people ask for things, now and later                               |
 //! | `outage`    | etcd                                                                        |
+//! | `pause`     | what runs, while nobody is to do anything about it                          |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
 #![allow(
@@ -34,10 +36,14 @@ mod etcd;
 mod failsafe;
 #[path = "cluster/footprint.rs"]
 mod footprint;
+#[path = "cluster/manual.rs"]
+mod manual;
 #[path = "common/node.rs"]
 mod node;
 #[path = "cluster/outage.rs"]
 mod outage;
+#[path = "cluster/pause.rs"]
+mod pause;
 #[path = "common/proxy.rs"]
 mod proxy;
 #[path = "cluster/readme.rs"]

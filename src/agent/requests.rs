@@ -211,7 +211,11 @@ impl Agent {
     }
 
     fn begin_request(&mut self, job: Job, because: &str, start_limit: Option<Duration>) {
-        info!(job = job.name(), because, "asked for");
+        let from = match &job {
+            Job::Clone { from, .. } => Some(from.member.as_str()),
+            _ => None,
+        };
+        info!(job = job.name(), from, because, "asked for");
         let status = self
             .last_cluster
             .as_ref()

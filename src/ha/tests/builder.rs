@@ -274,6 +274,11 @@ impl Build {
         self
     }
 
+    pub(super) fn dcs_up(mut self) -> Self {
+        self.down = None;
+        self
+    }
+
     // --- ourselves
 
     pub(super) fn local(self, local: Local) -> Self {
