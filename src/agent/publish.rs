@@ -72,7 +72,7 @@ impl Agent {
             }),
             dcs_last_seen_epoch_s: self.last_cluster.as_ref().map_or(0, |seen| seen.epoch_s),
             leader_until: self.lease.hold().map(|hold| hold.sent_at + hold.ttl),
-            failsafe_until: None,
+            failsafe_until: self.failsafe_until(),
             next_run: now + next,
             dynamic: self.dynamic.clone(),
             sync_mode: SyncMode::Off,
@@ -132,7 +132,7 @@ impl Agent {
             .local
             .scheduled_restart
             .as_ref()
-            .map(|s| Value::Object(s.to_json()));
+            .map(|s| Value::Object(s.to_member_json()));
         if let Some(answer) = &snapshot.local.answer {
             data.timeline = (answer.timeline != Timeline::UNKNOWN).then_some(answer.timeline);
             match &answer.xlog {
@@ -177,6 +177,7 @@ pub(super) fn outlook(view: &View, now: Boottime) -> Outlook {
     Outlook {
         candidacy: why::candidacy(view, now),
         promise,
+        without_dcs: ha::failsafe::outlook(view).to_string(),
     }
 }
 

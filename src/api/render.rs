@@ -92,7 +92,8 @@ fn howdah(snapshot: &Snapshot) -> Value {
         Candidacy::Could(why) => ("could lead", why.as_str()),
         Candidacy::Cannot(why) => ("could not lead", why.as_str()),
     };
-    json!({"candidacy": candidacy, "because": because, "promise": outlook.promise})
+    json!({"candidacy": candidacy, "because": because, "promise": outlook.promise,
+        "without_dcs": outlook.without_dcs})
 }
 
 fn timeline(answer: &Answer) -> Value {
@@ -135,12 +136,12 @@ mod tests {
             with_sync(replica(), SyncMode::Priority),
             json!({"clonefrom": true}),
         );
-        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "replica", "server_version": 170004, "xlog": {"received_location": 83886408, "replayed_location": 83886344, "replayed_timestamp": null, "paused": false}, "sync_standby": true, "timeline": 4, "replication_state": "streaming", "dcs_last_seen": 1767600100, "tags": {"clonefrom": true}, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown"}}"#);
+        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "replica", "server_version": 170004, "xlog": {"received_location": 83886408, "replayed_location": 83886344, "replayed_timestamp": null, "paused": false}, "sync_standby": true, "timeline": 4, "replication_state": "streaming", "dcs_last_seen": 1767600100, "tags": {"clonefrom": true}, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown", "without_dcs": "unknown"}}"#);
     }
 
     #[test]
     fn a_leader_lists_its_walsenders() {
-        insta::assert_snapshot!(json::text(&patroni(&leader(), NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "primary", "server_version": 170004, "xlog": {"location": 83886408}, "timeline": 4, "replication": [{"usename": "replicator", "application_name": "n2", "client_addr": "10.1.0.2", "state": "streaming", "sync_state": "async", "sync_priority": 0}], "dcs_last_seen": 1767600100, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n1"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown"}}"#);
+        insta::assert_snapshot!(json::text(&patroni(&leader(), NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "primary", "server_version": 170004, "xlog": {"location": 83886408}, "timeline": 4, "replication": [{"usename": "replicator", "application_name": "n2", "client_addr": "10.1.0.2", "state": "streaming", "sync_state": "async", "sync_priority": 0}], "dcs_last_seen": 1767600100, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n1"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown", "without_dcs": "unknown"}}"#);
     }
 
     #[test]
@@ -152,7 +153,7 @@ mod tests {
         snapshot.local.system_id = None;
         snapshot.dcs = None;
         snapshot.dynamic.pause = true;
-        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "creating replica", "role": "uninitialized", "pause": true, "cluster_unlocked": true, "dcs_last_seen": 1767600100, "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown"}}"#);
+        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "creating replica", "role": "uninitialized", "pause": true, "cluster_unlocked": true, "dcs_last_seen": 1767600100, "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown", "without_dcs": "unknown"}}"#);
     }
 
     #[test]

@@ -87,7 +87,7 @@ fn render(words: &[Word], format: Format) -> String {
             text += &format!("\n Replication: {promise}");
         }
         if let Some(outlook) = leader(|word| word.without_dcs.as_ref()) {
-            text += &format!("\n If the DCS vanished now: {outlook}");
+            text += &format!("\n Without the DCS: {outlook}");
         }
     }
     text
@@ -121,7 +121,7 @@ mod tests {
         | n4     | unknown                   | connection refused                           |
         +--------+---------------------------+----------------------------------------------+
          Replication: asynchronous
-         If the DCS vanished now: n1 stays primary
+         Without the DCS: n1 stays primary
         ");
     }
 }

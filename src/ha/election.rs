@@ -8,8 +8,10 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, bootstrap,
+    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, backoff,
+    bootstrap,
     down::giving_way,
+    failsafe,
     follow::{silent, stopped_replaying},
     view::upstream,
 };
@@ -22,6 +24,10 @@ use crate::{
 const PEERS_FRESH: Duration = Duration::from_secs(1);
 /// Next look while nobody leads.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// Why a member that `/failsafe` does not name leaves the lock alone.
+pub(super) const NOT_IN_FAILSAFE: &str =
+    "not named in /failsafe: a primary without the DCS would not ask this member before it goes on";
 
 /// What a candidate has.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +81,10 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     // An `/initialize` nobody finishes must not keep existing data from being served.
     if let Some(plan) = bootstrap::abandoned(view, cluster, memory, now) {
         return plan;
+    }
+    if let Some(left) = backoff::left(view, cluster, memory, running, now) {
+        let because = "nobody leads, and WAL still arrives: leaving the race alone (primary_race_backoff)";
+        return Plan::wait(because).again_in(left.min(AGAIN));
     }
     let candidate = Candidate::of_running(running);
     match rule(view, cluster, memory, candidate, now) {
@@ -175,8 +185,21 @@ pub(super) fn former_primary(
 
 fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, now: Boottime) -> Ruling {
     let no = |text: &str| Ruling::No(text.to_owned());
-    if view.dynamic.pause && !named(view, cluster) {
+    // Whoever handed over in a paused cluster, and was not relieved, may go on as what it was.
+    if view.dynamic.pause && !named(view, cluster) && !(memory.owed && candidate.last_primary) {
         return no("paused: nobody is promoted");
+    }
+    if let Some(promise) = view
+        .failsafe
+        .promise
+        .as_ref()
+        .filter(|promise| now < promise.until)
+    {
+        let left = promise.until.since(now).as_secs() + 1;
+        return Ruling::No(format!(
+            "'{}' goes on as primary without the DCS and was promised that this member does not lead for {left} s",
+            promise.to
+        ));
     }
     if view.tags.nofailover() {
         return no("tagged nofailover");
@@ -185,7 +208,7 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
         return no("another member is bootstrapping the cluster");
     }
     // A failover names no leader: somebody wants exactly this member.
-    let wanted = named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover());
+    let wanted = forced(view, cluster);
     if cluster.initialize.is_none() && !candidate.last_primary && !memory.followed && !wanted {
         return no(
             "the DCS knows no cluster: a replica that has followed nobody since it was started must not register one",
@@ -197,6 +220,9 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     // Contract: HA rules §2, row 1; it comes before every request.
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         return no("pre_promote refused the promotion, leaving the lock to others");
+    }
+    if let Some(ruling) = by_failsafe(view, cluster, memory, now) {
+        return ruling;
     }
     match manual(view, cluster, memory, candidate, now) {
         Some(ruling) => ruling,
@@ -225,6 +251,35 @@ pub(super) fn candidacy(view: &View, cluster: &Cluster, now: Boottime) -> Result
         Ruling::No(because) => Err(because),
         Ruling::Ask(_) => Err("the other members have not been asked".to_owned()),
     }
+}
+
+/// Whether some member may be primary without the DCS, for all this one can know (contract: HA rules §2, row 10). A
+/// switchover asked of a leader that is not there to answer changes nothing about that. A failover to this very member is
+/// a person's will; still nobody leads beside a primary that says it is one.
+fn by_failsafe(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Option<Ruling> {
+    if failsafe::excluded(view, cluster) {
+        if !forced(view, cluster) {
+            return Some(Ruling::No(NOT_IN_FAILSAFE.to_owned()));
+        }
+        return match fresh_peers(view, cluster, now) {
+            Err(ask) => Some(ask),
+            Ok(peers) => peers
+                .answers
+                .iter()
+                .find_map(|(name, answer)| still_primary(name, answer.as_ref()?))
+                .map(Ruling::No),
+        };
+    }
+    let (name, left) = failsafe::young(view, cluster, memory, now)?;
+    Some(Ruling::No(format!(
+        "'{name}' may be primary without the DCS, with a promise this member gave before it was restarted: waiting {} s",
+        left.as_secs() + 1
+    )))
+}
+
+/// A person wants exactly this member to lead, and names no leader that would have to hand over.
+pub(super) fn forced(view: &View, cluster: &Cluster) -> bool {
+    named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover())
 }
 
 /// Not scheduled for later.
@@ -460,7 +515,14 @@ fn fresh_peers<'a>(view: &'a View, cluster: &Cluster, now: Boottime) -> Result<&
             let gone = |(name, _): &&(MemberName, String)| {
                 *name != view.me && present.iter().all(|(other, _)| other != name)
             };
-            let vanished = view.memory.last_members.iter().filter(gone).cloned().collect();
+            let mut vanished: Vec<_> = view.memory.last_members.iter().filter(gone).cloned().collect();
+            // One of them may be primary by the consent of the others.
+            let failsafe = failsafe::listed(view, cluster);
+            let others: Vec<_> = failsafe
+                .into_iter()
+                .filter(|pair| gone(&pair) && vanished.iter().all(|(name, _)| *name != pair.0))
+                .collect();
+            vanished.extend(others);
             Err(Ruling::Ask(Action::ProbePeers { present, vanished }))
         }
     }

@@ -250,7 +250,10 @@ async fn a_leader_whose_replicas_are_all_frozen_ends_in_time_and_leaves_the_lock
     );
     assert_eq!(code(exit), 0);
     let log = cluster.nodes[old].log();
-    assert!(log.contains("nobody has everything that was written here"), "{log}");
+    assert!(
+        log.contains("nobody has everything that was written here"),
+        "{log}"
+    );
     let mut client = cluster.etcd.client().await;
     let key = client.get("/service/demo/leader", None).await.expect("ask etcd");
     assert_eq!(
