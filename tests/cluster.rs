@@ -10,6 +10,7 @@
 //! | `outage`    | etcd                                                                        |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
+//! | `sync`      | standbys and leaders of clusters in a synchronous mode                      |
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -39,6 +40,8 @@ mod outage;
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/sync.rs"]
+mod sync;
 #[path = "common/witness.rs"]
 mod witness;
 

@@ -56,6 +56,7 @@ impl Agent {
             finished: self.finished.clone(),
             peers: None,
             leader_probe: None,
+            sync: self.sync_sight(),
             shutdown: self.shutdown,
             memory: self.memory.clone(),
         }

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     clock::Boottime,
-    ha::{Job, Local},
-    model::{Lsn, MemberData, PgState, Role, Timeline},
+    ha::{self, Job, Local},
+    model::{Lsn, MemberData, PgState, Role, SyncKind, Timeline},
     postgres::{
         postmaster::State,
         query::{LocalView, WalSender, Where},
@@ -75,7 +75,11 @@ impl Agent {
             failsafe_until: None,
             next_run: now + next,
             dynamic: self.dynamic.clone(),
-            sync_mode: SyncMode::Off,
+            sync_mode: match ha::sync::kind(&self.dynamic) {
+                SyncKind::Off => SyncMode::Off,
+                SyncKind::On => SyncMode::Priority,
+                SyncKind::Quorum => SyncMode::Quorum,
+            },
             standby_cluster: false,
         }
     }

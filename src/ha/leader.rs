@@ -6,6 +6,7 @@ use super::{
     Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View,
     handover::{self, Request},
     lease, successor,
+    sync::{self, Promise},
     view::give_up,
 };
 use crate::{clock::Boottime, model::Cluster};
@@ -19,7 +20,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     };
     let until_demotion = lease::deadlines(hold).demote_at.since(now);
     let plan = match &view.local {
-        Local::Running(running) if running.is_primary() => primary(view, cluster, running, now),
+        Local::Running(running) if running.is_primary() => primary(view, cluster, memory, running, now),
         Local::Running(running) => replica(view, cluster, memory, running, now),
         Local::Silent { since, why, .. } => silent(view, cluster, *since, *why, now),
         _ => Plan::wait("the local postgres is not there"),
@@ -78,6 +79,17 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if behind && !memory.followed {
         return give_up(memory, now, "our timeline is older than the cluster's");
     }
+    let wanted = cluster.failover.as_ref().is_some_and(|key| {
+        // A person wants exactly this member.
+        !key.is_switchover() && key.candidate.as_ref() == Some(&view.me)
+    });
+    if let Some(promise) = Promise::active(view, cluster)
+        && !promise.voters.contains(&view.me)
+        && !wanted
+    {
+        let because = format!("no synchronous standby, only {} can lead", promise.voters.shown());
+        return give_up(memory, now, because);
+    }
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         // Nothing was asked of postgres: it stays the replica it is.
         return give_up(memory, now, "pre_promote refused the promotion");
@@ -97,21 +109,21 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if let Some(left) = Memory::backoff(memory.promote_failures, now) {
         return Plan::wait("the promotion failed, waiting before the next attempt").again_in(left);
     }
-    let mut actions = vec![Action::Begin(Job::Promote)];
+    let mut actions = sync::before_promotion(view, cluster);
+    actions.push(Action::Begin(Job::Promote));
     if cluster.failover.is_some() {
         actions.push(Action::ClearFailover);
     }
     Plan::act("holding the lock, promoting", actions)
 }
 
-fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Plan {
+fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
+    let mut due = None;
     match handover::requested(view, cluster, running.position(), now) {
         None => {}
         Some(Request::Drop(why)) => return handover::dropped(why),
         Some(Request::Ask(ask)) => return handover::asking(ask),
-        Some(Request::DueIn(left)) => {
-            return Plan::act("a scheduled switchover is due soon", [Action::LeaderDuties]).again_in(left);
-        }
+        Some(Request::DueIn(left)) => due = Some(left),
         Some(Request::HandOver(because)) => {
             let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
             return Plan::begin(because, Job::Demote { mode, deadline });
@@ -133,5 +145,31 @@ fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> 
         actions.push(Action::WriteConfig);
     }
     actions.push(Action::LeaderDuties);
-    Plan::act("the leader with the lock", actions)
+    let because = match due {
+        Some(_) => "a scheduled switchover is due soon",
+        None => "the leader with the lock",
+    };
+    let mut plan = Plan::act(because, actions);
+    plan.again_in = due;
+    match sync::turn(view, cluster, &memory.sync, now) {
+        Some(turn) => with_sync(plan, memory, turn),
+        None => plan,
+    }
+}
+
+/// Clients may be waiting for what synchronous replication does next, so it comes first.
+fn with_sync(mut plan: Plan, memory: &Memory, turn: sync::Turn) -> Plan {
+    plan.actions.splice(0..0, turn.actions);
+    plan.again_in = Some(
+        plan.again_in
+            .map_or(turn.again_in, |wait| wait.min(turn.again_in)),
+    );
+    if let Some(because) = turn.because {
+        plan.because = because;
+    }
+    plan.memory = Some(Memory {
+        sync: turn.seen,
+        ..memory.clone()
+    });
+    plan
 }

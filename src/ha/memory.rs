@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View};
+use super::{DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View, sync};
 use crate::{
     clock::Boottime,
     model::{Cluster, Lsn, MemberName, PgState, Timeline},
@@ -60,6 +60,8 @@ pub struct Memory {
     pub waiting_for_leader_since: Option<Boottime>,
     /// Where a replica that has not come up yet was pointed at meanwhile.
     pub pointed_at: Option<Upstream>,
+    /// Synchronous replication.
+    pub sync: sync::Seen,
 }
 
 impl Memory {
@@ -73,6 +75,7 @@ impl Memory {
             memory.note_cluster(view, cluster, now);
         }
         memory.note_local(view, now);
+        memory.sync.note(view, now);
         memory
     }
 

@@ -13,7 +13,8 @@
 //! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`busy`] (a job runs),
 //! [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
 //! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
-//! the question whether another could lead, [`handover`] what people ask of a leader, [`memory`] what turns remember.
+//! the question whether another could lead, [`sync`] whom commits wait for, [`handover`] what people ask of a leader,
+//! [`memory`] what turns remember.
 //!
 //! A turn that needs to know more (positions of the peers, the leader's timeline) asks for it as an action and is
 //! called again with the answer in the view, so that a plan never leaves its executor a choice.
@@ -35,6 +36,7 @@ mod repair;
 pub mod rewind;
 mod stopping;
 mod successor;
+pub mod sync;
 #[cfg(test)]
 mod tests;
 mod view;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Upstream, lease};
+use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Upstream, lease, sync};
 use crate::{
     clock::Boottime,
     dcs::Hold,
@@ -298,6 +298,8 @@ pub struct View {
     pub peers: Option<Peers>,
     /// Answer of the leader's postgres, if asked for.
     pub leader_probe: Option<LeaderProbe>,
+    /// Synchronous replication, as a running primary sees it.
+    pub sync: Option<sync::Sight>,
     /// Asked to stop.
     pub shutdown: Option<Shutdown>,
     /// From the last turn.
