@@ -26,8 +26,6 @@ mod promotion;
 pub mod quorum;
 mod set;
 mod strict;
-#[cfg(test)]
-mod tests;
 
 use std::time::Duration;
 

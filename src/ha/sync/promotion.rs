@@ -13,7 +13,9 @@ use crate::{
 pub(in crate::ha) fn before_promotion(view: &View, cluster: &Cluster) -> Vec<Action> {
     let kind = promise::kind(&view.dynamic);
     if kind == SyncKind::Off {
-        return Vec::new();
+        // What is left of it would bind everybody to its leader when the mode is on again.
+        let left = cluster.sync.version.filter(|_| cluster.sync.leader.is_some());
+        return left.map(Action::DeleteSync).into_iter().collect();
     }
     let (quorum, voters) = match &cluster.sync.leader {
         Some(leader) if kind == SyncKind::Quorum || view.dynamic.sync.strict => {
