@@ -9,7 +9,9 @@ use crate::{
     client::{Client, probe_peers},
     clock::Boottime,
     dcs::{DcsError, Key, When, Written},
-    ha::{Action, DcsView, Job, LeaderFacts, LeaderProbe, Peers, Plan, Shutdown, Upstream, View},
+    ha::{
+        Action, DcsView, Job, LeaderFacts, LeaderProbe, Peers, Plan, Shutdown, Upstream, View, heirs::Heirs,
+    },
     model::{MemberName, SystemId, Version},
 };
 
@@ -156,7 +158,13 @@ impl Agent {
     }
 
     fn begin(&mut self, job: Job, view: &View) {
-        let context = self.job_context(self.last_status(view), None);
+        let mut context = self.job_context(self.last_status(view), None);
+        let last = self.last_cluster.as_ref().map(|seen| &seen.cluster);
+        let cluster = match &view.dcs {
+            DcsView::Known { cluster } => Some(cluster),
+            DcsView::Down { .. } => last,
+        };
+        context.heirs = cluster.map_or_else(Heirs::default, |cluster| Heirs::of(view, cluster));
         self.progress.send_replace(None);
         let what = job.clone();
         if !self

@@ -19,11 +19,13 @@ mod jobs;
 pub mod lease;
 mod namesake;
 mod observe;
+mod orderly_stop;
 mod publish;
 mod reload;
 mod requests;
 pub mod signals;
 pub mod start;
+mod stuck_senders;
 mod sync;
 
 use std::{

@@ -32,9 +32,10 @@ pub enum StartAs {
 /// How a primary (or any postgres) is stopped (contract: HA rules §10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DemoteMode {
-    /// CHECKPOINT first, fast stop, lock released with the last position once postgres is down.
+    /// CHECKPOINT first, then as [`DemoteMode::Fast`].
     Graceful,
-    /// Fast stop, lock released once postgres is down.
+    /// Fast stop. The lock is released with the last position once postgres is down, or as soon as it cannot write any
+    /// more and a member that may lead has everything.
     Fast,
     /// Immediate stop, lock released once postgres is down.
     Immediate,

@@ -348,13 +348,17 @@ impl View {
     }
 
     /// Upper bound for a planned hand-over. A person asked for it and the lock is kept: there is no hurry that would be
-    /// worth a crash recovery.
+    /// worth a crash recovery. It bounds what comes before the shutdown checkpoint; what PostgreSQL waits for after it
+    /// (receivers, the archiver) has its own, far shorter bounds and no say in when the lock goes.
     #[must_use]
     pub(super) fn hand_over_timeout(&self) -> Duration {
         self.dynamic.primary_stop_timeout.max(HAND_OVER_TIMEOUT)
     }
 
-    /// Upper bound for an orderly stop.
+    /// Upper bound for an orderly stop: fast for six tenths of it, then immediate, then SIGKILL. Stricter than the
+    /// contract (HA rules §10), where a stop has a bound only in synchronous mode and with `primary_stop_timeout` above
+    /// zero: here every stop has one, and the setting replaces the default in every mode. Whoever sets more than eight
+    /// seconds gives the container more than Docker's ten.
     #[must_use]
     pub const fn stop_timeout(&self) -> Duration {
         if self.dynamic.primary_stop_timeout.is_zero() {

@@ -10,6 +10,7 @@ mod election;
 mod failsafe;
 mod follow;
 mod grid;
+mod heirs;
 mod leader;
 mod life;
 mod manual;
