@@ -140,6 +140,7 @@ impl Agent {
     fn begin(&mut self, job: Job, view: &View) {
         let context = self.job_context(self.last_status(view), None);
         self.progress.send_replace(None);
+        self.slots.pause();
         let what = job.clone();
         if !self
             .jobs

@@ -22,13 +22,10 @@ mod publish;
 mod reload;
 mod requests;
 pub mod signals;
+mod slots;
 pub mod start;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -204,7 +201,7 @@ pub struct Agent {
     claim: Option<Version>,
     /// A new copy was asked for; it begins when the job that runs has ended.
     reinit_wanted: bool,
-    slots_seen: BTreeMap<String, Boottime>,
+    slots: slots::Slots,
     system_id: Option<SystemId>,
     pending_restart: Map<String, Value>,
     scheduled_restart: Option<ScheduledRestart>,
@@ -303,7 +300,7 @@ impl Agent {
             finished: None,
             claim: None,
             reinit_wanted: false,
-            slots_seen: BTreeMap::new(),
+            slots: slots::Slots::default(),
             system_id: None,
             pending_restart: Map::new(),
             scheduled_restart: None,
@@ -486,19 +483,17 @@ impl Agent {
 
     /// What every turn ends with.
     async fn after(&mut self, view: &View, plan: &Plan, wait: Duration) {
+        if let DcsView::Known { cluster } = &view.dcs {
+            self.note_feedback(cluster);
+        }
         self.apply_dynamic().await;
         self.note_pending_restart();
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
         if self.shutdown.is_none() && self.dcs_down_since.is_none() {
             self.touch_member().await;
-            if let DcsView::Known { cluster } = &view.dcs
-                && cluster
-                    .leader
-                    .as_ref()
-                    .is_some_and(|leader| leader.name != self.identity.member)
-            {
-                self.replica_slots(&Arc::clone(cluster)).await;
+            if let DcsView::Known { cluster } = &view.dcs {
+                Box::pin(self.tend_slots(cluster)).await;
             }
         }
     }
@@ -633,6 +628,7 @@ impl Agent {
         }
         match (&finished.job, &finished.outcome) {
             (Job::Bootstrap, _) => self.claim = None,
+            (Job::CopySlots { slots, .. }, Ok(())) => self.slots.copied(slots),
             (Job::Clone { .. }, Ok(())) => self.copies.made += 1,
             (Job::Clone { .. }, Err(_)) => self.copies.failed += 1,
             _ => {}

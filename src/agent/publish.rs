@@ -196,6 +196,7 @@ fn role_and_state(
         (Some(Job::Clone { .. }), _) => return (Role::Uninitialized, PgState::CreatingReplica),
         (Some(Job::Rewind(_)), _) => PgState::Stopped,
         (Some(Job::Restart), _) => PgState::Restarting,
+        (Some(Job::CopySlots { .. }), Local::Down(_) | Local::Stopping { .. }) => PgState::Restarting,
         (Some(Job::Demote { .. }), Local::Running(_) | Local::Stopping { .. } | Local::Silent { .. }) => {
             PgState::Stopping
         }

@@ -13,7 +13,7 @@
 //! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`busy`] (a job runs),
 //! [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
 //! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
-//! the question whether another could lead, [`handover`] what people ask of a leader, [`memory`] what turns remember.
+//! the question whether another could lead, [`slots`] the replication slots to keep, [`handover`] what people ask of a leader, [`memory`] what turns remember.
 //!
 //! A turn that needs to know more (positions of the peers, the leader's timeline) asks for it as an action and is
 //! called again with the answer in the view, so that a plan never leaves its executor a choice.
@@ -33,6 +33,7 @@ mod memory;
 mod plan;
 mod repair;
 pub mod rewind;
+pub mod slots;
 mod stopping;
 mod successor;
 #[cfg(test)]
@@ -84,7 +85,12 @@ fn with_view(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> 
             match cluster.leader.as_ref().map(|leader| &leader.name) {
                 None => election::decide(view, cluster, memory, now),
                 Some(name) if *name == view.me => leader::decide(view, cluster, memory, now),
-                Some(_) => follow::decide(view, cluster, memory, now),
+                Some(_) => {
+                    let plan = follow::decide(view, cluster, memory, now);
+                    let idle = plan.actions.is_empty();
+                    let copy = idle.then(|| slots::due(view, cluster, memory, now)).flatten();
+                    copy.unwrap_or(plan)
+                }
             }
         }
     }

@@ -298,6 +298,8 @@ pub struct View {
     pub peers: Option<Peers>,
     /// Answer of the leader's postgres, if asked for.
     pub leader_probe: Option<LeaderProbe>,
+    /// Permanent logical slots of the leader that this replica does not have.
+    pub missing_slots: Vec<String>,
     /// Asked to stop.
     pub shutdown: Option<Shutdown>,
     /// From the last turn.

@@ -32,6 +32,7 @@ pub mod promote;
 mod protected;
 pub mod query;
 pub mod recovery;
+pub mod replslot;
 pub mod rewind;
 pub mod roles;
 pub mod staging;

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
+    sync::atomic::Ordering,
 };
 
 use serde_json::{Map, Value};
@@ -211,10 +212,19 @@ impl Instance {
             socket_dir: Some(&socket_dir),
             dynamic: parameters,
             local: &settings.parameters,
-            forced: &[],
+            forced: &self.forced(),
             known: &self.known,
             replica_of: control,
         })
+    }
+
+    /// What the HA logic insists on.
+    fn forced(&self) -> Vec<(&'static str, String)> {
+        let feedback = self.feedback.load(Ordering::Relaxed);
+        feedback
+            .then(|| ("hot_standby_feedback", "on".to_owned()))
+            .into_iter()
+            .collect()
     }
 
     fn hba_lines(&self, dynamic: &Dynamic) -> Vec<String> {

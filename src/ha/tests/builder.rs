@@ -160,6 +160,7 @@ pub(super) fn view() -> Build {
         finished: None,
         peers: None,
         leader_probe: None,
+        missing_slots: Vec::new(),
         shutdown: None,
         memory: Memory::default(),
     };

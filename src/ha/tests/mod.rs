@@ -12,5 +12,6 @@ mod grid;
 mod leader;
 mod life;
 mod manual;
+mod slots;
 mod stopping;
 mod world;
