@@ -10,6 +10,7 @@
 //! | `outage`    | etcd                                                                        |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
+//! | `slots`     | who needs WAL: members that are away, leaders that consumers read from      |
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -39,6 +40,8 @@ mod outage;
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/slots.rs"]
+mod slots;
 #[path = "common/witness.rs"]
 mod witness;
 
