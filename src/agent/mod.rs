@@ -230,6 +230,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             pending_restart: Map::new(),
             scheduled_restart: None,
             copies: handle::Copies::default(),
+            slots: Vec::new(),
         },
         dcs: None,
         dcs_last_seen_epoch_s: 0,

@@ -65,6 +65,7 @@ impl Agent {
                 pending_restart: self.pending_restart.clone(),
                 scheduled_restart: self.scheduled_restart.clone(),
                 copies: self.copies,
+                slots: self.retained_slots(),
             },
             dcs: self.last_cluster.as_ref().map(|seen| DcsView {
                 cluster: Arc::clone(&seen.cluster),

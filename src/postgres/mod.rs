@@ -40,3 +40,4 @@ pub mod tablespaces;
 mod username;
 pub mod version;
 pub mod waldump;
+pub mod walvolume;

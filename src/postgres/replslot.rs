@@ -3,11 +3,7 @@
 //! The file is `ReplicationSlotOnDisk` of PostgreSQL's `slot.c`: magic, checksum, version, length (4 bytes each), then
 //! the persistent data. Up to the position confirmed by the consumer its layout is the same in 14 to 18.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use super::files::{self, Error, at, optional};
 use crate::model::Lsn;
@@ -59,30 +55,33 @@ pub fn parse(bytes: &[u8]) -> Option<SlotFile> {
 #[must_use]
 pub fn read_all(data_dir: &Path) -> Vec<SlotFile> {
     let entries = fs::read_dir(data_dir.join("pg_replslot")).into_iter().flatten();
-    entries
-        .filter_map(|entry| parse(&fs::read(entry.ok()?.path().join("state")).ok()?))
+    let dirs = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let unfinished = |dir: &Path| dir.extension().is_some_and(|end| end == "tmp");
+    dirs.filter(|dir| !unfinished(dir))
+        .filter_map(|dir| parse(&fs::read(dir.join("state")).ok()?))
         .collect()
 }
 
 /// Puts a slot into a stopped server, in the place of one of the same name. Complete or not at all: PostgreSQL removes
-/// directories whose name ends in `.tmp` when it starts.
+/// directories whose name ends in `.tmp` when it starts (`StartupReplicationSlots`), also the replaced one.
 ///
 /// # Errors
 /// The step that failed.
 pub fn install(data_dir: &Path, name: &str, state: &[u8]) -> Result<(), Error> {
     let parent = data_dir.join("pg_replslot");
-    let (dir, new): (PathBuf, PathBuf) = (parent.join(name), parent.join(format!("{name}.tmp")));
-    optional("remove", &new, fs::remove_dir_all(&new))?;
-    at("create", &new, fs::create_dir(&new))?;
+    let dir = parent.join(name);
+    let new = parent.join(format!("{name}.tmp"));
+    // One that a crash has left is as good as a new one.
+    if !new.is_dir() {
+        at("create", &new, fs::create_dir(&new))?;
+    }
     let mode = files::file_mode(data_dir);
     let dir_mode = if mode & 0o040 == 0 { 0o700 } else { 0o750 };
-    at(
-        "change the mode of",
-        &new,
-        fs::set_permissions(&new, fs::Permissions::from_mode(dir_mode)),
-    )?;
+    let permissions = fs::Permissions::from_mode(dir_mode);
+    at("change the mode of", &new, fs::set_permissions(&new, permissions))?;
     files::write_atomic(&new.join("state"), state, mode)?;
-    optional("remove", &dir, fs::remove_dir_all(&dir))?;
+    let old = parent.join(format!("{name}.{}.old.tmp", std::process::id()));
+    optional("rename", &dir, fs::rename(&dir, &old))?;
     at("rename", &new, fs::rename(&new, &dir))?;
     files::sync_dir(&dir)?;
     files::sync_dir(&parent)
@@ -92,7 +91,7 @@ pub fn install(data_dir: &Path, name: &str, state: &[u8]) -> Result<(), Error> {
 #[must_use]
 pub fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return None;
     }
     let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
@@ -139,7 +138,7 @@ mod tests {
         for confirmed in [1, 2] {
             install(dir.path(), "s", &state("s", 5, 1, confirmed)).expect("install");
             let read = read_all(dir.path());
-            assert_eq!(read.len(), 1);
+            assert_eq!(read.len(), 1, "what is left of the old one is not a slot");
             assert_eq!(read[0].confirmed, Lsn(confirmed));
         }
     }

@@ -20,6 +20,7 @@ use crate::{
         conninfo::Conninfo,
         files, hba, listen, pgpass,
         recovery::{Follow, Recovery, recovery_settings},
+        walvolume,
     },
 };
 
@@ -213,6 +214,7 @@ impl Instance {
             dynamic: parameters,
             local: &settings.parameters,
             forced: &self.forced(),
+            slot_wal_limit: self.slot_wal_limit(),
             known: &self.known,
             replica_of: control,
         })
@@ -225,6 +227,16 @@ impl Instance {
             .then(|| ("hot_standby_feedback", "on".to_owned()))
             .into_iter()
             .collect()
+    }
+
+    /// What slots may hold back, unless the user's own configuration file says it.
+    fn slot_wal_limit(&self) -> Option<String> {
+        let conf = self.conf();
+        let included = conf.custom_conf.clone().unwrap_or_else(|| conf.base());
+        let given = std::fs::read_to_string(included)
+            .is_ok_and(|text| walvolume::mentions(&text, "max_slot_wal_keep_size"));
+        let size = walvolume::size(self.data_dir()).filter(|_| !given)?;
+        walvolume::slot_wal_limit(size)
     }
 
     fn hba_lines(&self, dynamic: &Dynamic) -> Vec<String> {

@@ -121,7 +121,8 @@ fn publishes_all(cluster: &Cluster) -> bool {
 
 /// Members whose key is gone: a restart of the host takes longer than a lease.
 fn away(situation: &Situation<'_>, wanted: &mut BTreeMap<String, Wanted>) {
-    if !keeps_all(situation) && !(situation.place.leads() && !situation.dynamic.member_slots_ttl.is_zero()) {
+    let may_keep = situation.place.leads() || !situation.tags.nofailover();
+    if situation.dynamic.member_slots_ttl.is_zero() || !may_keep {
         return;
     }
     let names: Vec<&String> = if situation.place.leads() {
