@@ -53,6 +53,8 @@ pub struct Memory {
     pub clones: (u32, Boottime),
     /// Stops that failed in a row.
     pub stop_failures: u32,
+    /// First turn that missed a logical slot.
+    pub slots_missing_since: Option<Boottime>,
     /// Attempts to copy logical slots since none was missing, and when the last ended.
     pub slot_copies: (u32, Boottime),
     /// First turn that saw the postgres of the lock holder (us) not running.
@@ -128,6 +130,11 @@ impl Memory {
     }
 
     fn note_local(&mut self, view: &View, now: Boottime) {
+        if view.missing_slots.is_empty() {
+            self.slots_missing_since = None;
+        } else {
+            self.slots_missing_since.get_or_insert(now);
+        }
         match &view.local {
             Local::Running(running) => {
                 self.start_failures = (0, Boottime(0));

@@ -107,6 +107,12 @@ async fn members_slots_are_everywhere_move_along_and_outlast_an_absence() {
         }
     })
     .await;
+    // Nobody has said how much that may be.
+    let limit = cluster.nodes[leader]
+        .sql("SHOW max_slot_wal_keep_size")
+        .await
+        .expect("a setting");
+    assert_ne!(limit, "-1", "slots must not fill the volume");
     // What holds how much back, and for whom.
     let (status, shown) = cluster.nodes[leader].get("/slots").await.expect("GET /slots");
     assert_eq!(status, 200);

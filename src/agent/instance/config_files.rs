@@ -20,7 +20,7 @@ use crate::{
         conninfo::Conninfo,
         files, hba, listen, pgpass,
         recovery::{Follow, Recovery, recovery_settings},
-        walvolume,
+        replslot, walvolume,
     },
 };
 
@@ -223,10 +223,16 @@ impl Instance {
     /// What the HA logic insists on.
     fn forced(&self) -> Vec<(&'static str, String)> {
         let feedback = self.feedback.load(Ordering::Relaxed);
-        feedback
-            .then(|| ("hot_standby_feedback", "on".to_owned()))
-            .into_iter()
-            .collect()
+        // With a lower level PostgreSQL does not start as long as there are logical slots, whoever made them.
+        let decodes = replslot::read_all(self.data_dir())
+            .iter()
+            .any(|slot| slot.logical);
+        let wanted = [
+            (feedback, "hot_standby_feedback", "on"),
+            (decodes, "wal_level", "logical"),
+        ];
+        let forced = wanted.into_iter().filter(|(forced, ..)| *forced);
+        forced.map(|(_, name, value)| (name, value.to_owned())).collect()
     }
 
     /// What slots may hold back, unless the user's own configuration file says it.

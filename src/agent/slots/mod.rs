@@ -155,6 +155,19 @@ impl Agent {
             }
         }
         self.slots.missing = missing;
+        for change in quick
+            .iter()
+            .filter(|change| change.op == Op::Drop && place.leads())
+        {
+            let lost =
+                |slot: &&Slot| slot.name == change.slot && slot.lost && slot.kind != SlotKind::Physical;
+            if self.slots.quick.is_idle() && there.iter().any(|slot| lost(&slot)) {
+                warn!(
+                    slot = change.slot,
+                    "this logical slot was invalidated and is made anew: its consumer misses what was written meanwhile"
+                );
+            }
+        }
         for change in slow.iter().filter(|change| matches!(change.op, Op::Create(_))) {
             let published = cluster.status.slots.as_ref();
             if self.slots.slow.is_idle() && published.is_some_and(|slots| slots.contains_key(&change.slot)) {

@@ -8,6 +8,8 @@ use crate::{clock::Boottime, model::Cluster};
 /// Pause after an attempt, doubled with each further one: every attempt may cost a restart.
 const AGAIN: Duration = Duration::from_secs(10);
 const AGAIN_MOST: Duration = Duration::from_secs(600);
+/// Replicas take turns: all of them away at once would leave a leader without a synchronous standby.
+const TURN: Duration = Duration::from_secs(5);
 
 /// A plan to copy what is missing, for a replica that streams and has nothing else to do. Never in maintenance mode.
 #[must_use]
@@ -24,6 +26,15 @@ pub fn due(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Op
         return None;
     }
     let leader = cluster.leader.as_ref()?;
+    let before_us = cluster
+        .members
+        .iter()
+        .filter(|member| member.name < view.me && member.name != leader.name && !member.tags().nofailover());
+    let turns = u32::try_from(before_us.count()).unwrap_or(u32::MAX);
+    let waited = memory.slots_missing_since.map(|since| now.since(since));
+    if waited.unwrap_or_default() < TURN.saturating_mul(turns) {
+        return None;
+    }
     let from = upstream(cluster, &leader.name)?;
     let because = format!("logical slots {} are not here yet", view.missing_slots.join(", "));
     let slots = view.missing_slots.clone();

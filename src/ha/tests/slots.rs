@@ -1,7 +1,7 @@
 //! When a replica copies the leader's logical slots.
 
 use super::builder::*;
-use crate::ha::{Action, Job, Plan, Standing, View};
+use crate::ha::{Action, Job, Memory, Plan, Standing, View};
 
 fn with(change: impl FnOnce(&mut View)) -> Plan {
     view()
@@ -44,6 +44,35 @@ fn every_further_copy_waits_longer_because_it_costs_a_restart() {
         assert!(!copies(&with(ago(waits - 1))), "{attempts}");
         assert!(copies(&with(ago(waits))), "{attempts}");
     }
+}
+
+#[test]
+fn replicas_take_turns() {
+    // We are b; a leads, so nobody is before us; beside another leader a is.
+    let build = |leader: &str| {
+        view()
+            .replica("a")
+            .leader(leader)
+            .seen(leader)
+            .replica_of(leader, 1000, true)
+            .change(|view| view.missing_slots = vec!["l".into()])
+    };
+    let first = |build: Build| {
+        matches!(
+            build.plan().actions.first(),
+            Some(Action::Begin(Job::CopySlots { .. }))
+        )
+    };
+    assert!(first(build("a")));
+    let since =
+        |seconds| move |memory: &mut Memory| memory.slots_missing_since = Some(NOW.minus(secs(seconds)));
+    assert!(!first(build("c")));
+    assert!(!first(build("c").memory(since(4))));
+    assert!(first(build("c").memory(since(5))));
+    assert!(
+        first(build("c").replica("d").memory(since(5))),
+        "those behind us wait for us"
+    );
 }
 
 #[test]
