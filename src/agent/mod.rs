@@ -6,6 +6,7 @@
 //! | loop ([`Agent::run`]) | signals, job ends, lock losses, postmaster states, DCS changes, requests, time | plans carried out, snapshots | a plan that says exit |
 //! | lease keeper ([`lease::Lease::keep`]) | hold, decision to keep | renewals, fence deadlines | the loop's end |
 //! | job ([`job`]) | one plan's job | its outcome | itself, or its token |
+//! | slots ([`slots`]) | changes of one turn | what failed | its last step, or the next job |
 //!
 //! An event only ever wakes the loop; what it means is seen by looking. So a lost event costs at most `loop_wait`.
 
