@@ -349,3 +349,57 @@ async fn a_consumer_misses_nothing_across_five_changes_of_the_leader() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_postgres_synchronizes_is_not_in_its_way_on_an_old_leader() {
+    let dcs = json!({"postgresql": {"parameters": {
+        "wal_level": "logical", "hot_standby_feedback": "on", "sync_replication_slots": "on",
+    }}});
+    let cluster = start(&["pg1", "pg2"], dcs).await;
+    let old = cluster.healthy().await;
+    let version = cluster.nodes[old]
+        .sql("SHOW server_version_num")
+        .await
+        .expect("a version");
+    if version.parse::<u32>().expect("a number") < 170_000 {
+        println!("PostgreSQL {version} does not synchronize slots itself: not tested");
+        return;
+    }
+    let new = cluster.replicas(old)[0];
+    cluster.nodes[old]
+        .sql("SELECT pg_create_logical_replication_slot('theirs', 'test_decoding', false, false, true)")
+        .await
+        .expect("create");
+    // A slot whose consumer stands still is behind what a new standby can have.
+    let synced = async |node: &Node, leader: &Node| {
+        wait_for(&format!("{} to synchronize", node.name), SOON * 3, async || {
+            let sql = "SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = 'theirs'";
+            leader.sql("CREATE TABLE IF NOT EXISTS t (x int)").await?;
+            leader.sql("INSERT INTO t VALUES (1)").await?;
+            let consume = "SELECT count(*) FROM pg_logical_slot_get_changes('theirs', NULL, NULL)";
+            leader.sql(consume).await?;
+            let value = node.sql(sql).await?;
+            if value == "t" { Ok(()) } else { Err(value) }
+        })
+        .await;
+    };
+    synced(&cluster.nodes[new], &cluster.nodes[old]).await;
+    let name = cluster.nodes[old].name.clone();
+    let (exit, out, err) = cluster.nodes[old]
+        .cli(&["switchover", "--leader", &name, "--force"])
+        .await;
+    assert_eq!(exit, 0, "{out}{err}");
+    assert_eq!(cluster.healthy().await, new);
+    synced(&cluster.nodes[old], &cluster.nodes[new]).await;
+    let log = cluster.nodes[old].log();
+    assert!(
+        log.contains("PostgreSQL copies the leader's by itself"),
+        "it was in the way"
+    );
+    shows(
+        &cluster.nodes[new],
+        "SELECT failover FROM pg_replication_slots WHERE slot_name = 'theirs'",
+        "t",
+    )
+    .await;
+}
