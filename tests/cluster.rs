@@ -13,7 +13,9 @@
 //! | `pause`     | what runs, while nobody is to do anything about it                          |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
+//! | `sync`      | standbys and leaders of clusters in a synchronous mode                      |
 //! | `stop`      | what PostgreSQL's own shutdown waits for: receivers, the archive            |
+//! | `slots`     | who needs WAL: members that are away, leaders that consumers read from      |
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -51,8 +53,12 @@ mod proxy;
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/slots.rs"]
+mod slots;
 #[path = "cluster/stop.rs"]
 mod stop;
+#[path = "cluster/sync.rs"]
+mod sync;
 #[path = "common/witness.rs"]
 mod witness;
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Memory, failsafe};
+use super::{Memory, failsafe, sync::StandbyNames};
 use crate::{
     clock::Boottime,
     exit::Exit,
-    model::{Lsn, MemberName, SystemId, Version},
+    model::{Lsn, MemberName, SyncKey, SystemId, Version},
 };
 
 /// Where a replica streams from.
@@ -59,6 +59,13 @@ pub enum Job {
     },
     /// pg_rewind against the upstream.
     Rewind(Upstream),
+    /// Copy logical slots of the leader into the stopped replica; the next turn starts it again.
+    CopySlots {
+        /// The leader.
+        from: Upstream,
+        /// Their names.
+        slots: Vec<String>,
+    },
     /// Start postgres.
     Start(StartAs),
     /// Stop and start in the same role.
@@ -82,6 +89,7 @@ impl Job {
             Self::Bootstrap => "bootstrap",
             Self::Clone { .. } => "clone",
             Self::Rewind(_) => "rewind",
+            Self::CopySlots { .. } => "copy slots",
             Self::Start(_) => "start",
             Self::Restart => "restart",
             Self::Promote => "promote",
@@ -127,6 +135,14 @@ pub enum Action {
     /// Ask these members to accept this primary while the DCS does not answer, and go on asking until it does, or the
     /// right to lead ends. The right is extended as soon as all have accepted ([`failsafe::consent`]).
     AskConsent(failsafe::Members),
+    /// Write `/sync` if it still has the version given in the key.
+    WriteSync(SyncKey),
+    /// Remove `/sync` if it still has this version.
+    DeleteSync(Version),
+    /// Write `synchronous_standby_names` (`None`: the user's own) and reload a postgres that runs.
+    SetSyncNames(Option<StandbyNames>),
+    /// Write a record that standbys can be seen to have, while these names are in force.
+    MarkSync(StandbyNames),
     /// Point the running replica at another upstream (rewrite and reload).
     Follow(Option<Upstream>),
     /// Ask these members for their positions, then decide again. Vanished ones get less time.

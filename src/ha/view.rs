@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Upstream, failsafe, lease};
+use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Upstream, failsafe, lease, sync};
 use crate::{
     clock::Boottime,
     dcs::Hold,
@@ -301,6 +301,10 @@ pub struct View {
     pub leader_probe: Option<LeaderProbe>,
     /// What failsafe mode adds to what can be seen.
     pub failsafe: failsafe::Sight,
+    /// Synchronous replication, as a running primary sees it.
+    pub sync: Option<sync::Sight>,
+    /// Permanent logical slots of the leader that this replica does not have.
+    pub missing_slots: Vec<String>,
     /// Asked to stop.
     pub shutdown: Option<Shutdown>,
     /// Nothing outlives this process: it is a container's.

@@ -161,6 +161,8 @@ pub(super) fn view() -> Build {
         peers: None,
         leader_probe: None,
         failsafe: crate::ha::failsafe::Sight::default(),
+        sync: None,
+        missing_slots: Vec::new(),
         shutdown: None,
         contained: true,
         memory: Memory::default(),
