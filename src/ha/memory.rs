@@ -241,7 +241,10 @@ impl Memory {
             }
             Job::CopySlots { .. } => {
                 self.start_failures = (0, Boottime(0));
-                self.slot_copies = (self.slot_copies.0 + 1, now);
+                // What did not stop postgres can be tried again soon.
+                let not_yet = finished.outcome.as_ref().is_err_and(Failure::proves_nothing);
+                let attempts = self.slot_copies.0.saturating_add(1);
+                self.slot_copies = (if not_yet { attempts.min(2) } else { attempts }, now);
             }
             Job::Rewind(to) => {
                 self.compared_with = None;

@@ -87,6 +87,22 @@ pub fn install(data_dir: &Path, name: &str, state: &[u8]) -> Result<(), Error> {
     files::sync_dir(&parent)
 }
 
+/// Where the WAL of this data directory begins; `None` if it has none.
+#[must_use]
+pub fn oldest_wal(data_dir: &Path) -> Option<Lsn> {
+    let entries = fs::read_dir(data_dir.join("pg_wal")).ok()?;
+    let segments = entries.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let name = entry.file_name().into_string().ok()?;
+        let hex = |range: std::ops::Range<usize>| u64::from_str_radix(name.get(range)?, 16).ok();
+        let (high, low) = (hex(8..16)?, hex(16..24)?);
+        let size = entry.metadata().ok()?.len();
+        // Every segment has the same size, which divides 4 GiB.
+        (name.len() == 24).then_some(Lsn((high << 32) + low * size))
+    });
+    segments.min()
+}
+
 /// Bytes from pairs of hexadecimal digits.
 #[must_use]
 pub fn from_hex(text: &str) -> Option<Vec<u8>> {
@@ -141,6 +157,23 @@ mod tests {
             assert_eq!(read.len(), 1, "what is left of the old one is not a slot");
             assert_eq!(read[0].confirmed, Lsn(confirmed));
         }
+    }
+
+    #[test]
+    fn wal_begins_with_its_oldest_segment() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(oldest_wal(dir.path()), None);
+        let wal = dir.path().join("pg_wal");
+        fs::create_dir(&wal).expect("create");
+        for name in [
+            "000000020000000100000003",
+            "000000010000000100000002",
+            "00000002.history",
+            "000000010000000100000001.partial",
+        ] {
+            fs::write(wal.join(name), [0; 4096]).expect("write");
+        }
+        assert_eq!(oldest_wal(dir.path()), Some(Lsn((1 << 32) + 2 * 4096)));
     }
 
     #[test]

@@ -281,6 +281,17 @@ async fn a_consumer_misses_nothing_across_five_changes_of_the_leader() {
     })
     .await;
     let (mut next, mut seen, mut highest) = (1_u32, BTreeSet::new(), 0);
+    // A slot cannot be copied to where the WAL it needs never was: replicas get it as its consumer moves on.
+    for index in cluster.replicas(leader) {
+        wait_for("the replica to get the slot", SOON * 3, async || {
+            produce(&cluster.nodes[leader], next..next + 1).await;
+            next += 1;
+            cluster.nodes[leader].sql("CHECKPOINT").await?;
+            seen.extend(consume(&cluster.nodes[leader]).await);
+            position(&cluster.nodes[index], "events").await
+        })
+        .await;
+    }
     for round in 0..5 {
         produce(&cluster.nodes[leader], next..next + 10).await;
         next += 10;

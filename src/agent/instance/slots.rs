@@ -12,7 +12,7 @@ use crate::{
     postgres::{
         postmaster::{StopLadder, StopMode},
         query::{Address, Monitor, QueryError, Target, literal},
-        replslot,
+        replslot::{self, SlotFile},
     },
 };
 
@@ -129,6 +129,14 @@ impl Instance {
         let mut states = Vec::new();
         for name in names {
             match self.slot_state(leader, name).await {
+                Ok((file, _)) if !self.has_wal_of(&file) => {
+                    // As its consumer goes on, the slot will need newer WAL only.
+                    warn!(
+                        slot = name,
+                        needs = %file.restart,
+                        "cannot copy a logical slot yet: the WAL it needs is older than what is here"
+                    );
+                }
                 Ok(state) => states.push((name, state)),
                 Err(error) => {
                     warn!(slot = name, error, leader = %leader.member, "cannot copy a logical slot yet")
@@ -137,7 +145,7 @@ impl Instance {
         }
         if states.is_empty() {
             return Err(Failure::NotYet(
-                "none of the slots could be read from the leader".to_owned(),
+                "none of the slots can be copied from the leader now".to_owned(),
             ));
         }
         if cancel.is_cancelled() {
@@ -151,15 +159,25 @@ impl Instance {
             immediate: Duration::from_secs(5),
         };
         self.halt(StopMode::Fast, ladder).await?;
-        for (name, state) in states {
+        for (name, (file, state)) in states {
+            // The checkpoint of the stop may have removed some.
+            if !self.has_wal_of(&file) {
+                warn!(slot = name, needs = %file.restart, "not copied: the WAL it needs has just been removed");
+                continue;
+            }
             replslot::install(self.data_dir(), name, &state).map_err(|error| chain(&error))?;
             info!(slot = name, leader = %leader.member, "copied a logical replication slot");
         }
         Ok(())
     }
 
+    /// With less a slot looks well and cannot be read from.
+    fn has_wal_of(&self, slot: &SlotFile) -> bool {
+        replslot::oldest_wal(self.data_dir()).is_some_and(|oldest| oldest <= slot.restart)
+    }
+
     /// The state of a usable logical slot, as the leader has it on disk.
-    async fn slot_state(&self, leader: &Upstream, name: &str) -> Result<Vec<u8>, String> {
+    async fn slot_state(&self, leader: &Upstream, name: &str) -> Result<(SlotFile, Vec<u8>), String> {
         let slot = literal(name);
         let path = literal(&format!("pg_replslot/{name}/state"));
         let sql = format!(
@@ -178,6 +196,6 @@ impl Instance {
         if parsed.name != name || !parsed.logical {
             return Err(format!("the leader's file is about slot '{}'", parsed.name));
         }
-        Ok(state)
+        Ok((parsed, state))
     }
 }
