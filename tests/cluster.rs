@@ -13,6 +13,8 @@
 //! | `pause`     | what runs, while nobody is to do anything about it                          |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
+//! | `sync`      | standbys and leaders of clusters in a synchronous mode                      |
+//! | `stop`      | what PostgreSQL's own shutdown waits for: receivers, the archive            |
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -50,6 +52,10 @@ mod proxy;
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/stop.rs"]
+mod stop;
+#[path = "cluster/sync.rs"]
+mod sync;
 #[path = "common/witness.rs"]
 mod witness;
 

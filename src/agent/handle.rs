@@ -20,6 +20,7 @@ use super::lease::Lease;
 use crate::{
     clock::Boottime,
     dcs::Dcs,
+    ha::why::Candidacy,
     model::{Cluster, Dynamic, Lsn, MemberName, PgState, Role, SystemId, Tags, Timeline},
 };
 
@@ -187,6 +188,31 @@ pub struct Snapshot {
     pub sync_mode: SyncMode,
     /// The cluster follows another cluster.
     pub standby_cluster: bool,
+    /// What this member could do next, and what is promised meanwhile.
+    pub outlook: Outlook,
+}
+
+/// What people want to know before something happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlook {
+    /// Could this member lead now?
+    pub candidacy: Candidacy,
+    /// What the replication mode in force promises about acknowledged commits, in words.
+    pub promise: String,
+    /// What would become of this primary if the DCS vanished now, in words.
+    pub without_dcs: String,
+}
+
+impl Outlook {
+    /// Before the first look at the DCS.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self {
+            candidacy: Candidacy::Cannot("it has not seen the DCS yet".to_owned()),
+            promise: "unknown".to_owned(),
+            without_dcs: "unknown".to_owned(),
+        }
+    }
 }
 
 impl Snapshot {

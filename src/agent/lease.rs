@@ -348,8 +348,8 @@ impl Lease {
         held
     }
 
-    /// Gives the lock up, writing `/status` in the same step; bounded. Call only when postgres cannot write any more:
-    /// whatever the store says, there is no hold afterwards and nothing to fence.
+    /// Gives the lock up, writing `/status` in the same step; bounded. Call only when postgres cannot write any more
+    /// (it is down, in recovery, or shut down and only serving receivers, see `orderly_stop`): whatever the store says, there is no hold afterwards and nothing to fence.
     pub async fn release(&self, status: Option<&str>) -> Result<(), DcsError> {
         self.set_keep(false);
         // First, so that no hold that counts is left when nobody waits for the answer.

@@ -9,14 +9,14 @@ use tracing::{debug, info};
 use super::{
     Agent,
     handle::{
-        Answer, DcsView, Local as LocalStatus, ReplicationState, Snapshot, SyncMode, WIRE_VERSION, Walsender,
-        Xlog,
+        Answer, DcsView, Local as LocalStatus, Outlook, ReplicationState, Snapshot, SyncMode, WIRE_VERSION,
+        Walsender, Xlog,
     },
 };
 use crate::{
     clock::Boottime,
-    ha::{Job, Local},
-    model::{Lsn, MemberData, PgState, Role, Timeline},
+    ha::{self, Job, Local, View, why},
+    model::{Lsn, MemberData, PgState, Role, SyncKind, Timeline},
     postgres::{
         postmaster::State,
         query::{LocalView, WalSender, Where},
@@ -75,8 +75,13 @@ impl Agent {
             failsafe_until: self.failsafe_until(),
             next_run: now + next,
             dynamic: self.dynamic.clone(),
-            sync_mode: SyncMode::Off,
+            sync_mode: match ha::sync::kind(&self.dynamic) {
+                SyncKind::Off => SyncMode::Off,
+                SyncKind::On => SyncMode::Priority,
+                SyncKind::Quorum => SyncMode::Quorum,
+            },
             standby_cluster: false,
+            outlook: self.outlook.clone(),
         }
     }
 
@@ -164,6 +169,19 @@ impl Agent {
                 Where::Primary(primary) => answer.checkpoint_timeline != primary.timeline,
                 Where::Standby(_) => false,
             })
+    }
+}
+
+/// What people want to know before something happens.
+pub(super) fn outlook(view: &View, now: Boottime) -> Outlook {
+    let promise = match &view.dcs {
+        ha::DcsView::Known { cluster } => why::promise(cluster, &view.dynamic),
+        ha::DcsView::Down { .. } => "unknown while the DCS does not answer".to_owned(),
+    };
+    Outlook {
+        candidacy: why::candidacy(view, now),
+        promise,
+        without_dcs: ha::failsafe::outlook(view).to_string(),
     }
 }
 

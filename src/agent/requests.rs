@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clock::Boottime,
-    ha::{Job, Local, Upstream, clone_source},
+    ha::{Job, Local, Upstream, clone_source, heirs::Heirs},
     model::{MemberName, StatusKey},
 };
 
@@ -251,6 +251,8 @@ impl Agent {
             slots: self.slots_to_serve(),
             me: self.identity.member.clone(),
             successors: self.successors(),
+            heirs: Heirs::default(),
+            http: self.http.clone(),
             progress: self.progress.clone(),
             claim: self.claim,
             start_limit,

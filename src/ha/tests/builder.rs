@@ -161,6 +161,7 @@ pub(super) fn view() -> Build {
         peers: None,
         leader_probe: None,
         failsafe: crate::ha::failsafe::Sight::default(),
+        sync: None,
         shutdown: None,
         contained: true,
         memory: Memory::default(),
