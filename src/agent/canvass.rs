@@ -146,6 +146,7 @@ impl Asker {
             return;
         };
         let ttl = begun_with.hold().ttl;
+        let losses = *self.lease.losses().borrow();
         let mut rights = self.lease.rights();
         let mut open: JoinSet<Heard> = JoinSet::new();
         let mut number = 0;
@@ -183,7 +184,7 @@ impl Asker {
             }
         }
         // A proven loss is not the end of postgres yet: then nobody is told to go ahead.
-        if self.lease.lost_to().is_none() || self.lease.right().is_some() {
+        if *self.lease.losses().borrow() == losses {
             self.give_back(&of, number).await;
         }
     }
