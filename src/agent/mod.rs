@@ -568,11 +568,11 @@ impl Agent {
             );
         }
         let old = std::mem::replace(&mut self.dynamic, dynamic);
+        self.lease.set_fenced(!self.dynamic.pause);
         if old == self.dynamic {
             return;
         }
         self.unapplied = true;
-        self.lease.set_fenced(!self.dynamic.pause);
         if old.pause != self.dynamic.pause {
             let name = |paused| if paused { "paused" } else { "managed" };
             info!(

@@ -88,7 +88,8 @@ fn decide_now(view: &View, now: Boottime) -> Plan {
             paused::decide(view, cluster, &memory, now)
         }
         (DcsView::Known { cluster, .. }, None) => {
-            identity(view, cluster, now).unwrap_or_else(|| with_view(view, cluster, &memory, now))
+            let plan = identity(view, cluster, now).unwrap_or_else(|| with_view(view, cluster, &memory, now));
+            failsafe::beside(view, &memory, plan, now)
         }
     };
     plan.remembering(memory)
