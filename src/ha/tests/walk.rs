@@ -19,8 +19,8 @@ use crate::{
         sync::{self, Mark, NameSet, SETTLE, Sender, Sight, StandbyNames},
     },
     model::{
-        Cluster, DbState, Dynamic, Leader, Lsn, MemberName, PeerStatus, PgState, Role, SyncKey,
-        SyncKind, SystemId, Tags, Timeline, Version,
+        Cluster, DbState, Dynamic, Leader, Lsn, MemberName, PeerStatus, PgState, Role, SyncKey, SyncKind,
+        SystemId, Tags, Timeline, Version,
     },
 };
 
@@ -157,7 +157,9 @@ impl Walk {
     }
 
     fn change_mode(&mut self) {
-        let mode = self.chance.pick(&["true", "true", "\"quorum\"", "\"quorum\"", "false"]);
+        let mode = self
+            .chance
+            .pick(&["true", "true", "\"quorum\"", "\"quorum\"", "false"]);
         let (strict, count) = (self.chance.percent(50), 1 + self.chance.below(3));
         let text = format!(
             r#"{{"synchronous_mode":{},"synchronous_mode_strict":{strict},"synchronous_node_count":{count}}}"#,
@@ -184,7 +186,11 @@ impl Walk {
         });
         let nodes: Vec<String> = nodes.collect();
         let tail = self.log[self.log.len().saturating_sub(60)..].join("\n");
-        format!("{tail}\n/sync {}\n{}", self.cluster.sync.to_json(), nodes.join("\n"))
+        format!(
+            "{tail}\n/sync {}\n{}",
+            self.cluster.sync.to_json(),
+            nodes.join("\n")
+        )
     }
 
     fn primary(&self) -> Option<MemberName> {
@@ -230,7 +236,9 @@ impl Walk {
         let (show, obey) = (self.chance.percent(60), self.chance.percent(30));
         let setting = &mut self.node(&name).setting;
         if setting.file != setting.shown && show {
-            setting.old.push(std::mem::replace(&mut setting.shown, setting.file.clone()));
+            setting
+                .old
+                .push(std::mem::replace(&mut setting.shown, setting.file.clone()));
             setting.shown_since = Some(now);
         }
         // The checkpointer may take longer: it has to be seen to wait.
@@ -275,7 +283,11 @@ impl Walk {
         let timeline = self.nodes[&source].timeline;
         let wal = std::mem::take(&mut self.node(&source).wal);
         for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
-            let much = if self.healing { usize::MAX / 2 } else { self.chance.below(4) };
+            let much = if self.healing {
+                usize::MAX / 2
+            } else {
+                self.chance.below(4)
+            };
             let node = self.node(&name);
             if node.up && node.streaming && !node.primary {
                 let end = wal.len().min(node.wal.len() + much);
@@ -443,12 +455,19 @@ impl Walk {
         let stale = self.chance.percent(50);
         let node = &self.nodes[name];
         let setting = &node.setting;
-        let lately = setting.shown_since.is_some_and(|since| self.now.since(since) < SETTLE);
+        let lately = setting
+            .shown_since
+            .is_some_and(|since| self.now.since(since) < SETTLE);
         let senders = self.nodes.iter().filter(|(_, n)| n.up && n.streaming);
         let sender = |(name, n): (&MemberName, &Node)| Sender {
             name: name.0.clone(),
             streaming: true,
-            sync_state: if setting.shown.names.contains(name) { "sync" } else { "async" }.to_owned(),
+            sync_state: if setting.shown.names.contains(name) {
+                "sync"
+            } else {
+                "async"
+            }
+            .to_owned(),
             position: Some(n.position()),
         };
         Sight {
@@ -487,16 +506,22 @@ impl Walk {
                 continue;
             }
             let reached = node.up && !node.crashed_primary && (self.healing || self.chance.percent(80));
-            answers.insert(peer.clone(), reached.then(|| PeerStatus {
-                role: Role::Replica,
-                in_recovery: true,
-                position: node.position(),
-                timeline: Timeline(node.timeline),
-                tags: node.tags.clone(),
-                watchdog_failed: false,
-            }));
+            answers.insert(
+                peer.clone(),
+                reached.then(|| PeerStatus {
+                    role: Role::Replica,
+                    in_recovery: true,
+                    position: node.position(),
+                    timeline: Timeline(node.timeline),
+                    tags: node.tags.clone(),
+                    watchdog_failed: false,
+                }),
+            );
         }
-        view.peers = Some(Peers { at: self.now, answers });
+        view.peers = Some(Peers {
+            at: self.now,
+            answers,
+        });
         let plan = decide(&view, self.now);
         self.node(&name).memory = plan.memory.clone().expect("every plan remembers");
         self.carry_out(&name, &plan.actions, &plan.because);
@@ -543,7 +568,10 @@ impl Walk {
                 self.commit();
                 let node = self.node(name);
                 let lsn = node.position();
-                node.mark = Some(Mark { names: names.clone(), lsn });
+                node.mark = Some(Mark {
+                    names: names.clone(),
+                    lsn,
+                });
             }
             Action::LeaderDuties => self.write_history(name),
             Action::Begin(Job::Promote | Job::Start(StartAs::Primary)) => self.becomes_primary(name),
@@ -585,7 +613,11 @@ impl Walk {
             let has: BTreeSet<u64> = self.nodes[name].wal.iter().copied().collect();
             self.acknowledged.difference(&has).copied().collect()
         };
-        assert!(missing.is_empty(), "{name} leads without {missing:?}\n{}", self.story());
+        assert!(
+            missing.is_empty(),
+            "{name} leads without {missing:?}\n{}",
+            self.story()
+        );
         let again = self.node(name).crashed_primary;
         let latest = self.nodes.values().map(|n| n.timeline).max().expect("members");
         let node = self.node(name);
@@ -628,7 +660,10 @@ impl Walk {
         // As far as the slowest of those that are waited for.
         let reached = |rule: &StandbyNames| {
             let standbys = rule.names.iter().filter_map(|n| self.nodes.get(n));
-            let mut ends: Vec<usize> = standbys.filter(|n| n.up && n.streaming).map(|n| n.wal.len()).collect();
+            let mut ends: Vec<usize> = standbys
+                .filter(|n| n.up && n.streaming)
+                .map(|n| n.wal.len())
+                .collect();
             ends.sort_unstable();
             match rule.count {
                 0 => wal.len(),
@@ -636,7 +671,10 @@ impl Walk {
             }
         };
         let end = rules.iter().map(reached).max().unwrap_or(0);
-        let news = wal[..end].iter().rev().take_while(|record| !self.acknowledged.contains(record));
+        let news = wal[..end]
+            .iter()
+            .rev()
+            .take_while(|record| !self.acknowledged.contains(record));
         let news: Vec<u64> = news.copied().collect();
         self.acknowledged.extend(news);
     }
@@ -645,7 +683,9 @@ impl Walk {
         let (Some(me), SyncKind::On | SyncKind::Quorum) = (self.primary(), sync::kind(&self.dynamic)) else {
             return;
         };
-        let Some(leader) = &self.cluster.sync.leader else { return };
+        let Some(leader) = &self.cluster.sync.leader else {
+            return;
+        };
         let voters: NameSet = self.cluster.sync.standbys.iter().collect();
         let quorum = usize::try_from(self.cluster.sync.quorum).expect("small");
         for rule in self.rules(&me) {
@@ -707,7 +747,10 @@ fn no_acknowledged_commit_is_lost(first: u64) {
             }
             walk.heal();
         });
-        assert!(caught.is_ok(), "seed {seed}: HOWDAH_TEST_WALK={seed} shows it again");
+        assert!(
+            caught.is_ok(),
+            "seed {seed}: HOWDAH_TEST_WALK={seed} shows it again"
+        );
     }
 }
 
