@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View,
+    Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View, election, failsafe,
     handover::{self, Request},
     lease, successor,
     sync::{self, Promise},
@@ -79,13 +79,12 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if behind && !memory.followed {
         return give_up(memory, now, "our timeline is older than the cluster's");
     }
-    let wanted = cluster.failover.as_ref().is_some_and(|key| {
-        // A person wants exactly this member.
-        !key.is_switchover() && key.candidate.as_ref() == Some(&view.me)
-    });
+    if failsafe::excluded(view, cluster) && !election::forced(view, cluster) {
+        return give_up(memory, now, election::NOT_IN_FAILSAFE);
+    }
     if let Some(promise) = Promise::active(view, cluster)
         && !promise.voters.contains(&view.me)
-        && !wanted
+        && !election::forced(view, cluster)
     {
         let because = format!("no synchronous standby, only {} can lead", promise.voters.shown());
         return give_up(memory, now, because);
@@ -118,6 +117,14 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
 }
 
 fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
+    if running.timeline < cluster.timeline() && !view.dynamic.pause {
+        // The lock came back after others had led: what this primary has written since is another history.
+        return view.demote(
+            DemoteMode::ImmediateNoLock,
+            now,
+            "the cluster has moved on to a later timeline",
+        );
+    }
     let mut due = None;
     match handover::requested(view, cluster, running.position(), now) {
         None => {}
@@ -128,14 +135,6 @@ fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
             let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
             return Plan::begin(because, Job::Demote { mode, deadline });
         }
-    }
-    if running.timeline < cluster.timeline() {
-        // The lock came back after others had led: what this primary has written since is another history.
-        return view.demote(
-            DemoteMode::ImmediateNoLock,
-            now,
-            "the cluster has moved on to a later timeline",
-        );
     }
     let mut actions = Vec::new();
     if let (None, Some(mine)) = (cluster.system_id(), &running.system_id) {
@@ -151,14 +150,21 @@ fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     };
     let mut plan = Plan::act(because, actions);
     plan.again_in = due;
-    match sync::turn(view, cluster, &memory.sync, now) {
-        Some(turn) => with_sync(plan, memory, turn),
-        None => plan,
+    let mut memory = memory.clone();
+    if let Some((write, noted)) = failsafe::duty(view, cluster, &memory, now) {
+        "the leader with the lock, writing who may lead into /failsafe".clone_into(&mut plan.because);
+        plan.actions.push(write);
+        memory = noted;
     }
+    if let Some(turn) = sync::turn(view, cluster, &memory.sync, now) {
+        with_sync(&mut plan, &mut memory, turn);
+    }
+    plan.memory = Some(memory);
+    plan
 }
 
 /// Clients may be waiting for what synchronous replication does next, so it comes first.
-fn with_sync(mut plan: Plan, memory: &Memory, turn: sync::Turn) -> Plan {
+fn with_sync(plan: &mut Plan, memory: &mut Memory, turn: sync::Turn) {
     plan.actions.splice(0..0, turn.actions);
     plan.again_in = Some(
         plan.again_in
@@ -167,9 +173,5 @@ fn with_sync(mut plan: Plan, memory: &Memory, turn: sync::Turn) -> Plan {
     if let Some(because) = turn.because {
         plan.because = because;
     }
-    plan.memory = Some(Memory {
-        sync: turn.seen,
-        ..memory.clone()
-    });
-    plan
+    memory.sync = turn.seen;
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Memory, sync::StandbyNames};
+use super::{Memory, failsafe, sync::StandbyNames};
 use crate::{
     clock::Boottime,
     exit::Exit,
@@ -32,9 +32,10 @@ pub enum StartAs {
 /// How a primary (or any postgres) is stopped (contract: HA rules §10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DemoteMode {
-    /// CHECKPOINT first, fast stop, lock released with the last position once postgres is down.
+    /// CHECKPOINT first, then as [`DemoteMode::Fast`].
     Graceful,
-    /// Fast stop, lock released once postgres is down.
+    /// Fast stop. The lock is released with the last position once postgres is down, or as soon as it cannot write any
+    /// more and a member that may lead has everything.
     Fast,
     /// Immediate stop, lock released once postgres is down.
     Immediate,
@@ -116,6 +117,16 @@ pub enum Action {
     ClearFailover,
     /// Write what only the leader writes, where it differs: `/status`, `/history`, slots of the members.
     LeaderDuties,
+    /// Write `/failsafe`, if it still has this version (`None`: is not there).
+    WriteFailsafe {
+        /// Its new content.
+        members: failsafe::Members,
+        /// As last read.
+        under: Option<Version>,
+    },
+    /// Ask these members to accept this primary while the DCS does not answer, and go on asking until it does, or the
+    /// right to lead ends. The right is extended as soon as all have accepted ([`failsafe::consent`]).
+    AskConsent(failsafe::Members),
     /// Write `/sync` if it still has the version given in the key.
     WriteSync(SyncKey),
     /// Remove `/sync` if it still has this version.
