@@ -61,6 +61,8 @@ pub(super) struct Context {
     pub(super) claim: Option<Version>,
     /// Patience with a start that somebody asked for; `None`: the usual one.
     pub(super) start_limit: Option<Duration>,
+    /// Commits wait for us: the leader has to look for another first.
+    pub(super) leaves_sync: bool,
     /// This process was asked to stop fast.
     pub(super) hurried: CancellationToken,
 }
@@ -88,6 +90,10 @@ const RECEIVER_WAIT: Duration = Duration::from_secs(2);
 const RECEIVER_EVERY: Duration = Duration::from_millis(50);
 /// Stopping by force where no fence deadline says how much time there is.
 pub(super) const FORCED_STOP: Duration = Duration::from_secs(3);
+
+/// How long a synchronous standby waits to be released, and the pause between two looks. The leader looks every second.
+const LEAVE_WAIT: Duration = Duration::from_secs(2);
+const LEAVE_EVERY: Duration = Duration::from_millis(50);
 
 /// Reading the new timeline after a promotion.
 const HISTORY_LIMIT: Duration = Duration::from_secs(2);
@@ -238,6 +244,9 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
     let primary = start_as == StartAs::Primary;
     if primary {
         checkpoint(context, Duration::from_secs(10), &Until::of(context, cancel)).await;
+    }
+    if !primary {
+        leave_sync_duty(context, cancel).await;
     }
     let bound = context.dynamic.primary_stop_timeout.max(Duration::from_secs(30));
     let ladder = StopLadder {
@@ -481,6 +490,9 @@ async fn demote(
 ) -> Result<(), String> {
     let begun = Boottime::now();
     let until = Until::of(context, cancel);
+    if mode == DemoteMode::Fast {
+        leave_sync_duty(context, cancel).await;
+    }
     if mode == DemoteMode::Graceful {
         await_receiver(context, RECEIVER_WAIT.min(deadline.since(begun) / 4), &until).await;
         // A short checkpoint now makes the one of the shutdown short; clients go on meanwhile.
@@ -515,6 +527,35 @@ async fn demote(
         "postgres stopped"
     );
     Ok(())
+}
+
+/// A synchronous standby that stops lets the leader choose another first, so that no commit waits for it. That it is
+/// leaving is in its member key only while this job runs ([`super::Agent::leaves_sync_duty`]); an agent that dies leaves
+/// a key behind that its successor writes anew, or that expires.
+async fn leave_sync_duty(context: &Context, cancel: &CancellationToken) {
+    if !context.leaves_sync {
+        return;
+    }
+    let released = async {
+        loop {
+            match context.dcs.cluster().await {
+                Ok(cluster) if cluster.sync.has_standby(&context.me) => tokio::time::sleep(LEAVE_EVERY).await,
+                Ok(_) => return,
+                Err(error) => {
+                    info!(%error, "the DCS does not answer, not waiting to be released from synchronous replication");
+                    return;
+                }
+            }
+        }
+    };
+    // Cancel-safe: it only looks.
+    tokio::select! {
+        done = timeout(LEAVE_WAIT, released) => if done.is_err() {
+            info!(limit = ?LEAVE_WAIT, "stopping as a synchronous standby: there is no other");
+        },
+        () = cancel.cancelled() => {}
+        () = context.hurried.cancelled() => {}
+    }
 }
 
 /// Only called once postgres is down, or shut down so far that it cannot write any more ([`orderly_stop`]).

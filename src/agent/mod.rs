@@ -513,6 +513,10 @@ impl Agent {
         self.outlook = publish::outlook(view, Boottime::now());
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
+        if self.shutdown == Some(Shutdown::HandOver) && self.leaves_sync_duty() && self.is_sync_standby() {
+            // The leader is to see it while the job waits for that.
+            self.touch_member().await;
+        }
         if self.shutdown.is_none() && self.dcs_down_since.is_none() {
             self.touch_member().await;
             if let DcsView::Known { cluster } = &view.dcs {

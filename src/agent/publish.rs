@@ -125,7 +125,7 @@ impl Agent {
             state: snapshot.local.state,
             role: snapshot.local.role,
             version: WIRE_VERSION.to_owned(),
-            tags: self.identity.tags.published(),
+            tags: self.published_tags(),
             pause: self.dynamic.pause.then_some(true),
             ..MemberData::default()
         };

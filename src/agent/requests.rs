@@ -258,6 +258,7 @@ impl Agent {
             progress: self.progress.clone(),
             claim: self.claim,
             start_limit,
+            leaves_sync: self.is_sync_standby(),
             hurried: self.hurried.clone(),
         }
     }

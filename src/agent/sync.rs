@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
+use serde_json::{Map, Value};
 use tracing::{info, warn};
 
 use super::{Agent, execute::Done, instance::chain};
 use crate::{
     dcs::{DcsError, Key, When, Written},
     ha::{
-        DcsView, View,
-        sync::{Mark, Sender, Sight, StandbyNames},
+        DcsView, Job, Local, View,
+        sync::{self, Mark, Sender, Sight, StandbyNames},
     },
-    model::{Lsn, SyncKey, Version},
+    model::{Lsn, SyncKey, SyncKind, Version},
     postgres::query::{LocalView, WalSender, Where},
 };
 
@@ -44,6 +45,31 @@ impl Agent {
             mark: self.sync_mark.clone(),
             unsure: self.sync_unsure,
         })
+    }
+
+    /// A replica that commits wait for, as far as we know.
+    pub(super) fn is_sync_standby(&self) -> bool {
+        let seen = self.last_cluster.as_ref();
+        sync::kind(&self.dynamic) != SyncKind::Off
+            && matches!(&self.sight.local, Local::Running(running) if !running.is_primary())
+            && seen.is_some_and(|seen| seen.cluster.sync.has_standby(&self.identity.member))
+    }
+
+    /// A replica is being stopped (and perhaps started again): it is not to be waited for. Only as long as the job runs.
+    pub(super) fn leaves_sync_duty(&self) -> bool {
+        let job = self.jobs.view().map(|running| running.job);
+        matches!(job, Some(Job::Restart | Job::Demote { .. }))
+            && !self.sight.local.may_write()
+            && sync::kind(&self.dynamic) != SyncKind::Off
+    }
+
+    /// Our tags as others are to see them now.
+    pub(super) fn published_tags(&self) -> Map<String, Value> {
+        let mut tags = self.identity.tags.published();
+        if self.leaves_sync_duty() {
+            tags.insert("nosync".to_owned(), true.into());
+        }
+        tags
     }
 
     pub(super) async fn write_sync(&mut self, key: &SyncKey, view: &View) -> Done {

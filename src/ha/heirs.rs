@@ -33,7 +33,7 @@ impl Heirs {
         let request = cluster.failover.as_ref();
         let request = request.filter(|request| request.scheduled_at.is_none_or(due));
         let named = request.and_then(|request| request.candidate.as_ref());
-        // A failover to a named member is a person's will, also past the promise of a synchronous mode.
+        // A person's failover may go to a member that is not sure to have everything.
         let promised = request.is_none_or(|request| request.is_switchover() || named.is_none());
         let candidates = successor::candidates(view, cluster, named, promised);
         let asked = candidates

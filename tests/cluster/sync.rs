@@ -170,3 +170,196 @@ async fn a_lost_synchronous_standby_is_replaced_and_a_lost_leader_is_followed_by
     wait_role(&cluster, new, "sync_standby", 1).await;
     nothing_lost(&cluster.nodes[new], &written).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strict_mode_acknowledges_nothing_without_a_standby_and_goes_on_with_one() {
+    let mut cluster = start(json!({"synchronous_mode": true, "synchronous_mode_strict": true})).await;
+    let leader = cluster.leader(SOON).await;
+    let standby = wait_role(&cluster, leader, "sync_standby", 1).await[0];
+    let other = 3 - leader - standby;
+    let written = [Witness::start(cluster.nodes[leader].pg_port, 1_000_000)];
+    acknowledges(&written, Instant::now()).await;
+    for index in [standby, other] {
+        cluster.nodes[index].kill_node();
+    }
+    // What was under way when they died may still be acknowledged; then nothing is.
+    wait_for("commits to wait", SOON, async || {
+        let last = written[0].last().ok_or("none yet")?;
+        if last.at.elapsed() > Duration::from_secs(2) {
+            Ok(())
+        } else {
+            Err("still acknowledged".to_owned())
+        }
+    })
+    .await;
+    let stopped = written[0].acks().len();
+    always("no commit is acknowledged", Duration::from_secs(3), async || {
+        let now = written[0].acks().len();
+        if now == stopped {
+            Ok(())
+        } else {
+            Err(format!("{} more", now - stopped))
+        }
+    })
+    .await;
+    let (_, status) = cluster.nodes[leader]
+        .get("/patroni")
+        .await
+        .expect("the leader answers");
+    assert_eq!(status["role"], "primary", "it goes on leading");
+    cluster.nodes[other].start();
+    acknowledges(&written, Instant::now()).await;
+    wait_role(&cluster, leader, "sync_standby", 1).await;
+    nothing_lost(&cluster.nodes[leader], &written).await;
+
+    // The leader dies: its standby acknowledges nothing by itself either.
+    cluster.nodes[leader].kill_node();
+    let new = cluster.other_leader(leader, TTL * 4).await;
+    assert_eq!(new, other);
+    nothing_lost(&cluster.nodes[new], &written).await;
+    let alone = Witness::start(cluster.nodes[new].pg_port, 9_000_000);
+    always(
+        "no commit is acknowledged alone",
+        Duration::from_secs(3),
+        async || match alone.last() {
+            None => Ok(()),
+            Some(_) => Err("acknowledged".to_owned()),
+        },
+    )
+    .await;
+    cluster.nodes[standby].start();
+    acknowledges(&[alone], Instant::now()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_quorum_mode_the_votes_decide_and_the_number_of_standbys_can_be_changed() {
+    let mut cluster = start(json!({"synchronous_mode": "quorum"})).await;
+    let leader = cluster.leader(SOON).await;
+    wait_role(&cluster, leader, "quorum_standby", 2).await;
+    let replicas = cluster.replicas(leader);
+    let list = replicas
+        .iter()
+        .map(|index| cluster.nodes[*index].name.clone())
+        .collect::<Vec<_>>()
+        .join(",");
+    wait_names(&cluster.nodes[leader], &format!("ANY 1 ({list})")).await;
+    let (code, _) = cluster.nodes[replicas[0]].get("/quorum").await.expect("a probe");
+    assert_eq!(code, 200);
+    configure(&cluster.nodes[leader], json!({"synchronous_node_count": 2})).await;
+    wait_names(&cluster.nodes[leader], &format!("ANY 2 ({list})")).await;
+    configure(&cluster.nodes[leader], json!({"synchronous_node_count": 1})).await;
+    wait_names(&cluster.nodes[leader], &format!("ANY 1 ({list})")).await;
+
+    let written = witnesses(&cluster);
+    acknowledges(&written, Instant::now()).await;
+    cluster.nodes[leader].kill_node();
+    let new = cluster.other_leader(leader, TTL * 4).await;
+    acknowledges(&written, Instant::now()).await;
+    nothing_lost(&cluster.nodes[new], &written).await;
+    cluster.nodes[leader].start();
+    cluster.nodes[leader].wait_streaming(SOON).await;
+    wait_role(&cluster, new, "quorum_standby", 2).await;
+
+    // Two of three die together, one of them the leader: the third cannot know what it lacks.
+    let third = 3 - leader - new;
+    cluster.nodes[new].kill_node();
+    cluster.nodes[third].kill_node();
+    always("nobody leads", TTL * 3, async || {
+        match cluster.nodes[leader].get("/primary").await {
+            Ok((200, status)) => Err(status.to_string()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    let log = cluster.nodes[leader].log();
+    assert!(log.contains("but a quorum of 1"), "it says why");
+    cluster.nodes[third].start();
+    let last = cluster.other_leader(new, SOON).await;
+    acknowledges(&written, Instant::now()).await;
+    nothing_lost(&cluster.nodes[last], &written).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_mode_can_be_switched_and_a_switchover_lands_on_a_synchronous_standby() {
+    let cluster = start(json!({"synchronous_mode": true})).await;
+    let leader = cluster.leader(SOON).await;
+    let standby = wait_role(&cluster, leader, "sync_standby", 1).await[0];
+    let other = 3 - leader - standby;
+    let written = witnesses(&cluster);
+    acknowledges(&written, Instant::now()).await;
+    let (old, named) = (
+        cluster.nodes[leader].name.clone(),
+        cluster.nodes[other].name.clone(),
+    );
+    let body = json!({"leader": old, "candidate": named});
+    let (code, text) = cluster.nodes[leader]
+        .request("POST", "/switchover", body)
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (code, text),
+        (412, "candidate name does not match with sync_standby".into())
+    );
+    let body = json!({"leader": old});
+    let (code, text) = cluster.nodes[leader]
+        .request("POST", "/switchover", body)
+        .await
+        .expect("an answer");
+    assert_eq!(code, 200, "{text}");
+    let new = cluster.leader(SOON).await;
+    assert_eq!(new, standby);
+    wait_role(&cluster, new, "sync_standby", 1).await;
+    acknowledges(&written, Instant::now()).await;
+
+    configure(&cluster.nodes[new], json!({"synchronous_mode": "quorum"})).await;
+    wait_role(&cluster, new, "quorum_standby", 2).await;
+    configure(&cluster.nodes[new], json!({"synchronous_mode": true})).await;
+    wait_role(&cluster, new, "sync_standby", 1).await;
+    let user =
+        json!({"synchronous_mode": false, "postgresql": {"parameters": {"synchronous_standby_names": "*"}}});
+    configure(&cluster.nodes[new], user).await;
+    wait_names(&cluster.nodes[new], "*").await;
+    wait_role(&cluster, new, "replica", 2).await;
+    configure(&cluster.nodes[new], json!({"synchronous_mode": true})).await;
+    wait_role(&cluster, new, "sync_standby", 1).await;
+    acknowledges(&written, Instant::now()).await;
+    nothing_lost(&cluster.nodes[new], &written).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_is_killed_leaves_what_commits_wait_for_as_it_is() {
+    let cluster = start(json!({"synchronous_mode": true, "synchronous_mode_strict": true})).await;
+    let leader = cluster.leader(SOON).await;
+    let standby = wait_role(&cluster, leader, "sync_standby", 1).await[0];
+    let node = &cluster.nodes[leader];
+    let names = node
+        .sql("SHOW synchronous_standby_names")
+        .await
+        .expect("an answer");
+    assert_eq!(names, cluster.nodes[standby].name);
+    let agent = node.agent_pid().expect("an agent");
+    node.signal(agent, "KILL");
+    wait_for("another agent", SOON, async || match node.agent_pid() {
+        Some(pid) if pid != agent => Ok(()),
+        found => Err(format!("{found:?}")),
+    })
+    .await;
+    always(
+        "commits wait for the same standby",
+        Duration::from_secs(4),
+        async || {
+            let now = node.sql("SHOW synchronous_standby_names").await?;
+            if now == names { Ok(()) } else { Err(now) }
+        },
+    )
+    .await;
+    node.wait_primary(SOON).await;
+    // And postgres alone: from the first commit on they wait again.
+    let written = [Witness::start(node.pg_port, 1)];
+    acknowledges(&written, Instant::now()).await;
+    node.signal(node.postmaster_pid().expect("a postmaster"), "KILL");
+    wait_for("a leader", SOON, async || cluster.leader_now(None).await).await;
+    let leader = cluster.healthy().await;
+    wait_role(&cluster, leader, "sync_standby", 1).await;
+    nothing_lost(&cluster.nodes[leader], &written).await;
+}

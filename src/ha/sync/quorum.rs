@@ -344,3 +344,7 @@ fn collapse(changes: Vec<Change>) -> Vec<Change> {
     }
     kept
 }
+
+#[cfg(test)]
+#[path = "quorum_tests.rs"]
+mod tests;
