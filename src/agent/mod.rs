@@ -19,6 +19,7 @@ pub mod lease;
 mod namesake;
 mod observe;
 mod publish;
+mod reconfigure;
 mod reload;
 mod requests;
 pub mod signals;
@@ -33,7 +34,7 @@ use std::{
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info};
 
 use crate::{
     client::Client,
@@ -188,6 +189,12 @@ pub struct Agent {
     config_version: Option<Version>,
     /// Postgres has not been given the present dynamic configuration yet.
     unapplied: bool,
+    /// That configuration is new, and the operator's command is to be told.
+    reload_due: bool,
+    /// Postgres takes a moment to read its files again: until then its answers are looked at more often.
+    settling: Option<Boottime>,
+    /// What in the cluster's configuration is not used as it was written.
+    remarks: Vec<String>,
     /// Settings read while a job ran, which works with those of its begin.
     deferred: Option<instance::Settings>,
     memory: Memory,
@@ -264,6 +271,7 @@ impl Agent {
             namesake,
         } = parts;
         let postmaster = instance.postmaster().state();
+        instance.note_dynamic(&initial);
         Self {
             identity,
             dcs,
@@ -285,6 +293,9 @@ impl Agent {
             config_version: None,
             memory: Memory::default(),
             unapplied: false,
+            reload_due: false,
+            settling: None,
+            remarks: Vec::new(),
             deferred: None,
             sight: Sight {
                 at: Boottime(0),
@@ -396,7 +407,7 @@ impl Agent {
         let (plan, again) = last.unwrap_or_else(|| (Plan::idle(), true));
         let wait = self.wait_after(&plan, again);
         self.after(&view, &plan, wait).await;
-        Ok(wait)
+        Ok(self.sooner(wait))
     }
 
     /// A stop that went well ends with the reason for it, or says that the others have to wait for the lock.
@@ -486,8 +497,9 @@ impl Agent {
 
     /// What every turn ends with.
     async fn after(&mut self, view: &View, plan: &Plan, wait: Duration) {
+        self.note_scope();
         self.apply_dynamic().await;
-        self.note_pending_restart();
+        self.note_pending_restart().await;
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
         if self.shutdown.is_none() && self.dcs_down_since.is_none() {
@@ -552,8 +564,7 @@ impl Agent {
         if old == self.dynamic {
             return;
         }
-        self.unapplied = true;
-        info!(timing = ?self.dynamic.timing, "the dynamic configuration is in force");
+        self.took_dynamic();
         if old.timing != self.dynamic.timing {
             self.dcs
                 .set_timing(self.dynamic.timing.ttl, self.dynamic.timing.retry_timeout)
@@ -585,38 +596,6 @@ impl Agent {
             user.as_deref().unwrap_or("(none given)")
         );
         self.verdict = Some(Exit::Unavailable);
-    }
-
-    /// Gives postgres the dynamic configuration it does not have yet; tried again by every turn. Not beside a job,
-    /// which writes the same files, and begins with the configuration as it was.
-    async fn apply_dynamic(&mut self) {
-        if !self.unapplied || self.jobs.view().is_some() {
-            return;
-        }
-        let applied = match self.deferred.take() {
-            Some(settings) => self.instance.reload(settings, &self.dynamic).await,
-            None => self.instance.apply(&self.dynamic).await,
-        };
-        match applied {
-            Ok(()) => self.unapplied = false,
-            Err(error) => warn!(error, "could not apply the dynamic configuration to postgres yet"),
-        }
-    }
-
-    fn note_pending_restart(&mut self) {
-        let Some(answer) = &self.sight.answer else {
-            if matches!(self.sight.local, Local::Down(_) | Local::Empty) {
-                self.pending_restart.clear();
-            }
-            return;
-        };
-        let rows = answer.pending_restart.iter().map(|row| {
-            let new = self.instance.wanted(&row.name).unwrap_or_else(|| "?".to_owned());
-            (row.name.clone(), row.setting.clone(), new)
-        });
-        let raised = self.instance.raised().into_iter();
-        let raised = raised.map(|raised| (raised.name, raised.old_value, raised.new_value));
-        self.pending_restart = publish::pending(rows.chain(raised));
     }
 
     fn job_ended(&mut self, finished: Finished) {

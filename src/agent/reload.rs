@@ -55,9 +55,12 @@ impl Agent {
             self.unapplied = true;
             return;
         }
-        if let Err(error) = self.instance.reload(settings, &self.dynamic).await {
-            warn!(error, "could not apply the configuration to postgres yet");
-            self.unapplied = true;
+        match self.instance.reload(settings, &self.dynamic).await {
+            Ok(()) => self.settle(),
+            Err(error) => {
+                warn!(error, "could not apply the configuration to postgres yet");
+                self.unapplied = true;
+            }
         }
     }
 }

@@ -36,6 +36,7 @@ pub mod rewind;
 pub mod roles;
 pub mod staging;
 pub mod tablespaces;
+pub mod units;
 mod username;
 pub mod version;
 pub mod waldump;
