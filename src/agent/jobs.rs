@@ -23,6 +23,7 @@ use crate::{
         postmaster::{StopLadder, StopMode},
         query::{WalSender, Where},
     },
+    watchdog::Watchdog,
 };
 
 /// What jobs work with.
@@ -54,6 +55,8 @@ pub(super) struct Context {
     pub(super) start_limit: Option<Duration>,
     /// This process was asked to stop fast.
     pub(super) hurried: CancellationToken,
+    /// The watchdog device.
+    pub(super) watchdog: Arc<Watchdog>,
 }
 
 /// Replicas may replay for a long time before they accept connections; the primary's patience is configured.
@@ -200,6 +203,9 @@ async fn start(context: &Context, start_as: &StartAs, cancel: &CancellationToken
 fn may_lead(context: &Context, cancel: &CancellationToken) -> Result<(), String> {
     if cancel.is_cancelled() {
         return Err("cancelled".to_owned());
+    }
+    if let Some(why) = context.watchdog.failed() {
+        return Err(format!("a watchdog is required and cannot be used: {why}"));
     }
     match context.lease.hold() {
         None => Err("the lock is not held".to_owned()),

@@ -46,6 +46,7 @@ use crate::{
     ha::{self, DcsView, Finished, Job, Local, Memory, Plan, Shutdown, View},
     model::{Cluster, Dynamic, MemberName, PgState, Role, SystemId, Tags, Version},
     postgres::{postmaster::State, query::LocalView},
+    watchdog::Watchdog,
 };
 use handle::{Request, RestartOutcome, ScheduledRestart, Snapshot};
 use instance::{Instance, Progress};
@@ -149,6 +150,8 @@ pub struct Parts {
     pub guard: Arc<Guard>,
     /// Whether another process may run under our name.
     pub namesake: Namesake,
+    /// The watchdog device.
+    pub watchdog: Arc<Watchdog>,
 }
 
 /// Requests of others, in the order they came.
@@ -183,6 +186,9 @@ pub struct Agent {
     reread: Reread,
     guard: Arc<Guard>,
     namesake: Namesake,
+    watchdog: Arc<Watchdog>,
+    /// Why the watchdog that is required cannot be used, as far as it was told.
+    no_watchdog: Option<String>,
     progress: watch::Sender<Option<Progress>>,
     jobs: JobSlot,
     dynamic: Dynamic,
@@ -269,6 +275,7 @@ impl Agent {
             reread,
             guard,
             namesake,
+            watchdog,
         } = parts;
         let postmaster = instance.postmaster().state();
         instance.note_dynamic(&initial);
@@ -287,6 +294,8 @@ impl Agent {
             reread,
             guard,
             namesake,
+            watchdog,
+            no_watchdog: None,
             progress: watch::Sender::new(None),
             jobs: JobSlot::default(),
             dynamic: initial,

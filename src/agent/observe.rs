@@ -57,6 +57,7 @@ impl Agent {
             peers: None,
             leader_probe: None,
             shutdown: self.shutdown,
+            watchdog_failed: self.watchdog_failed(),
             memory: self.memory.clone(),
         }
     }

@@ -23,10 +23,24 @@ impl Agent {
         info!(timing = ?self.dynamic.timing, "the dynamic configuration is in force");
         (self.unapplied, self.reload_due) = (true, true);
         self.instance.note_dynamic(&self.dynamic);
+        self.watchdog.configure(self.dynamic.timing.ttl, self.dynamic.pause);
         self.remarks = remarks(&self.dynamic.raw).iter().map(ToString::to_string).collect();
         for remark in &self.remarks {
             warn!("/config: {remark}");
         }
+    }
+
+    /// A watchdog is required and there is none that works; why not is told once.
+    pub(super) fn watchdog_failed(&mut self) -> bool {
+        let failed = self.watchdog.failed();
+        if self.no_watchdog != failed {
+            match &failed {
+                Some(because) => warn!(from = "usable", to = "unusable", because, "the required watchdog"),
+                None => info!(from = "unusable", to = "usable", "the required watchdog"),
+            }
+            self.no_watchdog.clone_from(&failed);
+        }
+        failed.is_some()
     }
 
     /// Some settings hold in one role only: a change of role is a change of configuration then.

@@ -213,6 +213,7 @@ impl Agent {
             claim: self.claim,
             start_limit,
             hurried: self.hurried.clone(),
+            watchdog: Arc::clone(&self.watchdog),
         }
     }
 }

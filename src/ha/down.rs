@@ -52,6 +52,9 @@ fn ours(view: &View, cluster: &Cluster, memory: &Memory, down: &Down, now: Boott
             ),
         );
     }
+    if view.watchdog_failed {
+        return give_up(memory, now, leader::NO_WATCHDOG);
+    }
     if let Some(why) = hopeless(view, memory, now) {
         match successor::find(view, cluster, now) {
             Err(ask) => {

@@ -10,6 +10,8 @@ use super::{
 };
 use crate::{clock::Boottime, model::Cluster};
 
+/// Why nobody is a primary here (contract: HA rules §3, §17).
+pub(super) const NO_WATCHDOG: &str = "a watchdog device is required and cannot be used";
 /// Next look after the lock was asked for.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -78,6 +80,9 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if behind && !memory.followed {
         return give_up(memory, now, "our timeline is older than the cluster's");
     }
+    if view.watchdog_failed {
+        return give_up(memory, now, NO_WATCHDOG);
+    }
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         // Nothing was asked of postgres: it stays the replica it is.
         return give_up(memory, now, "pre_promote refused the promotion");
@@ -105,6 +110,9 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
 }
 
 fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Plan {
+    if view.watchdog_failed {
+        return View::step_down(now, NO_WATCHDOG);
+    }
     match handover::requested(view, cluster, running.position(), now) {
         None => {}
         Some(Request::Drop(why)) => return handover::dropped(why),

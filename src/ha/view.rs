@@ -300,6 +300,8 @@ pub struct View {
     pub leader_probe: Option<LeaderProbe>,
     /// Asked to stop.
     pub shutdown: Option<Shutdown>,
+    /// A watchdog device is required here and there is none that works: nobody may be a primary on this member.
+    pub watchdog_failed: bool,
     /// From the last turn.
     pub memory: Memory,
 }

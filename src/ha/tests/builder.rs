@@ -161,6 +161,7 @@ pub(super) fn view() -> Build {
         peers: None,
         leader_probe: None,
         shutdown: None,
+        watchdog_failed: false,
         memory: Memory::default(),
     };
     Build {
