@@ -12,12 +12,12 @@ use howdah::{
     config::{Config, LogFormat, ProcessEnv, ThisHost, bracketed, check},
     exit::Exit,
     guard::Guard,
-    priorities::{self, Ordinary},
     init::{
         self,
         log::LogWriter,
         privileges::{self, Part},
     },
+    priorities::{self, Ordinary},
     telemetry,
 };
 
@@ -134,7 +134,13 @@ fn run_member() -> Exit {
         // Returns only when that is not possible; then this process does it as it is.
         let _not_possible = init::become_this_binary(&arguments);
     }
-    run_init_with(vec!["agent".into()], &level, format(&config), prepared, Some(ordinary))
+    run_init_with(
+        vec!["agent".into()],
+        &level,
+        format(&config),
+        prepared,
+        Some(ordinary),
+    )
 }
 
 fn supervise(level: &str, json: bool, ordinary: Option<Ordinary>) -> Exit {
@@ -186,7 +192,9 @@ fn run_init_with(
             if let Some(ordinary) = ordinary {
                 let locked = priorities::lock_memory();
                 tracing::debug!("init: {}", priorities::granted(Some(ordinary), &locked));
-                options.environment.push((priorities::ORDINARY, ordinary.to_string()));
+                options
+                    .environment
+                    .push((priorities::ORDINARY, ordinary.to_string()));
             }
             options.toggle_debug = Some(Box::new(move || {
                 handle.toggle_debug();

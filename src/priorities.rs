@@ -112,7 +112,13 @@ pub fn remember() {
 pub fn granted(ordinary: Option<Ordinary>, locked: &io::Result<()>) -> String {
     let now = Ordinary::now();
     let (mut granted, mut refused) = (Vec::new(), Vec::new());
-    let mut tell = |given: bool, text: String| if given { granted.push(text) } else { refused.push(text) };
+    let mut tell = |given: bool, text: String| {
+        if given {
+            granted.push(text)
+        } else {
+            refused.push(text)
+        }
+    };
     if let Some(before) = ordinary {
         tell(now.nice < before.nice, format!("niceness {}", now.nice));
         let spared = now.oom_score_adj < before.oom_score_adj || now.oom_score_adj <= OOM_SCORE_ADJ;
@@ -182,7 +188,10 @@ mod tests {
         let now = Ordinary::now();
         let refused = Err(io::Error::from(io::ErrorKind::PermissionDenied));
         let text = granted(Some(now), &refused);
-        assert!(text.contains(&format!("not granted: niceness {}", now.nice)), "{text}");
+        assert!(
+            text.contains(&format!("not granted: niceness {}", now.nice)),
+            "{text}"
+        );
         assert!(text.contains("memory not locked"), "{text}");
         let worse = Ordinary {
             nice: now.nice + 1,

@@ -27,7 +27,7 @@ pub mod start;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -205,6 +205,8 @@ pub struct Agent {
     deferred: Option<instance::Settings>,
     memory: Memory,
     sight: Sight,
+    /// When a new connection to postgres was last answered.
+    probed: AtomicU64,
     last_cluster: Option<Seen>,
     dcs_down_since: Option<Boottime>,
     shutdown: Option<Shutdown>,
@@ -315,6 +317,7 @@ impl Agent {
                 answer: None,
                 postmaster,
             },
+            probed: AtomicU64::new(0),
             last_cluster: None,
             dcs_down_since: None,
             shutdown: None,

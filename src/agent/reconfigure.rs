@@ -23,8 +23,12 @@ impl Agent {
         info!(timing = ?self.dynamic.timing, "the dynamic configuration is in force");
         (self.unapplied, self.reload_due) = (true, true);
         self.instance.note_dynamic(&self.dynamic);
-        self.watchdog.configure(self.dynamic.timing.ttl, self.dynamic.pause);
-        self.remarks = remarks(&self.dynamic.raw).iter().map(ToString::to_string).collect();
+        self.watchdog
+            .configure(self.dynamic.timing.ttl, self.dynamic.pause);
+        self.remarks = remarks(&self.dynamic.raw)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         for remark in &self.remarks {
             warn!("/config: {remark}");
         }
@@ -113,7 +117,10 @@ impl Agent {
         let rows = &answer.pending_restart;
         // On the heap: this is part of the future of every turn of the loop.
         let wanted = Box::pin(self.instance.values_at_next_start(rows)).await;
-        let rows = rows.iter().zip(wanted).map(|(row, new)| (row.name.clone(), row.setting.clone(), new));
+        let rows = rows
+            .iter()
+            .zip(wanted)
+            .map(|(row, new)| (row.name.clone(), row.setting.clone(), new));
         let raised = self.instance.raised().into_iter();
         let raised = raised.map(|raised| (raised.name, raised.old_value, raised.new_value));
         let pending = publish::pending(rows.chain(raised));

@@ -241,7 +241,10 @@ async fn assemble(
         info!(lease = hold.lease, "going on with the lease of the agent before");
         dcs.adopt(hold.lease).await;
     }
-    let watchdog = Arc::new(Watchdog::new(config.watchdog.clone(), config.bootstrap.timing.ttl));
+    let watchdog = Arc::new(Watchdog::new(
+        config.watchdog.clone(),
+        config.bootstrap.timing.ttl,
+    ));
     let fence: Arc<dyn Fence> = Arc::new(Fences(Arc::clone(&guard), Arc::clone(&watchdog)));
     if let Some(record) = guard.adopted() {
         // The device of the agent before was left running; this one has to be able to switch it off.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View};
+use super::{DcsView, DemoteMode, Failure, Finished, Job, Local, Silence, Standing, StartAs, Upstream, View};
 use crate::{
     clock::Boottime,
     model::{Cluster, Lsn, MemberName, PgState, Timeline},
@@ -10,6 +10,8 @@ use crate::{
 
 /// Rewinds in a row, none of which led to streaming, before the directory is cloned anew.
 const REWINDS: u32 = 2;
+/// Looks closer together than this count as one.
+const LOOKS_APART: Duration = Duration::from_millis(200);
 /// A copy that did not lead to streaming is not made again for this long: what is wrong is not the data.
 const CLONE_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -56,6 +58,8 @@ pub struct Memory {
     pub not_streaming_since: Option<Boottime>,
     /// Where our replica stands while it does not stream, and since when it has not moved from there.
     pub stands_at: Option<(Lsn, Boottime)>,
+    /// Looks in a row at a postmaster that lives and says nothing, and when the last was.
+    pub silent_looks: (u32, Boottime),
     /// First turn that wanted to follow a leader whose postgres could not be asked.
     pub waiting_for_leader_since: Option<Boottime>,
     /// Where a replica that has not come up yet was pointed at meanwhile.
@@ -122,6 +126,15 @@ impl Memory {
     }
 
     fn note_local(&mut self, view: &View, now: Boottime) {
+        match &view.local {
+            Local::Silent { why, .. } if !matches!(why, Silence::Slow | Silence::Refused) => {
+                let (looks, last) = self.silent_looks;
+                if looks == 0 || now.since(last) >= LOOKS_APART {
+                    self.silent_looks = (looks.saturating_add(1), now);
+                }
+            }
+            _ => self.silent_looks = (0, Boottime(0)),
+        }
         match &view.local {
             Local::Running(running) => {
                 self.start_failures = (0, Boottime(0));

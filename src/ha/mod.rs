@@ -12,7 +12,7 @@
 //! One file per situation: [`bootstrap`] (no data), [`down`] (data, no postgres), [`election`] (lock free),
 //! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`busy`] (a job runs),
 //! [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
-//! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
+//! whether a directory has diverged, [`repair`] what is done about it, [`hung`] whether a postmaster is, [`history`] the rows of `/history`, [`successor`]
 //! the question whether another could lead, [`handover`] what people ask of a leader, [`memory`] what turns remember.
 //!
 //! A turn that needs to know more (positions of the peers, the leader's timeline) asks for it as an action and is
@@ -27,6 +27,7 @@ mod failure;
 mod follow;
 mod handover;
 pub mod history;
+mod hung;
 mod leader;
 pub mod lease;
 mod memory;

@@ -291,7 +291,10 @@ impl Parameter {
             () => return Fit::Good,
         };
         let to = limit.to_string();
-        let why = format!("out of range, the {what} is {}", units::shown(&to, self.unit.as_deref()));
+        let why = format!(
+            "out of range, the {what} is {}",
+            units::shown(&to, self.unit.as_deref())
+        );
         Fit::Clamped { to, why }
     }
 }
@@ -367,8 +370,14 @@ mod tests {
                 && known.has("zero_damaged_pages")
         );
         assert!(!known.has("wrok_mem"));
-        assert_eq!(known.fit("fsync", "maybe"), Fit::Unusable("a boolean is expected"));
-        assert_eq!(known.fit("work_mem", "lots"), Fit::Unusable("a number is expected"));
+        assert_eq!(
+            known.fit("fsync", "maybe"),
+            Fit::Unusable("a boolean is expected")
+        );
+        assert_eq!(
+            known.fit("work_mem", "lots"),
+            Fit::Unusable("a number is expected")
+        );
         assert_eq!(known.fit("work_mem", "64MB"), Fit::Good);
         assert_eq!(known.fit("datestyle", "x"), Fit::Good);
         assert!(Known::default().has("anything"));
@@ -376,21 +385,32 @@ mod tests {
 
     #[test]
     fn numbers_out_of_range_become_the_limit_in_whatever_unit_they_are() {
-        let known = Known::parse("work_mem\tuser\tx\tINTEGER\t4096\t64\t2147483647\tS\t\ncpu\tuser\tx\tREAL\t0.5\t0\t1.5\tS\t\n");
+        let known = Known::parse(
+            "work_mem\tuser\tx\tINTEGER\t4096\t64\t2147483647\tS\t\ncpu\tuser\tx\tREAL\t0.5\t0\t1.5\tS\t\n",
+        );
         let clamped = |known: &Known, name: &str, value: &str| match known.fit(name, value) {
             Fit::Clamped { to, why } => Some((to, why)),
             _ => None,
         };
         let least = Some(("64".to_owned(), "out of range, the least is 64".to_owned()));
         assert_eq!(clamped(&known, "work_mem", "1"), least);
-        assert_eq!(clamped(&known, "cpu", "2").map(|(to, _)| to).as_deref(), Some("1.5"));
+        assert_eq!(
+            clamped(&known, "cpu", "2").map(|(to, _)| to).as_deref(),
+            Some("1.5")
+        );
         // Without its unit nobody knows how much 1kB is.
         assert!(!known.has_units());
         assert_eq!(clamped(&known, "work_mem", "1kB"), None);
         let known = known.with_units([("work_mem".to_owned(), "kB".to_owned())]);
         assert!(known.has_units());
-        assert_eq!(clamped(&known, "work_mem", "1kB").map(|(_, why)| why).as_deref(), Some("out of range, the least is 64kB"));
-        assert_eq!(clamped(&known, "work_mem", "4TB").map(|(to, _)| to).as_deref(), Some("2147483647"));
+        assert_eq!(
+            clamped(&known, "work_mem", "1kB").map(|(_, why)| why).as_deref(),
+            Some("out of range, the least is 64kB")
+        );
+        assert_eq!(
+            clamped(&known, "work_mem", "4TB").map(|(to, _)| to).as_deref(),
+            Some("2147483647")
+        );
         assert_eq!(clamped(&known, "work_mem", "1GB"), None);
     }
 }

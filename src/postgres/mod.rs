@@ -27,6 +27,7 @@ pub mod orphans;
 pub mod pgpass;
 pub mod pidfile;
 pub mod postmaster;
+pub mod probe;
 mod procfs;
 pub mod promote;
 mod protected;

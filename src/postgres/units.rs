@@ -23,7 +23,11 @@ const TIME: &[(&str, f64)] = &[
 fn base(unit: &str) -> Option<(&'static [(&'static str, f64)], f64)> {
     let digits = unit.find(|c: char| !c.is_ascii_digit()).unwrap_or(unit.len());
     let (count, name) = unit.split_at(digits);
-    let count: f64 = if count.is_empty() { 1.0 } else { count.parse().ok()? };
+    let count: f64 = if count.is_empty() {
+        1.0
+    } else {
+        count.parse().ok()?
+    };
     [MEMORY, TIME].into_iter().find_map(|units| {
         let (_, factor) = units.iter().find(|(known, _)| *known == name)?;
         Some((units, count * factor))
@@ -35,7 +39,10 @@ fn base(unit: &str) -> Option<(&'static [(&'static str, f64)], f64)> {
 #[must_use]
 pub fn split(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
-    let hexadecimal = text.trim_start_matches(['-', '+']).get(..2).is_some_and(|start| start.eq_ignore_ascii_case("0x"));
+    let hexadecimal = text
+        .trim_start_matches(['-', '+'])
+        .get(..2)
+        .is_some_and(|start| start.eq_ignore_ascii_case("0x"));
     let end = text
         .char_indices()
         .find(|(at, c)| !(c.is_ascii_digit() || *c == '.' || (*at == 0 && matches!(c, '-' | '+'))))
@@ -73,7 +80,9 @@ pub fn shown(setting: &str, unit: Option<&str>) -> String {
         return setting.to_owned();
     };
     let total = number as f64 * size;
-    let whole = units.iter().find(|(_, factor)| total >= *factor && (total / factor).fract() == 0.0);
+    let whole = units
+        .iter()
+        .find(|(_, factor)| total >= *factor && (total / factor).fract() == 0.0);
     match whole {
         Some((name, factor)) => format!("{}{name}", (total / factor) as i64),
         None => setting.to_owned(),

@@ -73,7 +73,10 @@ impl Device {
     fn take_timeout(&mut self, seconds: i32, wanted: Duration) -> io::Result<()> {
         let timeout = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         if timeout > wanted || timeout.is_zero() {
-            let text = format!("its timeout is {seconds} s, at most {} s are needed", wanted.as_secs());
+            let text = format!(
+                "its timeout is {seconds} s, at most {} s are needed",
+                wanted.as_secs()
+            );
             return Err(io::Error::other(text));
         }
         self.timeout = timeout;
@@ -104,8 +107,19 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let refused = Device::open(file.path(), WatchdogDriver::Linux, Duration::from_secs(5));
         assert!(refused.is_err());
-        assert_eq!(std::fs::read(file.path()).expect("readable"), b"V", "what was opened is closed");
-        assert!(Device::open(Path::new("/no/such"), WatchdogDriver::Testing, Duration::from_secs(5)).is_err());
+        assert_eq!(
+            std::fs::read(file.path()).expect("readable"),
+            b"V",
+            "what was opened is closed"
+        );
+        assert!(
+            Device::open(
+                Path::new("/no/such"),
+                WatchdogDriver::Testing,
+                Duration::from_secs(5)
+            )
+            .is_err()
+        );
     }
 
     #[test]

@@ -226,7 +226,9 @@ impl Inner {
             return;
         }
         match self.settings.mode {
-            WatchdogMode::Required => warn!(because = why, "the watchdog this member requires cannot be used"),
+            WatchdogMode::Required => {
+                warn!(because = why, "the watchdog this member requires cannot be used")
+            }
             WatchdogMode::Automatic | WatchdogMode::Off => {
                 info!(because = why, "no watchdog device; init alone fences");
             }
@@ -246,7 +248,9 @@ impl Inner {
         let Some(device) = self.device.take() else { return };
         match device.disarm() {
             Ok(()) => info!(from = "armed", to = "off", because, "watchdog"),
-            Err(error) => warn!(%error, because, "the watchdog could not be switched off, it will reset the host"),
+            Err(error) => {
+                warn!(%error, because, "the watchdog could not be switched off, it will reset the host")
+            }
         }
     }
 }
@@ -350,7 +354,11 @@ mod tests {
 
     #[test]
     fn required_and_unusable_is_a_failure_and_automatic_is_not() {
-        for (mode, failed) in [(WatchdogMode::Required, true), (WatchdogMode::Automatic, false), (WatchdogMode::Off, false)] {
+        for (mode, failed) in [
+            (WatchdogMode::Required, true),
+            (WatchdogMode::Automatic, false),
+            (WatchdogMode::Off, false),
+        ] {
             let given = given(mode);
             assert_eq!(given.watchdog.failed(), None, "{mode:?}");
             std::fs::remove_file(given.device()).expect("removable");
@@ -381,7 +389,14 @@ mod tests {
     fn timeouts_are_shorter_than_the_lease_whatever_it_is() {
         let five = Some(S * 5);
         let full = |ttl: Duration| ttl - Duration::from_millis(1500).min(ttl / 10);
-        for (ttl, margin, expected) in [(30, five, 24), (30, None, 15), (20, five, 15), (5, five, 2), (3, five, 1), (60, five, 51)] {
+        for (ttl, margin, expected) in [
+            (30, five, 24),
+            (30, None, 15),
+            (20, five, 15),
+            (5, five, 2),
+            (3, five, 1),
+            (60, five, 51),
+        ] {
             let ttl = S * ttl;
             let given = timeout(ttl, margin, full(ttl));
             assert_eq!(given, Some(S * expected), "ttl {ttl:?}");

@@ -200,7 +200,8 @@ impl Instance {
     /// Notes as what postgres was seen running. True: its files were written for another role, and say something else
     /// than they would now.
     pub fn note_scope(&self, seen: RoleScope, dynamic: &Dynamic) -> bool {
-        self.standby_leader.store(seen == RoleScope::StandbyLeader, Ordering::Relaxed);
+        self.standby_leader
+            .store(seen == RoleScope::StandbyLeader, Ordering::Relaxed);
         let before = lock(&self.written_for).unwrap_or(seen);
         before != seen && Layers::new(dynamic, &self.settings()).differ_by_role()
     }

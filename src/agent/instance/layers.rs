@@ -89,7 +89,8 @@ impl<'a> Layers<'a> {
         };
         let shared = self.map("callbacks");
         let callback = |own: &Option<String>, name: &str| {
-            own.clone().or_else(|| text(shared.and_then(|shared| shared.get(name))))
+            own.clone()
+                .or_else(|| text(shared.and_then(|shared| shared.get(name))))
         };
         let command = |own: &Option<String>, name: &str| own.clone().or_else(|| text(self.value(name)));
         let options = |own: &[String], name: &str| match own {
@@ -180,7 +181,9 @@ mod tests {
             "parameters_primary": {"C": "cluster primary", "d": "cluster primary"},
             "parameters_replica": {"a": "cluster replica"}
         }));
-        let settings = member("postgresql: {parameters: {B: member, c: member}, parameters_primary: {d: member primary}}");
+        let settings = member(
+            "postgresql: {parameters: {B: member, c: member}, parameters_primary: {d: member primary}}",
+        );
         let layers = Layers::new(&dynamic, &settings);
         assert_eq!(layers.shared_parameters()["a"], "cluster");
         assert_eq!(
@@ -196,7 +199,9 @@ mod tests {
 
     #[test]
     fn lists_are_taken_whole_from_the_strongest_that_has_lines() {
-        let dynamic = cluster(json!({"pg_hba": ["c"], "pg_hba_primary": ["c p"], "pg_hba_replica": [], "pg_ident": ["i"]}));
+        let dynamic = cluster(
+            json!({"pg_hba": ["c"], "pg_hba_primary": ["c p"], "pg_hba_replica": [], "pg_ident": ["i"]}),
+        );
         let settings = member("postgresql: {pg_hba: [m], pg_hba_standby_leader: [m s]}");
         let layers = Layers::new(&dynamic, &settings);
         assert_eq!(layers.hba(RoleScope::Primary), ["c p"]);
@@ -221,6 +226,9 @@ mod tests {
         assert_eq!(hooks.callbacks.on_stop.as_deref(), Some("m stop"));
         assert_eq!((hooks.callbacks.on_reload, hooks.before_stop), (None, None));
         assert_eq!(hooks.pre_promote.as_deref(), Some("c pre"));
-        assert_eq!((hooks.rewind, hooks.basebackup), (json!(["debug"]), json!(["--verbose"])));
+        assert_eq!(
+            (hooks.rewind, hooks.basebackup),
+            (json!(["debug"]), json!(["--verbose"]))
+        );
     }
 }

@@ -77,6 +77,9 @@ impl Instance {
             return warn!("the server named no units of its parameters");
         }
         let known = (*self.known()).clone().with_units(units);
-        *self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner) = std::sync::Arc::new(known);
+        *self
+            .known
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = std::sync::Arc::new(known);
     }
 }

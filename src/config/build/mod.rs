@@ -19,7 +19,8 @@ use super::{
     other_names::nearest,
     secret::Secret,
     types::{
-        Bootstrap, Config, Credentials, Ctl, Log, LogFormat, LogLevel, RestApi, Watchdog, WatchdogDriver, WatchdogMode,
+        Bootstrap, Config, Credentials, Ctl, Log, LogFormat, LogLevel, RestApi, Watchdog, WatchdogDriver,
+        WatchdogMode,
     },
     vars::{self, Default as VarDefault},
 };

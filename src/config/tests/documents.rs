@@ -277,12 +277,24 @@ fn settings_for_one_role_are_kept_apart() {
 #[test]
 fn a_watchdog_has_a_mode_a_device_and_a_margin() {
     let default = good(&[]).config.watchdog;
-    assert_eq!((default.mode, default.safety_margin), (WatchdogMode::Automatic, Some(Duration::from_secs(5))));
+    assert_eq!(
+        (default.mode, default.safety_margin),
+        (WatchdogMode::Automatic, Some(Duration::from_secs(5)))
+    );
     let document = "watchdog: {mode: required, device: /dev/wd, safety_margin: -1, driver: testing}";
     let given = good(&[("PATRONI_CONFIGURATION", document)]).config.watchdog;
-    assert_eq!((given.mode, given.driver), (WatchdogMode::Required, WatchdogDriver::Testing));
-    assert_eq!((given.device.to_str(), given.safety_margin), (Some("/dev/wd"), None));
-    assert_eq!(good(&[("HOWDAH_WATCHDOG_MODE", "false")]).config.watchdog.mode, WatchdogMode::Off);
+    assert_eq!(
+        (given.mode, given.driver),
+        (WatchdogMode::Required, WatchdogDriver::Testing)
+    );
+    assert_eq!(
+        (given.device.to_str(), given.safety_margin),
+        (Some("/dev/wd"), None)
+    );
+    assert_eq!(
+        good(&[("HOWDAH_WATCHDOG_MODE", "false")]).config.watchdog.mode,
+        WatchdogMode::Off
+    );
 }
 
 #[test]

@@ -130,7 +130,9 @@ pub fn remarks(document: &Map<String, Value>) -> Vec<Remark> {
     let mut found = Vec::new();
     for (key, value) in document {
         match TOP.iter().find(|(name, _)| name == key) {
-            Some((_, kind)) => found.extend(objection(kind, value).map(|allowed| remark(key, value, allowed))),
+            Some((_, kind)) => {
+                found.extend(objection(kind, value).map(|allowed| remark(key, value, allowed)))
+            }
             None if value.is_null() => {}
             None => found.push(remark(key, value, unknown(key, TOP))),
         }
@@ -141,7 +143,11 @@ pub fn remarks(document: &Map<String, Value>) -> Vec<Remark> {
         if let Some((_, kind)) = POSTGRESQL.iter().find(|(name, _)| name == key) {
             found.extend(objection(kind, value).map(|allowed| remark(&path, value, allowed)));
         } else if OF_A_MEMBER.contains(&key.as_str()) && !value.is_null() {
-            found.push(remark(&path, value, "has no effect: only a member itself sets it".to_owned()));
+            found.push(remark(
+                &path,
+                value,
+                "has no effect: only a member itself sets it".to_owned(),
+            ));
         } else if !value.is_null() && !value.is_object() && near(key, POSTGRESQL).is_some() {
             // Sections of one's own have any name; what looks like a slip of the pen is worth a word.
             found.push(remark(&path, value, unknown(key, POSTGRESQL)));
@@ -181,7 +187,9 @@ fn objection(kind: &Kind, value: &Value) -> Option<String> {
         },
         Kind::Bool => read_bool(value).is_none().then(|| wrong("true or false"))?,
         Kind::BoolOr(word) => {
-            let is_word = value.as_str().is_some_and(|text| text.trim().eq_ignore_ascii_case(word));
+            let is_word = value
+                .as_str()
+                .is_some_and(|text| text.trim().eq_ignore_ascii_case(word));
             (!is_word && read_bool(value).is_none())
                 .then(|| format!("true, false or {word} is expected, {DEFAULT}"))
         }
@@ -194,9 +202,7 @@ fn objection(kind: &Kind, value: &Value) -> Option<String> {
             lines.is_none().then(|| wrong("a list"))?
         }
         Kind::ListOrText => (!value.is_array() && !value.is_string()).then(|| wrong("a list"))?,
-        Kind::Options => {
-            (!value.is_array() && !value.is_object()).then(|| wrong("a list of options"))?
-        }
+        Kind::Options => (!value.is_array() && !value.is_object()).then(|| wrong("a list of options"))?,
         Kind::Text => (!value.is_string()).then(|| wrong("a text"))?,
     }
 }
@@ -223,7 +229,11 @@ fn timing(document: &Map<String, Value>) -> Option<Remark> {
         None | Some(Value::Null) => default,
         Some(value) => read_int(value).unwrap_or(default),
     };
-    let (ttl, loop_wait, retry) = (given("ttl", 30), given("loop_wait", 10), given("retry_timeout", 10));
+    let (ttl, loop_wait, retry) = (
+        given("ttl", 30),
+        given("loop_wait", 10),
+        given("retry_timeout", 10),
+    );
     // Out of range: said already.
     let fits = loop_wait.saturating_add(retry.saturating_mul(2)) <= ttl;
     if fits || ttl < 3 || loop_wait < 1 || retry < 1 {
@@ -270,17 +280,50 @@ mod tests {
     #[test]
     fn what_is_not_used_as_it_stands_is_said_with_what_is_allowed() {
         for (document, expected) in [
-            (json!({"ttl": "soon"}), "ttl = \"soon\": a whole number is expected, the default holds instead"),
-            (json!({"ttl": 2, "loop_wait": 1, "retry_timeout": 1}), "ttl = 2: the least is 3, which holds instead"),
-            (json!({"pause": "perhaps"}), "pause = \"perhaps\": true or false is expected, the default holds instead"),
-            (json!({"synchronous_mode": "any"}), "synchronous_mode = \"any\": true, false or quorum is expected, the default holds instead"),
-            (json!({"member_slots_ttl": "1 week"}), "member_slots_ttl = \"1 week\": a time (1800, 30min) is expected, the default holds instead"),
-            (json!({"loopwait": 5}), "loopwait = 5: has no effect: there is no such key; did you mean loop_wait?"),
-            (json!({"colour": "blue"}), "colour = \"blue\": has no effect: there is no such key"),
-            (json!({"postgresql": {"use_pgrewind": true}}), "postgresql.use_pgrewind = true: has no effect: there is no such key; did you mean use_pg_rewind?"),
-            (json!({"postgresql": {"parameters": []}}), "postgresql.parameters = []: a mapping (name: value) is expected, the default holds instead"),
-            (json!({"postgresql": {"data_dir": "/x"}}), "postgresql.data_dir = \"/x\": has no effect: only a member itself sets it"),
-            (json!({"ttl": 20}), "ttl = 20, loop_wait = 10, retry_timeout = 10: loop_wait + 2 * retry_timeout must not exceed ttl; used are loop_wait 1 and retry_timeout 9"),
+            (
+                json!({"ttl": "soon"}),
+                "ttl = \"soon\": a whole number is expected, the default holds instead",
+            ),
+            (
+                json!({"ttl": 2, "loop_wait": 1, "retry_timeout": 1}),
+                "ttl = 2: the least is 3, which holds instead",
+            ),
+            (
+                json!({"pause": "perhaps"}),
+                "pause = \"perhaps\": true or false is expected, the default holds instead",
+            ),
+            (
+                json!({"synchronous_mode": "any"}),
+                "synchronous_mode = \"any\": true, false or quorum is expected, the default holds instead",
+            ),
+            (
+                json!({"member_slots_ttl": "1 week"}),
+                "member_slots_ttl = \"1 week\": a time (1800, 30min) is expected, the default holds instead",
+            ),
+            (
+                json!({"loopwait": 5}),
+                "loopwait = 5: has no effect: there is no such key; did you mean loop_wait?",
+            ),
+            (
+                json!({"colour": "blue"}),
+                "colour = \"blue\": has no effect: there is no such key",
+            ),
+            (
+                json!({"postgresql": {"use_pgrewind": true}}),
+                "postgresql.use_pgrewind = true: has no effect: there is no such key; did you mean use_pg_rewind?",
+            ),
+            (
+                json!({"postgresql": {"parameters": []}}),
+                "postgresql.parameters = []: a mapping (name: value) is expected, the default holds instead",
+            ),
+            (
+                json!({"postgresql": {"data_dir": "/x"}}),
+                "postgresql.data_dir = \"/x\": has no effect: only a member itself sets it",
+            ),
+            (
+                json!({"ttl": 20}),
+                "ttl = 20, loop_wait = 10, retry_timeout = 10: loop_wait + 2 * retry_timeout must not exceed ttl; used are loop_wait 1 and retry_timeout 9",
+            ),
         ] {
             assert_eq!(said(document.clone()), [expected], "{document}");
         }
