@@ -6,7 +6,9 @@
 //! | module      | what is broken there                                                       |
 //! |-------------|----------------------------------------------------------------------------|
 //! | `comeback`  | all members stop and return, in any order                                   |
+//! | `config`    | settings: for one role, that wait for a restart, that nobody can use        |
 //! | `footprint` | nothing: a member does not grow                                             |
+//! | `hung`      | a postmaster is stopped, an answer is slow; watchdog; the shortest lease    |
 //! | `outage`    | etcd                                                                        |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
@@ -23,6 +25,8 @@
 
 #[path = "cluster/comeback.rs"]
 mod comeback;
+#[path = "cluster/config.rs"]
+mod config;
 #[path = "common/etcd.rs"]
 #[allow(
     dead_code,
@@ -31,6 +35,8 @@ mod comeback;
 mod etcd;
 #[path = "cluster/footprint.rs"]
 mod footprint;
+#[path = "cluster/hung.rs"]
+mod hung;
 #[path = "common/node.rs"]
 mod node;
 #[path = "cluster/outage.rs"]

@@ -228,6 +228,8 @@ pub struct Agent {
     announced: (Role, PgState),
     copies: handle::Copies,
     said: Option<(String, Boottime)>,
+    /// Since when this member neither streams nor is a primary, and why.
+    idle: Option<(Boottime, ha::Reason)>,
 }
 
 /// A snapshot for the time before the first turn.
@@ -248,6 +250,9 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             pending_restart: Map::new(),
             scheduled_restart: None,
             copies: handle::Copies::default(),
+            trouble: None,
+            remarks: Vec::new(),
+            watchdog_failed: false,
         },
         dcs: None,
         dcs_last_seen_epoch_s: 0,
@@ -335,6 +340,7 @@ impl Agent {
             announced: (Role::Uninitialized, PgState::Stopped),
             copies: handle::Copies::default(),
             said: None,
+            idle: None,
         }
     }
 
@@ -512,6 +518,7 @@ impl Agent {
         self.note_scope();
         self.apply_dynamic().await;
         self.note_pending_restart().await;
+        self.note_reason(view);
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
         if self.shutdown.is_none() && self.dcs_down_since.is_none() {

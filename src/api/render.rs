@@ -4,7 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::health::sync_standby;
 use crate::{
-    agent::handle::{Answer, Copies, ReplicationState, Snapshot, SyncMode, WIRE_VERSION, Xlog},
+    agent::handle::{
+        Answer, Copies, Local, ReplicationState, Snapshot, SyncMode, Trouble, WIRE_VERSION, Xlog,
+    },
     clock::Boottime,
     model::Timeline,
 };
@@ -50,6 +52,7 @@ pub fn patroni(snapshot: &Snapshot, now: Boottime) -> Map<String, Value> {
                 .is_none_or(|cluster| cluster.leader.is_none()),
         ),
         ("failsafe_mode_is_active", snapshot.failsafe_active(now)),
+        ("watchdog_failed", snapshot.local.watchdog_failed),
     ];
     for (key, _) in flags.into_iter().filter(|(_, set)| *set) {
         put(key, true.into());
@@ -76,10 +79,24 @@ pub fn patroni(snapshot: &Snapshot, now: Boottime) -> Map<String, Value> {
     if let Some(restart) = &snapshot.local.scheduled_restart {
         put("scheduled_restart", restart.to_json().into());
     }
+    let own = own(&snapshot.local);
+    if !own.is_empty() {
+        put("howdah", own.into());
+    }
     if snapshot.local.copies != Copies::default() {
         put("copies", json!(snapshot.local.copies));
     }
     out
+}
+
+/// What only this software says: why it neither streams nor is a primary, what of the cluster's configuration is not used
+/// as it was written.
+fn own(local: &Local) -> Map<String, Value> {
+    let mut own = local.trouble.as_ref().map(Trouble::to_json).unwrap_or_default();
+    if !local.remarks.is_empty() {
+        own.insert("config".to_owned(), local.remarks.clone().into());
+    }
+    own
 }
 
 fn timeline(answer: &Answer) -> Value {

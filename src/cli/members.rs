@@ -73,6 +73,10 @@ fn table(view: &ClusterView, identity: Option<&str>, look: Look, drawn: bool) ->
             view.members.iter().any(|m| m.scheduled_restart.is_some()),
         ),
         (
+            Column::left("Reason"),
+            view.members.iter().any(|m| m.reason.is_some()),
+        ),
+        (
             Column::left("Tags"),
             view.members.iter().any(|m| !m.tags.is_empty()),
         ),
@@ -116,6 +120,7 @@ fn table(view: &ClusterView, identity: Option<&str>, look: Look, drawn: bool) ->
                 if member.pending_restart { "*" } else { "" }.into(),
                 reasons(&member.pending_restart_reason, drawn).into(),
                 schedule(member.scheduled_restart.as_ref()).into(),
+                member.reason.clone().unwrap_or_default().into(),
                 if member.tags.is_empty() {
                     "".into()
                 } else {

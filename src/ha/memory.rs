@@ -50,6 +50,8 @@ pub struct Memory {
     pub clone_failures: (u32, Boottime),
     /// Clones that succeeded since this member last streamed, and when the last did.
     pub clones: (u32, Boottime),
+    /// The last job that failed, and why, until postgres streams or is a primary again.
+    pub last_failure: Option<(Job, Failure)>,
     /// Stops that failed in a row.
     pub stop_failures: u32,
     /// First turn that saw the postgres of the lock holder (us) not running.
@@ -156,6 +158,9 @@ impl Memory {
                     }
                     _ => (self.not_streaming_since, self.stands_at) = (None, None),
                 }
+                if running.is_primary() || running.is_streaming() {
+                    self.last_failure = None;
+                }
                 if running.is_streaming() {
                     self.forget_attempts();
                     self.clone_failures = (0, Boottime(0));
@@ -176,6 +181,9 @@ impl Memory {
         let ok = finished.outcome.is_ok();
         // What was called off, or came too early, did not fail.
         let failure = finished.outcome.as_ref().err().filter(|f| !f.proves_nothing());
+        if let Some(failure) = failure {
+            self.last_failure = Some((finished.job.clone(), failure.clone()));
+        }
         match &finished.job {
             Job::Bootstrap => self.followed |= ok,
             Job::Demote { mode, .. } => {
@@ -245,6 +253,12 @@ impl Memory {
     #[must_use]
     pub(super) const fn may_rewind(&self) -> bool {
         self.rewind_failures == 0 && self.rewinds < REWINDS
+    }
+
+    /// What was tried last found no space: until there is some, nothing that needs more of it is worth trying often.
+    #[must_use]
+    pub(super) const fn disk_is_full(&self) -> bool {
+        matches!(self.last_failure, Some((_, Failure::DiskFull(_))))
     }
 
     /// A new copy is still worth trying.

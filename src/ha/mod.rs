@@ -32,6 +32,7 @@ mod leader;
 pub mod lease;
 mod memory;
 mod plan;
+mod reason;
 mod repair;
 pub mod rewind;
 mod stopping;
@@ -45,6 +46,7 @@ use std::time::Duration;
 pub use failure::Failure;
 pub use memory::Memory;
 pub use plan::{Action, DemoteMode, Job, Plan, StartAs, Upstream};
+pub use reason::{Reason, reason};
 pub use view::{
     DcsView, Down, Finished, LeaderFacts, LeaderProbe, Local, Parent, Peers, Running, RunningJob, Shutdown,
     Silence, Standing, View,

@@ -330,12 +330,29 @@ impl Instance {
             }
             Err(error @ NotReady::Ended { .. }) => match self.fault_of_settings(&args).await {
                 Some(reason) => Err(Failure::Configuration(reason)),
+                None if self.disk_is_full() => Err(Failure::DiskFull(format!(
+                    "{error}, and there is no space left on the volume of {}",
+                    self.data_dir().display()
+                ))),
                 None => Err(Failure::Failed(format!(
                     "{error}; the reason is in postgres's own lines above"
                 ))),
             },
             Err(error) => Err(Failure::Failed(error.to_string())),
         }
+    }
+
+    /// Less than one WAL segment is left, for the data or for the WAL.
+    fn disk_is_full(&self) -> bool {
+        const SEGMENT: u64 = 16 << 20;
+        let left = |dir: &Path| {
+            let volume = rustix::fs::statvfs(dir).ok()?;
+            Some(volume.f_bavail.saturating_mul(volume.f_frsize))
+        };
+        let dirs = [self.data_dir().to_owned(), self.data_dir().join("pg_wal")];
+        dirs.iter()
+            .filter_map(|dir| left(dir))
+            .any(|bytes| bytes < SEGMENT)
     }
 
     /// Stops postgres; returns what ended it, for the log. `before_stop` is asked first, within the time of the ladder.

@@ -12,5 +12,6 @@ mod grid;
 mod leader;
 mod life;
 mod manual;
+mod reason;
 mod stopping;
 mod world;
