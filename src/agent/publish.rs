@@ -98,12 +98,13 @@ impl Agent {
         if before != after {
             let text = |reason: Option<Reason>| reason.map_or("none", Reason::code);
             let because = trouble.and_then(|trouble| trouble.because);
-            info!(
-                from = text(before),
-                to = text(after),
-                because,
-                "reason for neither streaming nor leading"
-            );
+            let (from, to) = (text(before), text(after));
+            // What a job does is told by the job.
+            if after.or(before).is_some_and(Reason::is_work) {
+                debug!(from, to, because, "reason for neither streaming nor leading");
+            } else {
+                info!(from, to, because, "reason for neither streaming nor leading");
+            }
         }
     }
 

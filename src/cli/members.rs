@@ -81,7 +81,9 @@ fn table(view: &ClusterView, identity: Option<&str>, look: Look, drawn: bool) ->
             view.members.iter().any(|m| !m.tags.is_empty()),
         ),
     ];
-    let show: Vec<bool> = optional.iter().map(|(_, used)| *used || look.extended).collect();
+    // Scripts count the columns of an extended table, and know nothing of reasons.
+    let forced = |column: &Column| look.extended && column.name != "Reason";
+    let show: Vec<bool> = optional.iter().map(|(column, used)| *used || forced(column)).collect();
     let mut columns = vec![
         Column::left("Cluster").in_title(),
         Column::left("Member"),

@@ -116,6 +116,23 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// Something is being done about it that says so itself.
+    #[must_use]
+    pub const fn is_work(self) -> bool {
+        matches!(
+            self,
+            Self::Starting
+                | Self::Stopping
+                | Self::Restarting
+                | Self::Promoting
+                | Self::Rewinding
+                | Self::Cloning
+                | Self::Bootstrapping
+        )
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.code())
