@@ -83,7 +83,10 @@ fn table(view: &ClusterView, identity: Option<&str>, look: Look, drawn: bool) ->
     ];
     // Scripts count the columns of an extended table, and know nothing of reasons.
     let forced = |column: &Column| look.extended && column.name != "Reason";
-    let show: Vec<bool> = optional.iter().map(|(column, used)| *used || forced(column)).collect();
+    let show: Vec<bool> = optional
+        .iter()
+        .map(|(column, used)| *used || forced(column))
+        .collect();
     let mut columns = vec![
         Column::left("Cluster").in_title(),
         Column::left("Member"),

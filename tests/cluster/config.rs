@@ -262,7 +262,18 @@ async fn commands_of_the_clusters_configuration_are_run() {
     })
     .await;
     fs::write(&gate, "").expect("open the gate");
-    cluster.leader(SOON).await;
+    // The old leader may have taken the lock back, and the other leaves it alone for a whole ttl after the refusal.
+    wait_for("the candidate to lead", SOON, async || {
+        let (code, status) = cluster.nodes[new].get("/primary").await?;
+        if code == 200 {
+            return Ok(());
+        }
+        let again = cluster.nodes[old]
+            .request("POST", "/switchover", body.clone())
+            .await;
+        Err(format!("{status}, asked again: {again:?}"))
+    })
+    .await;
     wait_for("a role change to be told", SOON, async || {
         let heard = calls("on_role_change");
         if heard

@@ -44,7 +44,7 @@ async fn a_slow_answer_to_the_agent_alone_changes_nothing() {
     // Every backend that serves an agent's session of now is frozen, again and again.
     let frozen = async || -> Result<usize, String> {
         let pids = node
-            .sql("SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE application_name LIKE 'Howdah%' AND query LIKE '%pg_control_checkpoint%'")
+            .sql("SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE application_name LIKE 'Howdah%' AND query LIKE '%r.standby%'")
             .await?;
         let pids: Vec<i32> = pids
             .split_whitespace()
