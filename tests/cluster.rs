@@ -7,11 +7,17 @@
 //! |-------------|----------------------------------------------------------------------------|
 //! | `comeback`  | all members stop and return, in any order                                   |
 //! | `config`    | settings: for one role, that wait for a restart, that nobody can use        |
+//! | `failsafe`  | etcd, while the members see each other                                      |
 //! | `footprint` | nothing: a member does not grow                                             |
 //! | `hung`      | a postmaster is stopped, an answer is slow; watchdog; the shortest lease    |
+//! | `manual`    | nothing: people ask for things, now and later                               |
 //! | `outage`    | etcd                                                                        |
+//! | `pause`     | what runs, while nobody is to do anything about it                          |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
+//! | `sync`      | standbys and leaders of clusters in a synchronous mode                      |
+//! | `stop`      | what PostgreSQL's own shutdown waits for: receivers, the archive            |
+//! | `slots`     | who needs WAL: members that are away, leaders that consumers read from      |
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -33,18 +39,32 @@ mod config;
     reason = "shared with the DCS contract ring, which uses more of it"
 )]
 mod etcd;
+#[path = "cluster/failsafe.rs"]
+mod failsafe;
 #[path = "cluster/footprint.rs"]
 mod footprint;
 #[path = "cluster/hung.rs"]
 mod hung;
+#[path = "cluster/manual.rs"]
+mod manual;
 #[path = "common/node.rs"]
 mod node;
 #[path = "cluster/outage.rs"]
 mod outage;
+#[path = "cluster/pause.rs"]
+mod pause;
+#[path = "common/proxy.rs"]
+mod proxy;
 #[path = "cluster/readme.rs"]
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/slots.rs"]
+mod slots;
+#[path = "cluster/stop.rs"]
+mod stop;
+#[path = "cluster/sync.rs"]
+mod sync;
 #[path = "common/witness.rs"]
 mod witness;
 
@@ -89,6 +109,16 @@ impl Cluster {
         let mut cluster = Self::prepare(names);
         for node in &mut cluster.nodes {
             node.start();
+        }
+        cluster.healthy().await;
+        cluster
+    }
+
+    /// The same, in which a leader that loses the store is demoted even if all members see each other.
+    async fn without_failsafe(names: &[&str]) -> Self {
+        let mut cluster = Self::prepare(names);
+        for node in &mut cluster.nodes {
+            node.set("HOWDAH_BOOTSTRAP_DCS", "{failsafe_mode: false}").start();
         }
         cluster.healthy().await;
         cluster

@@ -73,6 +73,7 @@ fn member(name: &str, role: Role, xlog: Xlog) -> Snapshot {
             trouble: None,
             remarks: Vec::new(),
             watchdog_failed: false,
+            slots: Vec::new(),
         },
         dcs: Some(DcsView {
             cluster: Arc::new(cluster(HEALTHY)),
@@ -85,6 +86,7 @@ fn member(name: &str, role: Role, xlog: Xlog) -> Snapshot {
         dynamic: Dynamic::default(),
         sync_mode: SyncMode::Off,
         standby_cluster: false,
+        outlook: super::Outlook::unknown(),
     }
 }
 

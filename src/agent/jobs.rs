@@ -11,17 +11,20 @@ use super::{
     instance::{Instance, Progress, PromoteFailed, UNFINISHED, chain},
     job::Outcome,
     lease::Lease,
+    orderly_stop::{self, Lock},
 };
 use crate::{
+    client::Client,
     clock::Boottime,
     dcs::{Dcs, DcsError, Key, When, Written},
-    ha::{self, DemoteMode, Failure, Job, StartAs},
+    ha::{self, DemoteMode, Failure, Job, StartAs, heirs::Heirs},
     model::{Dynamic, HistoryRow, Lsn, MemberName, StatusKey, SystemId, Version},
     postgres::{
         datadir::INCOMPLETE,
         files,
         postmaster::{StopLadder, StopMode},
         query::{WalSender, Where},
+        replslot::{self, SlotFile},
     },
     watchdog::Watchdog,
 };
@@ -43,10 +46,16 @@ pub(super) struct Context {
     pub(super) history: Option<Vec<HistoryRow>>,
     /// Slots the other members will stream from once we lead.
     pub(super) slots: Vec<String>,
+    /// What a promotion does for logical slots before.
+    pub(super) final_advance: FinalAdvance,
     /// Our name.
     pub(super) me: MemberName,
     /// Members that may lead after us.
     pub(super) successors: Vec<MemberName>,
+    /// Those of them to be asked whether they have everything, once a primary is shut down.
+    pub(super) heirs: Heirs,
+    /// For asking them.
+    pub(super) http: Client,
     /// For people who watch.
     pub(super) progress: watch::Sender<Option<Progress>>,
     /// The version of `/initialize` that our claim to bootstrap has.
@@ -59,6 +68,18 @@ pub(super) struct Context {
     pub(super) watchdog: Arc<Watchdog>,
 }
 
+/// Logical slots at the moment of a promotion.
+#[derive(Debug, Default)]
+pub(super) struct FinalAdvance {
+    /// Slot, database, and how far its consumer had come on the last leader.
+    pub(super) slots: Vec<(String, String, Lsn)>,
+    /// Those that may need rows which are gone.
+    pub(super) unready: Vec<String>,
+}
+
+/// How long a promotion may be held up for the sake of logical slots, all of them.
+const FINAL_ADVANCE_LIMIT: Duration = Duration::from_secs(1);
+
 /// Replicas may replay for a long time before they accept connections; the primary's patience is configured.
 const REPLICA_START_LIMIT: Duration = Duration::from_secs(3600);
 /// A promotion has as long as the lease is renewed and a start of a primary may take, within these bounds: all the WAL
@@ -69,7 +90,7 @@ const PROMOTE_MOST: Duration = Duration::from_secs(3600);
 const RECEIVER_WAIT: Duration = Duration::from_secs(2);
 const RECEIVER_EVERY: Duration = Duration::from_millis(50);
 /// Stopping by force where no fence deadline says how much time there is.
-const FORCED_STOP: Duration = Duration::from_secs(3);
+pub(super) const FORCED_STOP: Duration = Duration::from_secs(3);
 
 /// Reading the new timeline after a promotion.
 const HISTORY_LIMIT: Duration = Duration::from_secs(2);
@@ -98,7 +119,8 @@ async fn carry_out(job: Job, context: &Context, cancel: &CancellationToken) -> O
             stop_for_repair(context).await?;
             context.instance.rewind(&to, &context.dynamic, cancel).await
         }
-        Job::Start(start_as) => start(context, &start_as, cancel).await,
+        Job::CopySlots { from, slots } => context.instance.copy_slots(&from, &slots, cancel).await,
+        Job::Start(start_as) => start(context, &start_as, false, cancel).await,
         Job::Restart => restart(context, cancel).await,
         Job::Promote => promote(context, cancel).await,
         Job::Demote { mode, deadline } => Ok(demote(context, mode, deadline, cancel).await?),
@@ -184,10 +206,13 @@ async fn stop_for_repair(context: &Context) -> Result<(), String> {
     context.instance.stop(StopMode::Fast, ladder).await.map(drop)
 }
 
-async fn start(context: &Context, start_as: &StartAs, cancel: &CancellationToken) -> Outcome {
+/// `free`: what was a primary becomes one again also without the lock.
+async fn start(context: &Context, start_as: &StartAs, free: bool, cancel: &CancellationToken) -> Outcome {
     let usual = match start_as {
         StartAs::Primary => {
-            may_lead(context, cancel)?;
+            if !free {
+                may_lead(context, cancel)?;
+            }
             context.dynamic.primary_start_timeout.max(Duration::from_secs(1))
         }
         StartAs::Replica(_) => REPLICA_START_LIMIT,
@@ -232,21 +257,22 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
         lease: Until::of(context, cancel).lease.filter(|_| primary),
         cancel: &never,
     };
-    stop(context, StopMode::Fast, ladder, &until).await?;
+    orderly_stop::stop(context, ladder, &until, Lock::Kept).await?;
     if cancel.is_cancelled() {
         if primary {
             release(context).await;
         }
         return Err(Failure::Cancelled("cancelled; postgres is stopped".to_owned()));
     }
-    start(context, &start_as, cancel).await
+    // A person asks for it, and a paused primary needs no lock.
+    start(context, &start_as, context.dynamic.pause, cancel).await
 }
 
 /// What makes a gentle step too slow.
-struct Until<'a> {
+pub(super) struct Until<'a> {
     /// Only of a hold that counted at the begin: without one there is nothing to wait for.
-    lease: Option<&'a Lease>,
-    cancel: &'a CancellationToken,
+    pub(super) lease: Option<&'a Lease>,
+    pub(super) cancel: &'a CancellationToken,
 }
 
 impl<'a> Until<'a> {
@@ -258,7 +284,7 @@ impl<'a> Until<'a> {
     }
 
     /// Resolves with why there is no time left. Cancel-safe: it only waits.
-    async fn over(&self) -> &'static str {
+    pub(super) async fn over(&self) -> &'static str {
         let expired = async {
             match self.lease {
                 Some(lease) => lease.expired().await,
@@ -322,25 +348,8 @@ fn is_successor(sender: &WalSender, successors: &[MemberName]) -> bool {
         && successors.iter().any(|name| name.0 == sender.application_name)
 }
 
-/// Stops postgres; when the time is over on the way, by force and before init has to. Returns what ended it.
-async fn stop(
-    context: &Context,
-    mode: StopMode,
-    ladder: StopLadder,
-    until: &Until<'_>,
-) -> Result<String, String> {
-    // Cancel-safe: the owner of the process goes on with a stop nobody waits for; a harder one escalates it.
-    tokio::select! {
-        biased;
-        stopped = context.instance.stop(mode, ladder) => stopped,
-        because = until.over(), if mode < StopMode::Immediate => {
-            warn!(because, "stopping postgres by force");
-            stop_by_force(context).await
-        }
-    }
-}
-
-async fn stop_by_force(context: &Context) -> Result<String, String> {
+/// Before init has to. Returns what ended it.
+pub(super) async fn stop_by_force(context: &Context) -> Result<String, String> {
     let left = context.lease.fence_left().unwrap_or(FORCED_STOP).min(FORCED_STOP);
     context.instance.stop(StopMode::Immediate, forced(left)).await
 }
@@ -353,10 +362,12 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
         if let Err(error) = context.instance.create_slot(slot).await {
             warn!(
                 slot,
-                error, "could not create the replication slot of a member yet"
+                error = chain(&error),
+                "could not create the replication slot of a member yet"
             );
         }
     }
+    advance_logical_slots(context).await;
     may_lead(context, cancel)?;
     let limit = context
         .dynamic
@@ -395,6 +406,43 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
         "role changed"
     );
     Ok(())
+}
+
+/// What consumers had confirmed on the last leader they need not get again. After a planned hand-over `/status` has the
+/// very last of it.
+async fn advance_logical_slots(context: &Context) {
+    for slot in &context.final_advance.unready {
+        warn!(
+            slot,
+            "this logical slot may need catalog rows that are gone: decoding can fail after this promotion"
+        );
+    }
+    let slots = &context.final_advance.slots;
+    if slots.is_empty() {
+        return;
+    }
+    let advance = async {
+        for (slot, database, to) in slots {
+            let limit = FINAL_ADVANCE_LIMIT;
+            let done = context
+                .instance
+                .advance_logical_slot(slot, database, *to, limit)
+                .await;
+            if let Err(error) = done {
+                warn!(
+                    slot,
+                    error = chain(&error),
+                    "its consumer will see some changes again"
+                );
+            }
+        }
+    };
+    bounded(
+        "moving logical slots before the promotion",
+        FINAL_ADVANCE_LIMIT,
+        advance,
+    )
+    .await;
 }
 
 /// Stops a postgres that is or may become a primary without the right to be one; returns what to say.
@@ -446,13 +494,18 @@ async fn demote(
     }
     let checkpoint_done = Boottime::now();
     let left = deadline.since(checkpoint_done);
-    let stop_mode = match mode {
-        DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Offline => StopMode::Fast,
-        DemoteMode::Immediate | DemoteMode::ImmediateNoLock => StopMode::Immediate,
+    let orderly = async |lock| orderly_stop::stop(context, ladder(left), &until, lock).await;
+    let stopped = match mode {
+        DemoteMode::Graceful | DemoteMode::Fast => orderly(Lock::GivenAway).await?,
+        DemoteMode::Offline => orderly(Lock::Untouched).await?,
+        DemoteMode::Immediate | DemoteMode::ImmediateNoLock => {
+            let by_force = context.instance.stop(StopMode::Immediate, ladder(left));
+            orderly_stop::Stopped::by(by_force.await?)
+        }
     };
-    let stopped = stop(context, stop_mode, ladder(left), &until).await?;
     let stop_done = Boottime::now();
     match mode {
+        DemoteMode::Graceful | DemoteMode::Fast if stopped.released.is_some() => {}
         DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate => release(context).await,
         // The lock is another's or will expire; ours is not to touch it.
         DemoteMode::ImmediateNoLock | DemoteMode::Offline => context.lease.forget(),
@@ -460,8 +513,9 @@ async fn demote(
     info!(
         from = "running",
         to = "stopped",
-        ended_by = stopped,
+        ended_by = stopped.ended_by,
         checkpoint_ms = ms(checkpoint_done.since(begun)),
+        released_early_ms = stopped.released.map(|at| ms(at.since(checkpoint_done))),
         stop_ms = ms(stop_done.since(checkpoint_done)),
         release_ms = ms(Boottime::now().since(stop_done)),
         "postgres stopped"
@@ -469,10 +523,11 @@ async fn demote(
     Ok(())
 }
 
-/// Only called once postgres is down.
-async fn release(context: &Context) {
-    let end = context.instance.clean_end().await;
-    let text = end.and_then(|end| status_at(&context.status, &context.me, end));
+/// Only called once postgres is down, or shut down so far that it cannot write any more ([`orderly_stop`]).
+pub(super) async fn release(context: &Context) {
+    let end = context.instance.handed_over_at().await;
+    let left = replslot::read_all(context.instance.data_dir());
+    let text = end.and_then(|end| status_at(&context.status, &context.me, end, &left));
     if !context.lease.may_be_ours() {
         context.lease.forget();
         return;
@@ -482,12 +537,18 @@ async fn release(context: &Context) {
     }
 }
 
-fn status_at(last: &StatusKey, me: &MemberName, end: Lsn) -> Option<String> {
+/// `left`: the slots as the stopped server has them, which is later than anything `/status` has heard of.
+fn status_at(last: &StatusKey, me: &MemberName, end: Lsn, left: &[SlotFile]) -> Option<String> {
     let mut status = StatusKey {
         optime: end,
         ..last.clone()
     };
     if let Some(slots) = &mut status.slots {
+        for file in left.iter().filter(|file| file.logical) {
+            if let Some(known) = slots.get_mut(&file.name) {
+                *known = file.confirmed.max(*known);
+            }
+        }
         slots.insert(me.slot(), end);
     }
     serde_json::to_string(&status).ok()
@@ -503,7 +564,7 @@ fn ladder(left: Duration) -> StopLadder {
 }
 
 /// No time for gentleness: immediate for most of it, the last bit belongs to SIGKILL.
-fn forced(left: Duration) -> StopLadder {
+pub(super) fn forced(left: Duration) -> StopLadder {
     StopLadder {
         smart: Duration::ZERO,
         fast: Duration::ZERO,
@@ -572,7 +633,21 @@ mod tests {
             slots: Some([("a".into(), Lsn(1))].into()),
             retain_slots: None,
         };
-        let text = status_at(&last, &"a".into(), Lsn(9)).expect("plain data");
+        let text = status_at(&last, &"a".into(), Lsn(9), &[]).expect("plain data");
         assert_eq!(text, r#"{"optime":9,"slots":{"a":9}}"#);
+        let logical = |name: &str, confirmed: u64| SlotFile {
+            name: name.into(),
+            logical: true,
+            restart: Lsn(1),
+            confirmed: Lsn(confirmed),
+        };
+        let last = StatusKey {
+            slots: Some([("l".into(), Lsn(5)), ("m".into(), Lsn(8))].into()),
+            ..last
+        };
+        // Never back, and nothing that was not published before.
+        let left = [logical("l", 7), logical("m", 2), logical("x", 7)];
+        let text = status_at(&last, &"a".into(), Lsn(9), &left).expect("plain data");
+        assert_eq!(text, r#"{"optime":9,"slots":{"a":9,"l":7,"m":8}}"#);
     }
 }

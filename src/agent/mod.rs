@@ -6,9 +6,11 @@
 //! | loop ([`Agent::run`]) | signals, job ends, lock losses, postmaster states, DCS changes, requests, time | plans carried out, snapshots | a plan that says exit |
 //! | lease keeper ([`lease::Lease::keep`]) | hold, decision to keep | renewals, fence deadlines | the loop's end |
 //! | job ([`job`]) | one plan's job | its outcome | itself, or its token |
+//! | slots ([`slots`]) | changes of one turn | what failed | its last step, or the next job |
 //!
 //! An event only ever wakes the loop; what it means is seen by looking. So a lost event costs at most `loop_wait`.
 
+pub(crate) mod canvass;
 mod duties;
 mod execute;
 pub mod handle;
@@ -18,15 +20,19 @@ mod jobs;
 pub mod lease;
 mod namesake;
 mod observe;
+mod orderly_stop;
 mod publish;
 mod reconfigure;
 mod reload;
 mod requests;
 pub mod signals;
+mod slots;
 pub mod start;
+mod stuck_senders;
+mod sync;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -111,6 +117,8 @@ pub(crate) struct Sight {
 #[derive(Debug, Clone)]
 struct Seen {
     cluster: Arc<Cluster>,
+    /// When it was asked for.
+    asked_at: Boottime,
     at: Boottime,
     epoch_s: u64,
 }
@@ -191,6 +199,7 @@ pub struct Agent {
     no_watchdog: Option<String>,
     progress: watch::Sender<Option<Progress>>,
     jobs: JobSlot,
+    canvass: canvass::Canvass,
     dynamic: Dynamic,
     config_version: Option<Version>,
     /// Postgres has not been given the present dynamic configuration yet.
@@ -217,12 +226,16 @@ pub struct Agent {
     finished: Option<Finished>,
     /// Our claim to bootstrap the cluster.
     claim: Option<Version>,
-    /// A new copy was asked for; it begins when the job that runs has ended.
-    reinit_wanted: bool,
-    slots_seen: BTreeMap<String, Boottime>,
+    /// A new copy was asked for (of the leader's data: true); it begins when the job that runs has ended.
+    reinit_wanted: Option<bool>,
+    slots: slots::Slots,
     system_id: Option<SystemId>,
     pending_restart: Map<String, Value>,
     scheduled_restart: Option<ScheduledRestart>,
+    /// The last record written for standbys to confirm.
+    sync_mark: Option<ha::sync::Mark>,
+    /// A write of `/sync`, perhaps our predecessor's, may still take place.
+    sync_unsure: bool,
     restart_replies: Vec<oneshot::Sender<RestartOutcome>>,
     touched: Option<(crate::model::MemberData, Boottime, String)>,
     announced: (Role, PgState),
@@ -230,6 +243,7 @@ pub struct Agent {
     said: Option<(String, Boottime)>,
     /// Since when this member neither streams nor is a primary, and why.
     idle: Option<(Boottime, ha::Reason)>,
+    outlook: handle::Outlook,
 }
 
 /// A snapshot for the time before the first turn.
@@ -253,6 +267,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             trouble: None,
             remarks: Vec::new(),
             watchdog_failed: false,
+            slots: Vec::new(),
         },
         dcs: None,
         dcs_last_seen_epoch_s: 0,
@@ -262,6 +277,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
         dynamic: initial.clone(),
         sync_mode: handle::SyncMode::Off,
         standby_cluster: false,
+        outlook: handle::Outlook::unknown(),
     }
 }
 
@@ -305,6 +321,7 @@ impl Agent {
             no_watchdog: None,
             progress: watch::Sender::new(None),
             jobs: JobSlot::default(),
+            canvass: canvass::Canvass::default(),
             dynamic: initial,
             config_version: None,
             memory: Memory::default(),
@@ -330,17 +347,20 @@ impl Agent {
             verdict: None,
             finished: None,
             claim: None,
-            reinit_wanted: false,
-            slots_seen: BTreeMap::new(),
+            reinit_wanted: None,
+            slots: slots::Slots::default(),
             system_id: None,
             pending_restart: Map::new(),
             scheduled_restart: None,
+            sync_mark: None,
+            sync_unsure: true,
             restart_replies: Vec::new(),
             touched: None,
             announced: (Role::Uninitialized, PgState::Stopped),
             copies: handle::Copies::default(),
             said: None,
             idle: None,
+            outlook: handle::Outlook::unknown(),
         }
     }
 
@@ -470,7 +490,10 @@ impl Agent {
         let quiet = |action: &ha::Action| {
             matches!(
                 action,
-                ha::Action::LeaderDuties | ha::Action::ProbePeers { .. } | ha::Action::ProbeLeader(_)
+                ha::Action::LeaderDuties
+                    | ha::Action::ProbePeers { .. }
+                    | ha::Action::ProbeLeader(_)
+                    | ha::Action::MarkSync(_)
             )
         };
         let shape: String = plan.because.chars().filter(|c| !c.is_ascii_digit()).collect();
@@ -505,7 +528,7 @@ impl Agent {
         if let Some(restart) = self
             .scheduled_restart
             .as_ref()
-            .filter(|_| self.jobs.view().is_none())
+            .filter(|_| self.jobs.view().is_none() && !self.dynamic.pause)
         {
             let left = restart.at.duration_since(jiff::Timestamp::now());
             wait = wait.min(left.try_into().unwrap_or(Duration::ZERO));
@@ -516,20 +539,19 @@ impl Agent {
     /// What every turn ends with.
     async fn after(&mut self, view: &View, plan: &Plan, wait: Duration) {
         self.note_scope();
+        if let DcsView::Known { cluster } = &view.dcs {
+            self.note_feedback(cluster);
+        }
         self.apply_dynamic().await;
         self.note_pending_restart().await;
         self.note_reason(view);
+        self.outlook = publish::outlook(view, Boottime::now());
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
         if self.shutdown.is_none() && self.dcs_down_since.is_none() {
             self.touch_member().await;
-            if let DcsView::Known { cluster } = &view.dcs
-                && cluster
-                    .leader
-                    .as_ref()
-                    .is_some_and(|leader| leader.name != self.identity.member)
-            {
-                self.replica_slots(&Arc::clone(cluster)).await;
+            if let DcsView::Known { cluster } = &view.dcs {
+                Box::pin(self.tend_slots(cluster)).await;
             }
         }
     }
@@ -551,10 +573,11 @@ impl Agent {
         }
     }
 
-    async fn note_cluster(&mut self, cluster: &Arc<Cluster>) {
+    async fn note_cluster(&mut self, cluster: &Arc<Cluster>, asked_at: Boottime) {
         let epoch = jiff::Timestamp::now().as_second();
         self.last_cluster = Some(Seen {
             cluster: Arc::clone(cluster),
+            asked_at,
             at: Boottime::now(),
             epoch_s: u64::try_from(epoch).unwrap_or(0),
         });
@@ -575,13 +598,22 @@ impl Agent {
         for promise in dynamic.unkept_promises() {
             error!(
                 promise,
-                "the cluster's configuration asks for what this build does not do: replication stays asynchronous and \
-                 no other cluster is followed; take it out of /config"
+                "the cluster's configuration asks for what this build does not do: no other cluster is followed; take \
+                 it out of /config"
             );
         }
         let old = std::mem::replace(&mut self.dynamic, dynamic);
         if old == self.dynamic {
             return;
+        }
+        self.lease.set_fenced(!self.dynamic.pause);
+        if old.pause != self.dynamic.pause {
+            let name = |paused| if paused { "paused" } else { "managed" };
+            info!(
+                from = name(old.pause),
+                to = name(self.dynamic.pause),
+                because = "the dynamic configuration says so"
+            );
         }
         self.took_dynamic();
         if old.timing != self.dynamic.timing {
@@ -631,6 +663,7 @@ impl Agent {
         }
         match (&finished.job, &finished.outcome) {
             (Job::Bootstrap, _) => self.claim = None,
+            (Job::CopySlots { slots, .. }, Ok(())) => self.slots.copied(slots),
             (Job::Clone { .. }, Ok(())) => self.copies.made += 1,
             (Job::Clone { .. }, Err(_)) => self.copies.failed += 1,
             _ => {}
@@ -669,8 +702,19 @@ impl Agent {
             _ => tracing::error!(status = exit.code(), because, "stopping"),
         }
         self.publish(because, Duration::ZERO);
-        if let Err(error) = self.guard.stopping() {
+        let leaving = exit == Exit::Ok && self.dynamic.pause && self.sight.postmaster.pid().is_some();
+        let told = match leaving {
+            true => self.guard.leaving(),
+            false => self.guard.stopping(),
+        };
+        if let Err(error) = told {
             debug!(%error, "could not tell init");
+        }
+        if leaving {
+            info!(
+                "the cluster is paused: postgres goes on without this process, its member key is left to expire"
+            );
+            return;
         }
         // The key is our namesake's; and a store that refuses us or did not even release the lock is not asked again.
         if matches!(exit, Exit::DuplicateName | Exit::Unavailable) || self.lease.outlives_us() {

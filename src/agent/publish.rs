@@ -9,14 +9,14 @@ use tracing::{debug, info};
 use super::{
     Agent,
     handle::{
-        Answer, DcsView, Local as LocalStatus, ReplicationState, Snapshot, SyncMode, Trouble, WIRE_VERSION,
-        Walsender, Xlog,
+        Answer, DcsView, Local as LocalStatus, Outlook, ReplicationState, Snapshot, SyncMode, Trouble,
+        WIRE_VERSION, Walsender, Xlog,
     },
 };
 use crate::{
     clock::Boottime,
-    ha::{self, Job, Local, Reason, View},
-    model::{Lsn, MemberData, PgState, Role, Timeline},
+    ha::{self, Job, Local, Reason, View, why},
+    model::{Lsn, MemberData, PgState, Role, SyncKind, Timeline},
     postgres::{
         postmaster::State,
         query::{LocalView, WalSender, Where},
@@ -72,6 +72,7 @@ impl Agent {
                 trouble: self.trouble(now),
                 remarks: self.remarks.clone(),
                 watchdog_failed: self.no_watchdog.is_some(),
+                slots: self.retained_slots(),
             },
             dcs: self.last_cluster.as_ref().map(|seen| DcsView {
                 cluster: Arc::clone(&seen.cluster),
@@ -79,11 +80,16 @@ impl Agent {
             }),
             dcs_last_seen_epoch_s: self.last_cluster.as_ref().map_or(0, |seen| seen.epoch_s),
             leader_until: self.lease.hold().map(|hold| hold.sent_at + hold.ttl),
-            failsafe_until: None,
+            failsafe_until: self.failsafe_until(),
             next_run: now + next,
             dynamic: self.dynamic.clone(),
-            sync_mode: SyncMode::Off,
+            sync_mode: match ha::sync::kind(&self.dynamic) {
+                SyncKind::Off => SyncMode::Off,
+                SyncKind::On => SyncMode::Priority,
+                SyncKind::Quorum => SyncMode::Quorum,
+            },
             standby_cluster: false,
+            outlook: self.outlook.clone(),
         }
     }
 
@@ -171,7 +177,7 @@ impl Agent {
             .local
             .scheduled_restart
             .as_ref()
-            .map(|s| Value::Object(s.to_json()));
+            .map(|s| Value::Object(s.to_member_json()));
         data.howdah = snapshot
             .local
             .trouble
@@ -212,6 +218,19 @@ impl Agent {
     }
 }
 
+/// What people want to know before something happens.
+pub(super) fn outlook(view: &View, now: Boottime) -> Outlook {
+    let promise = match &view.dcs {
+        ha::DcsView::Known { cluster } => why::promise(cluster, &view.dynamic),
+        ha::DcsView::Down { .. } => "unknown while the DCS does not answer".to_owned(),
+    };
+    Outlook {
+        candidacy: why::candidacy(view, now),
+        promise,
+        without_dcs: ha::failsafe::outlook(view).to_string(),
+    }
+}
+
 fn same_but_positions(old: &MemberData, new: &MemberData) -> bool {
     let blank = |data: &MemberData| MemberData {
         xlog_location: None,
@@ -241,6 +260,7 @@ fn role_and_state(
         (Some(Job::Clone { .. }), _) => return (Role::Uninitialized, PgState::CreatingReplica),
         (Some(Job::Rewind(_)), _) => PgState::Stopped,
         (Some(Job::Restart), _) => PgState::Restarting,
+        (Some(Job::CopySlots { .. }), Local::Down(_) | Local::Stopping { .. }) => PgState::Restarting,
         (Some(Job::Demote { .. }), Local::Running(_) | Local::Stopping { .. } | Local::Silent { .. }) => {
             PgState::Stopping
         }

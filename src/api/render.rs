@@ -4,10 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::health::sync_standby;
 use crate::{
-    agent::handle::{
-        Answer, Copies, Local, ReplicationState, Snapshot, SyncMode, Trouble, WIRE_VERSION, Xlog,
-    },
+    agent::handle::{Answer, Copies, ReplicationState, Snapshot, SyncMode, Trouble, WIRE_VERSION, Xlog},
     clock::Boottime,
+    ha::why::Candidacy,
     model::Timeline,
 };
 
@@ -79,24 +78,38 @@ pub fn patroni(snapshot: &Snapshot, now: Boottime) -> Map<String, Value> {
     if let Some(restart) = &snapshot.local.scheduled_restart {
         put("scheduled_restart", restart.to_json().into());
     }
-    let own = own(&snapshot.local);
-    if !own.is_empty() {
-        put("howdah", own.into());
-    }
     if snapshot.local.copies != Copies::default() {
         put("copies", json!(snapshot.local.copies));
     }
+    put("howdah", howdah(snapshot));
     out
 }
 
-/// What only this software says: why it neither streams nor is a primary, what of the cluster's configuration is not used
-/// as it was written.
-fn own(local: &Local) -> Map<String, Value> {
-    let mut own = local.trouble.as_ref().map(Trouble::to_json).unwrap_or_default();
-    if !local.remarks.is_empty() {
-        own.insert("config".to_owned(), local.remarks.clone().into());
+/// Our own part; clients written for Patroni do not look at it: could it lead, what is promised, why it neither streams nor
+/// is a primary, and what of the cluster's configuration is not used as it was written.
+fn howdah(snapshot: &Snapshot) -> Value {
+    let outlook = &snapshot.outlook;
+    let (candidacy, because) = match &outlook.candidacy {
+        Candidacy::Leads => ("leads", "it holds the lock"),
+        Candidacy::Could(why) => ("could lead", why.as_str()),
+        Candidacy::Cannot(why) => ("could not lead", why.as_str()),
+    };
+    let mut out = Map::new();
+    let mut put = |key: &str, value: Value| {
+        out.insert(key.to_owned(), value);
+    };
+    put("candidacy", candidacy.into());
+    put("because", because.into());
+    put("promise", json!(outlook.promise));
+    put("without_dcs", json!(outlook.without_dcs));
+    let local = &snapshot.local;
+    for (key, value) in local.trouble.iter().flat_map(Trouble::to_json) {
+        put(&key, value);
     }
-    own
+    if !local.remarks.is_empty() {
+        put("config", local.remarks.clone().into());
+    }
+    Value::Object(out)
 }
 
 fn timeline(answer: &Answer) -> Value {
@@ -139,12 +152,12 @@ mod tests {
             with_sync(replica(), SyncMode::Priority),
             json!({"clonefrom": true}),
         );
-        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "replica", "server_version": 170004, "xlog": {"received_location": 83886408, "replayed_location": 83886344, "replayed_timestamp": null, "paused": false}, "sync_standby": true, "timeline": 4, "replication_state": "streaming", "dcs_last_seen": 1767600100, "tags": {"clonefrom": true}, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}}"#);
+        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "replica", "server_version": 170004, "xlog": {"received_location": 83886408, "replayed_location": 83886344, "replayed_timestamp": null, "paused": false}, "sync_standby": true, "timeline": 4, "replication_state": "streaming", "dcs_last_seen": 1767600100, "tags": {"clonefrom": true}, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown", "without_dcs": "unknown"}}"#);
     }
 
     #[test]
     fn a_leader_lists_its_walsenders() {
-        insta::assert_snapshot!(json::text(&patroni(&leader(), NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "primary", "server_version": 170004, "xlog": {"location": 83886408}, "timeline": 4, "replication": [{"usename": "replicator", "application_name": "n2", "client_addr": "10.1.0.2", "state": "streaming", "sync_state": "async", "sync_priority": 0}], "dcs_last_seen": 1767600100, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n1"}}"#);
+        insta::assert_snapshot!(json::text(&patroni(&leader(), NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "primary", "server_version": 170004, "xlog": {"location": 83886408}, "timeline": 4, "replication": [{"usename": "replicator", "application_name": "n2", "client_addr": "10.1.0.2", "state": "streaming", "sync_state": "async", "sync_priority": 0}], "dcs_last_seen": 1767600100, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n1"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown", "without_dcs": "unknown"}}"#);
     }
 
     #[test]
@@ -156,7 +169,7 @@ mod tests {
         snapshot.local.system_id = None;
         snapshot.dcs = None;
         snapshot.dynamic.pause = true;
-        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "creating replica", "role": "uninitialized", "pause": true, "cluster_unlocked": true, "dcs_last_seen": 1767600100, "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}}"#);
+        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "creating replica", "role": "uninitialized", "pause": true, "cluster_unlocked": true, "dcs_last_seen": 1767600100, "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown", "without_dcs": "unknown"}}"#);
     }
 
     #[test]

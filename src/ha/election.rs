@@ -1,28 +1,36 @@
-//! Nobody holds the lock (contract: HA rules §2, §6.3, appendix B for asynchronous clusters).
+//! Nobody holds the lock (contract: HA rules §2, §6.3, appendix B).
 //!
 //! Safer than the contract in two places. A member never leads by itself with a timeline older than the
 //! cluster's, whatever `check_timeline` says, unless it has followed a leader since it was started. And after a cold
 //! start (nobody led since this agent started) it first waits for the other members the last leader knew, so that the
-//! newest data leads and not the fastest starter.
+//! newest data leads and not the fastest starter. In quorum mode the candidate of a switchover needs the votes as any
+//! other does: the request may have outlived a leader that had no time to hand over.
 
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, bootstrap,
+    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, backoff,
+    bootstrap,
     down::giving_way,
+    failsafe,
     follow::{silent, stopped_replaying},
     leader,
+    sync::{self, Promise},
     view::upstream,
 };
 use crate::{
     clock::Boottime,
-    model::{Cluster, FailoverKey, Lsn, MemberName, PeerStatus, Timeline, slot_name},
+    model::{Cluster, FailoverKey, Lsn, MemberName, PeerStatus, SyncKind, Timeline, slot_name},
 };
 
 /// Answers of peers older than this are asked for again.
 const PEERS_FRESH: Duration = Duration::from_secs(1);
 /// Next look while nobody leads.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// Why a member that `/failsafe` does not name leaves the lock alone.
+pub(super) const NOT_IN_FAILSAFE: &str =
+    "not named in /failsafe: a primary without the DCS would not ask this member before it goes on";
 
 /// What a candidate has.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +41,26 @@ struct Candidate {
     /// It is what it is: not the lower bound of a crashed primary.
     exact: bool,
     last_primary: bool,
+}
+
+impl Candidate {
+    fn of_running(running: &Running) -> Self {
+        Self {
+            timeline: running.timeline,
+            position: running.position(),
+            exact: true,
+            last_primary: false,
+        }
+    }
+
+    fn of_down(down: &Down) -> Self {
+        Self {
+            timeline: down.timeline(),
+            position: down.checkpoint_end.unwrap_or(down.control.checkpoint),
+            exact: down.checkpoint_end.is_some(),
+            last_primary: true,
+        }
+    }
 }
 
 /// May we take the lock?
@@ -57,15 +85,16 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     if let Some(plan) = bootstrap::abandoned(view, cluster, memory, now) {
         return plan;
     }
-    let candidate = Candidate {
-        timeline: running.timeline,
-        position: running.position(),
-        exact: true,
-        last_primary: false,
-    };
+    if let Some(left) = backoff::left(view, cluster, memory, running, now) {
+        let because = "nobody leads, and WAL still arrives: leaving the race alone (primary_race_backoff)";
+        return Plan::wait(because).again_in(left.min(AGAIN));
+    }
+    let candidate = Candidate::of_running(running);
     match rule(view, cluster, memory, candidate, now) {
         Ruling::Yes(because) => {
-            let mut actions = vec![Action::AcquireLock, Action::Begin(Job::Promote)];
+            let mut actions = vec![Action::AcquireLock];
+            actions.extend(sync::before_promotion(view, cluster));
+            actions.push(Action::Begin(Job::Promote));
             if cluster.failover.is_some() {
                 actions.push(Action::ClearFailover);
             }
@@ -124,6 +153,12 @@ fn running_primary(
             "the cluster has moved on to a later timeline",
         );
     }
+    if let Some(promise) = Promise::active(view, cluster)
+        && !promise.led_by(&view.me)
+    {
+        let because = format!("'{}' has taken synchronous replication over", promise.leader);
+        return view.demote(DemoteMode::ImmediateNoLock, now, because);
+    }
     Plan::act(
         "primary without the lock, and nobody holds it: taking it back",
         [Action::AcquireLock],
@@ -140,12 +175,7 @@ pub(super) fn former_primary(
     down: &Down,
     now: Boottime,
 ) -> Plan {
-    let candidate = Candidate {
-        timeline: down.timeline(),
-        position: down.checkpoint_end.unwrap_or(down.control.checkpoint),
-        exact: down.checkpoint_end.is_some(),
-        last_primary: true,
-    };
+    let candidate = Candidate::of_down(down);
     if let Some(left) = Memory::backoff(memory.start_failures, now) {
         return Plan::wait("the last start failed, waiting before the next attempt").again_in(left);
     }
@@ -155,7 +185,9 @@ pub(super) fn former_primary(
     }
     match rule(view, cluster, memory, candidate, now) {
         Ruling::Yes(because) => {
-            let mut actions = vec![Action::AcquireLock, Action::Begin(Job::Start(StartAs::Primary))];
+            let mut actions = vec![Action::AcquireLock];
+            actions.extend(sync::before_start(view, cluster));
+            actions.push(Action::Begin(Job::Start(StartAs::Primary)));
             // Else the request that made us stop would make us stop again, for ever if its candidate cannot lead.
             if cluster.failover.as_ref().is_some_and(|key| due(view, key)) {
                 actions.push(Action::ClearFailover);
@@ -169,8 +201,21 @@ pub(super) fn former_primary(
 
 fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, now: Boottime) -> Ruling {
     let no = |text: &str| Ruling::No(text.to_owned());
-    if view.dynamic.pause && !named(view, cluster) {
+    // Whoever handed over in a paused cluster, and was not relieved, may go on as what it was.
+    if view.dynamic.pause && !named(view, cluster) && !(memory.owed && candidate.last_primary) {
         return no("paused: nobody is promoted");
+    }
+    if let Some(promise) = view
+        .failsafe
+        .promise
+        .as_ref()
+        .filter(|promise| now < promise.until)
+    {
+        let left = promise.until.since(now).as_secs() + 1;
+        return Ruling::No(format!(
+            "'{}' goes on as primary without the DCS and was promised that this member does not lead for {left} s",
+            promise.to
+        ));
     }
     if view.tags.nofailover() {
         return no("tagged nofailover");
@@ -183,7 +228,7 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
         return no("another member is bootstrapping the cluster");
     }
     // A failover names no leader: somebody wants exactly this member.
-    let wanted = named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover());
+    let wanted = forced(view, cluster);
     if cluster.initialize.is_none() && !candidate.last_primary && !memory.followed && !wanted {
         return no(
             "the DCS knows no cluster: a replica that has followed nobody since it was started must not register one",
@@ -196,11 +241,83 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         return no("pre_promote refused the promotion, leaving the lock to others");
     }
+    if let Some(ruling) = by_failsafe(view, cluster, memory, now) {
+        return ruling;
+    }
+    let promise = Promise::active(view, cluster);
+    if let Some(objection) = promise
+        .as_ref()
+        .and_then(|promise| not_promised(view, promise))
+        .filter(|_| !wanted)
+    {
+        return Ruling::No(objection);
+    }
     match manual(view, cluster, memory, candidate, now) {
         Some(ruling) => ruling,
         None => own(view, cluster, memory, candidate, now)
             .unwrap_or_else(|| against_peers(view, cluster, memory, candidate, now)),
     }
+}
+
+/// What [`decide`] would do with a free lock: take it, for this reason, or leave it, for that one.
+pub(super) fn candidacy(view: &View, cluster: &Cluster, now: Boottime) -> Result<String, String> {
+    let candidate = match &view.local {
+        Local::Running(running) => Candidate::of_running(running),
+        Local::Down(down) if down.was_primary() => Candidate::of_down(down),
+        Local::Empty => return Err("it has no data yet".to_owned()),
+        Local::Broken { reason } => return Err(format!("its data directory is broken: {reason}")),
+        Local::Unknown { reason, .. } => {
+            return Err(format!("its data directory cannot be looked at: {reason}"));
+        }
+        Local::Down(_) | Local::Starting { .. } | Local::Stopping { .. } => {
+            return Err("its postgres does not run".to_owned());
+        }
+        Local::Silent { .. } => return Err("its postgres does not answer".to_owned()),
+    };
+    match rule(view, cluster, &view.memory, candidate, now) {
+        Ruling::Yes(because) => Ok(because),
+        Ruling::No(because) => Err(because),
+        Ruling::Ask(_) => Err("the other members have not been asked".to_owned()),
+    }
+}
+
+/// Whether some member may be primary without the DCS, for all this one can know (contract: HA rules §2, row 10). A
+/// switchover asked of a leader that is not there to answer changes nothing about that. A failover to this very member is
+/// a person's will; still nobody leads beside a primary that says it is one.
+fn by_failsafe(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Option<Ruling> {
+    if failsafe::excluded(view, cluster) {
+        if !forced(view, cluster) {
+            return Some(Ruling::No(NOT_IN_FAILSAFE.to_owned()));
+        }
+        return match fresh_peers(view, cluster, now) {
+            Err(ask) => Some(ask),
+            Ok(peers) => peers
+                .answers
+                .iter()
+                .find_map(|(name, answer)| still_primary(name, answer.as_ref()?))
+                .map(Ruling::No),
+        };
+    }
+    let (name, left) = failsafe::young(view, cluster, memory, now)?;
+    Some(Ruling::No(format!(
+        "'{name}' may be primary without the DCS, with a promise this member gave before it was restarted: waiting {} s",
+        left.as_secs() + 1
+    )))
+}
+
+/// A person wants exactly this member to lead, and names no leader that would have to hand over.
+pub(super) fn forced(view: &View, cluster: &Cluster) -> bool {
+    named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover())
+}
+
+/// Why a member must not lead by itself although nobody is ahead of it (contract: HA rules §2, rows 8 and 11): it may
+/// lack what others have acknowledged. In quorum mode the votes tell.
+fn not_promised(view: &View, promise: &Promise) -> Option<String> {
+    let counted = sync::kind(&view.dynamic) == SyncKind::Quorum;
+    (!counted && !promise.voters.contains(&view.me)).then(|| {
+        let who = promise.voters.shown();
+        format!("not a synchronous standby: only {who} can be sure to have every acknowledged commit")
+    })
 }
 
 /// Not scheduled for later.
@@ -242,6 +359,18 @@ fn manual(view: &View, cluster: &Cluster, memory: &Memory, me: Candidate, now: B
         {
             return Some(refused);
         }
+        if let Some(promise) = Promise::active(view, cluster).filter(|_| request.is_switchover()) {
+            if !promise.voters.contains(&view.me) {
+                let because = "named as the candidate of a switchover, but no synchronous standby".to_owned();
+                return Some(Ruling::No(because));
+            }
+            if !promise.enough(&view.me, 0) {
+                return Some(match fresh_peers(view, cluster, now) {
+                    Ok(peers) => counted(view, &promise, me, peers),
+                    Err(ask) => ask,
+                });
+            }
+        }
         return Some(Ruling::Yes(
             "named as the candidate of a manual request".to_owned(),
         ));
@@ -262,7 +391,16 @@ fn manual(view: &View, cluster: &Cluster, memory: &Memory, me: Candidate, now: B
     };
     let able = match candidate {
         Some(name) => usable(peers.answers.get(name).and_then(Option::as_ref)),
-        None => peers.answers.values().any(|answer| usable(answer.as_ref())),
+        None => {
+            let promise = Promise::active(view, cluster);
+            let listed = |name| {
+                promise
+                    .as_ref()
+                    .is_none_or(|promise| promise.voters.contains(name))
+            };
+            let mut answers = peers.answers.iter();
+            answers.any(|(name, answer)| listed(name) && usable(answer.as_ref()))
+        }
     };
     able.then(|| Ruling::No("a manual request names another member, waiting for it".to_owned()))
 }
@@ -350,6 +488,8 @@ fn against_peers(
         Ok(peers) => peers,
         Err(ask) => return ask,
     };
+    let promise = Promise::active(view, cluster);
+    let promise = promise.as_ref();
     for (name, answer) in &peers.answers {
         let Some(peer) = answer.as_ref().filter(|peer| peer.can_lead()) else {
             continue;
@@ -357,13 +497,48 @@ fn against_peers(
         if let Some(objection) = still_primary(name, peer) {
             return Ruling::No(objection);
         }
-        if heard(view, cluster, memory, name, now)
-            && let Some(objection) = objection(view, memory, candidate, name, peer)
+        // What those who are not voters have more was never acknowledged because of them.
+        let counts = promise.is_none_or(|promise| promise.voters.contains(name));
+        if counts
+            && heard(view, cluster, memory, name, now)
+            && let Some(objection) = objection(view, memory, promise, candidate, name, peer)
         {
             return Ruling::No(objection);
         }
     }
-    Ruling::Yes("nobody leads and no reachable member is ahead".to_owned())
+    match promise {
+        Some(promise) => counted(view, promise, candidate, peers),
+        None => Ruling::Yes("nobody leads and no reachable member is ahead".to_owned()),
+    }
+}
+
+/// Whether those who have nothing more than we make up the quorum (contract: HA rules §2, "Quorum verdict"). The leader
+/// of `/sync` has everything it ever acknowledged.
+fn counted(view: &View, promise: &Promise, me: Candidate, peers: &Peers) -> Ruling {
+    let voter = |name: &MemberName| *name != view.me && promise.voters.contains(name);
+    let answers = peers.answers.iter().filter(|(name, _)| voter(name));
+    let (mut votes, mut ahead) = (0, false);
+    for (_, peer) in answers.filter_map(|(name, answer)| Some((name, answer.as_ref()?))) {
+        let behind = peer.timeline <= me.timeline && (peer.position <= me.position || !me.exact);
+        if behind && peer.in_recovery && peer.position > Lsn::INVALID {
+            votes += 1;
+        } else {
+            ahead |= !behind;
+        }
+    }
+    if promise.enough(&view.me, votes) {
+        return Ruling::Yes(match promise.quorum {
+            0 => "nobody leads and this synchronous standby has every acknowledged commit".to_owned(),
+            quorum => format!("nobody leads, {votes} votes, quorum {quorum}"),
+        });
+    }
+    if promise.led_by(&view.me) && !ahead {
+        return Ruling::Yes("nobody leads and this was the last primary".to_owned());
+    }
+    Ruling::No(format!(
+        "{votes} votes, but a quorum of {}: a member that does not answer may have more",
+        promise.quorum
+    ))
 }
 
 fn still_primary(name: &MemberName, peer: &PeerStatus) -> Option<String> {
@@ -385,6 +560,7 @@ fn heard(view: &View, cluster: &Cluster, memory: &Memory, name: &MemberName, now
 fn objection(
     view: &View,
     memory: &Memory,
+    promise: Option<&Promise>,
     me: Candidate,
     name: &MemberName,
     peer: &PeerStatus,
@@ -399,14 +575,16 @@ fn objection(
         return None;
     }
     if peer.timeline == me.timeline || peer.timeline == Timeline::UNKNOWN {
-        if peer.position > me.position {
+        // What the last primary has more nobody was told of.
+        let unacknowledged = promise.is_some_and(|promise| promise.led_by(name));
+        if peer.position > me.position && !unacknowledged {
             return Some(format!(
                 "'{name}' is ahead ({} against our {})",
                 peer.position, me.position
             ));
         }
         let preferred = peer.tags.failover_priority() > view.tags.failover_priority();
-        let former = me.last_primary || memory.last_leader.as_ref() == Some(name);
+        let former = me.last_primary || memory.last_leader.as_ref() == Some(name) || unacknowledged;
         if peer.position == me.position && preferred && !former {
             return Some(format!(
                 "'{name}' has the same position and a higher failover_priority"
@@ -436,7 +614,14 @@ fn fresh_peers<'a>(view: &'a View, cluster: &Cluster, now: Boottime) -> Result<&
             let gone = |(name, _): &&(MemberName, String)| {
                 *name != view.me && present.iter().all(|(other, _)| other != name)
             };
-            let vanished = view.memory.last_members.iter().filter(gone).cloned().collect();
+            let mut vanished: Vec<_> = view.memory.last_members.iter().filter(gone).cloned().collect();
+            // One of them may be primary by the consent of the others.
+            let failsafe = failsafe::listed(view, cluster);
+            let others: Vec<_> = failsafe
+                .into_iter()
+                .filter(|pair| gone(&pair) && vanished.iter().all(|(name, _)| *name != pair.0))
+                .collect();
+            vanished.extend(others);
             Err(Ruling::Ask(Action::ProbePeers { present, vanished }))
         }
     }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{DcsView, DemoteMode, Failure, Finished, Job, Local, Silence, Standing, StartAs, Upstream, View};
+use super::{
+    DcsView, DemoteMode, Failure, Finished, Job, Local, Silence, Standing, StartAs, Upstream, View, failsafe,
+    sync,
+};
 use crate::{
     clock::Boottime,
     model::{Cluster, Lsn, MemberName, PgState, Timeline},
@@ -14,6 +17,9 @@ const REWINDS: u32 = 2;
 const LOOKS_APART: Duration = Duration::from_millis(200);
 /// A copy that did not lead to streaming is not made again for this long: what is wrong is not the data.
 const CLONE_AGAIN: Duration = Duration::from_secs(3600);
+
+/// Logical slots that have stayed for this long were copied for good; until then each further copy waits longer.
+const COPIED_FOR_GOOD: Duration = Duration::from_secs(600);
 
 /// What one turn tells the next.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -54,6 +60,10 @@ pub struct Memory {
     pub last_failure: Option<(Job, Failure)>,
     /// Stops that failed in a row.
     pub stop_failures: u32,
+    /// First turn that missed a logical slot.
+    pub slots_missing_since: Option<Boottime>,
+    /// Attempts to copy logical slots since none was missing, and when the last ended.
+    pub slot_copies: (u32, Boottime),
     /// First turn that saw the postgres of the lock holder (us) not running.
     pub primary_down_since: Option<Boottime>,
     /// First turn that saw our replica not streaming although there is a leader.
@@ -66,6 +76,16 @@ pub struct Memory {
     pub waiting_for_leader_since: Option<Boottime>,
     /// Where a replica that has not come up yet was pointed at meanwhile.
     pub pointed_at: Option<Upstream>,
+    /// Our position, and since when it has not moved from there.
+    pub moved: Option<(Lsn, Boottime)>,
+    /// Postgres is down in the midst of what a person asked for, and is to be started again also in a paused cluster.
+    pub owed: bool,
+    /// The cluster was paused in the last turn.
+    pub paused: bool,
+    /// What is known of `/failsafe`.
+    pub failsafe: failsafe::Known,
+    /// Synchronous replication.
+    pub sync: sync::Seen,
 }
 
 impl Memory {
@@ -75,10 +95,17 @@ impl Memory {
         if let Some(finished) = &view.finished {
             memory.note_job(view, finished, now);
         }
+        if std::mem::replace(&mut memory.paused, view.dynamic.pause) && !view.dynamic.pause {
+            // A person may have changed anything: nothing that was found out before counts.
+            memory.forget_attempts();
+            memory.compared_with = None;
+        }
         if let DcsView::Known { cluster } = &view.dcs {
             memory.note_cluster(view, cluster, now);
         }
         memory.note_local(view, now);
+        memory.failsafe.note(view, now);
+        memory.sync.note(view, now);
         memory
     }
 
@@ -95,6 +122,7 @@ impl Memory {
             // What failed with another leader, or in another role, says nothing about what comes now.
             if self.holder.replace(leader.name.clone()).is_some() {
                 self.forget_attempts();
+                self.slot_copies = (0, Boottime(0));
             }
         }
         let another = leader.name != view.me;
@@ -128,6 +156,11 @@ impl Memory {
     }
 
     fn note_local(&mut self, view: &View, now: Boottime) {
+        if view.missing_slots.is_empty() {
+            self.slots_missing_since = None;
+        } else {
+            self.slots_missing_since.get_or_insert(now);
+        }
         match &view.local {
             Local::Silent { why, .. } if !matches!(why, Silence::Slow | Silence::Refused) => {
                 let (looks, last) = self.silent_looks;
@@ -139,6 +172,11 @@ impl Memory {
         }
         match &view.local {
             Local::Running(running) => {
+                self.owed = false;
+                let position = running.position();
+                if self.moved.is_none_or(|(at, _)| at != position) {
+                    self.moved = Some((position, now));
+                }
                 self.start_failures = (0, Boottime(0));
                 self.misconfigured = false;
                 self.stop_failures = 0;
@@ -147,6 +185,9 @@ impl Memory {
                 self.pointed_at = None;
                 if running.is_primary() {
                     self.promote_failures = (0, Boottime(0));
+                }
+                if view.missing_slots.is_empty() && now.since(self.slot_copies.1) >= COPIED_FOR_GOOD {
+                    self.slot_copies = (0, Boottime(0));
                 }
                 match running.standing {
                     Standing::Replica { streaming: false, .. } => {
@@ -184,6 +225,11 @@ impl Memory {
         if let Some(failure) = failure {
             self.last_failure = Some((finished.job.clone(), failure.clone()));
         }
+        self.owed |= match &finished.job {
+            Job::Demote { mode, .. } => ok && *mode == DemoteMode::Graceful,
+            Job::Clone { .. } | Job::Rewind(_) => true,
+            _ => false,
+        };
         match &finished.job {
             Job::Bootstrap => self.followed |= ok,
             Job::Demote { mode, .. } => {
@@ -214,6 +260,10 @@ impl Memory {
                     self.start_failures = (self.start_failures.0 + 1, now);
                     self.misconfigured = matches!(failure, Failure::Configuration(_));
                 }
+            }
+            Job::CopySlots { .. } => {
+                self.start_failures = (0, Boottime(0));
+                self.slot_copies = (self.slot_copies.0 + 1, now);
             }
             Job::Rewind(to) => {
                 self.compared_with = None;

@@ -173,7 +173,8 @@ const fn of_job(job: &Job) -> Reason {
         Job::Clone { .. } => Reason::Cloning,
         Job::Rewind(_) => Reason::Rewinding,
         Job::Start(_) => Reason::Starting,
-        Job::Restart => Reason::Restarting,
+        // Slots are put in place while postgres is down.
+        Job::Restart | Job::CopySlots { .. } => Reason::Restarting,
         Job::Promote => Reason::Promoting,
         Job::Demote { .. } => Reason::Stopping,
     }
@@ -224,7 +225,7 @@ fn failed(memory: &Memory) -> Option<Reason> {
         (Job::Clone { .. } | Job::Bootstrap, _) => Reason::CloneFailed,
         (Job::Rewind(_), _) => Reason::RewindFailed,
         // What a leader does is told by its memory.
-        (Job::Promote | Job::Demote { .. }, _) => return None,
+        (Job::Promote | Job::Demote { .. } | Job::CopySlots { .. }, _) => return None,
     })
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Upstream, lease};
+use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Upstream, failsafe, lease, sync};
 use crate::{
     clock::Boottime,
     dcs::Hold,
@@ -292,7 +292,8 @@ pub struct View {
     pub wall: Timestamp,
     /// The DCS.
     pub dcs: DcsView,
-    /// Our hold on the lock.
+    /// Until when we may be primary, in the form of a hold on the lock. Without the DCS it may rest on the consent of
+    /// the other members ([`super::lease::Right`]).
     pub hold: Option<Hold>,
     /// The local postgres.
     pub local: Local,
@@ -304,10 +305,18 @@ pub struct View {
     pub peers: Option<Peers>,
     /// Answer of the leader's postgres, if asked for.
     pub leader_probe: Option<LeaderProbe>,
+    /// What failsafe mode adds to what can be seen.
+    pub failsafe: failsafe::Sight,
+    /// Synchronous replication, as a running primary sees it.
+    pub sync: Option<sync::Sight>,
+    /// Permanent logical slots of the leader that this replica does not have.
+    pub missing_slots: Vec<String>,
     /// Asked to stop.
     pub shutdown: Option<Shutdown>,
     /// A watchdog device is required here and there is none that works: nobody may be a primary on this member.
     pub watchdog_failed: bool,
+    /// Nothing outlives this process: it is a container's.
+    pub contained: bool,
     /// From the last turn.
     pub memory: Memory,
 }
@@ -349,13 +358,17 @@ impl View {
     }
 
     /// Upper bound for a planned hand-over. A person asked for it and the lock is kept: there is no hurry that would be
-    /// worth a crash recovery.
+    /// worth a crash recovery. It bounds what comes before the shutdown checkpoint; what PostgreSQL waits for after it
+    /// (receivers, the archiver) has its own, far shorter bounds and no say in when the lock goes.
     #[must_use]
     pub(super) fn hand_over_timeout(&self) -> Duration {
         self.dynamic.primary_stop_timeout.max(HAND_OVER_TIMEOUT)
     }
 
-    /// Upper bound for an orderly stop.
+    /// Upper bound for an orderly stop: fast for six tenths of it, then immediate, then SIGKILL. Stricter than the
+    /// contract (HA rules §10), where a stop has a bound only in synchronous mode and with `primary_stop_timeout` above
+    /// zero: here every stop has one, and the setting replaces the default in every mode. Whoever sets more than eight
+    /// seconds gives the container more than Docker's ten.
     #[must_use]
     pub const fn stop_timeout(&self) -> Duration {
         if self.dynamic.primary_stop_timeout.is_zero() {

@@ -57,7 +57,7 @@ pub struct MemberData {
     /// This member has noticed maintenance mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pause: Option<bool>,
-    /// What only this software says of itself; others ignore it. `{"reason": code, "because": text}`: why this member
+    /// What only this software says of itself; others ignore it. `{"reason": code, "failure": text}`: why this member
     /// neither streams nor is a primary.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub howdah: Option<Value>,

@@ -20,7 +20,8 @@ pub use cluster::{Cluster, Entry, Leader, SyncKey, Version};
 pub use control::{ControlData, DbState};
 pub use dynamic::{
     Dynamic, IgnoreSlot, PermanentSlot, Remark, SlotKind, SlotScope, StandbyCluster, SyncKind, SyncMode,
-    Timing, is_slot_name, merge_patch, read_bool, read_duration, read_int, remarks, unkept_promises,
+    Timing, is_slot_name, merge_patch, of_new_cluster, read_bool, read_duration, read_int, remarks,
+    unkept_promises,
 };
 pub use failover::FailoverKey;
 pub use lsn::{Lsn, ParseLsnError};

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Instance, chain, layers::Layers, lock, settings::Account};
+use super::{Instance, chain, layers::Layers, lock, settings::Account, sync_names::PARAMETER};
 use crate::{
     ha::{StartAs, Upstream},
     model::{ControlData, Dynamic, RoleScope},
@@ -20,6 +20,7 @@ use crate::{
         conninfo::Conninfo,
         files, hba, listen, pgpass,
         recovery::{Follow, Recovery, recovery_settings},
+        replslot, walvolume,
     },
 };
 
@@ -38,7 +39,9 @@ impl Instance {
     ) -> Result<Vec<String>, String> {
         let replica = matches!(start_as, StartAs::Replica(_));
         let scope = self.scope(start_as);
-        let mut effective = self.effective(dynamic, scope, control.filter(|_| replica));
+        let sync_names = self.forced_sync_names(start_as, dynamic);
+        let ours = sync_names.is_some();
+        let mut effective = self.effective(dynamic, scope, control.filter(|_| replica), sync_names);
         for warning in &effective.warnings {
             warn!(
                 parameter = warning.name,
@@ -55,12 +58,13 @@ impl Instance {
         let prepared = conf.adopt_base().and_then(|()| conf.restore_missing());
         prepared.map_err(|error| chain(&error))?;
         // On the heap: this is part of the future of every turn of the loop.
-        let checked = Box::pin(self.checked(&mut effective, recovery.as_ref())).await?;
+        let checked = Box::pin(self.checked(&mut effective, recovery.as_ref(), ours)).await?;
         if let Some(text) = checked {
             conf.write(&conf.main(), &text).map_err(|error| chain(&error))?;
             lock(&self.written).clone_from(&effective.parameters);
         }
-        self.write_others(dynamic, scope).map_err(|error| chain(&error))?;
+        self.write_others(dynamic, scope, ours)
+            .map_err(|error| chain(&error))?;
         conf.set_standby(replica).map_err(|error| chain(&error))?;
         let args = self.arguments(&effective);
         *lock(&self.raised) = effective.pending_restart;
@@ -95,12 +99,13 @@ impl Instance {
         &self,
         effective: &mut Effective,
         recovery: Option<&Recovery>,
+        sync_names: bool,
     ) -> Result<Option<String>, String> {
         let main = self.conf().main();
         let candidate = files::neighbour(&main, ".check");
         for _ in 0..CORRECTIONS_MAX {
             let text = self.render(effective, recovery);
-            let fingerprint = fingerprint(&effective.parameters, recovery);
+            let fingerprint = fingerprint(&effective.parameters, recovery, sync_names);
             if lock(&self.accepted).contains(&fingerprint) {
                 return Ok(Some(text));
             }
@@ -206,7 +211,12 @@ impl Instance {
         before != seen && Layers::new(dynamic, &self.settings()).differ_by_role()
     }
 
-    fn write_others(&self, dynamic: &Dynamic, scope: RoleScope) -> Result<(), files::Error> {
+    fn write_others(
+        &self,
+        dynamic: &Dynamic,
+        scope: RoleScope,
+        sync_names: bool,
+    ) -> Result<(), files::Error> {
         let conf = self.conf();
         if let Some(text) = hba::render(&self.hba_lines(dynamic, scope)) {
             conf.write(&conf.hba(), &text)?;
@@ -214,10 +224,20 @@ impl Instance {
         if let Some(text) = hba::render(&Layers::new(dynamic, &self.settings()).ident(scope)) {
             conf.write(&conf.ident(), &text)?;
         }
-        conf.strip_auto_conf().map(drop)
+        // ALTER SYSTEM must not decide whom commits wait for either.
+        let also: &[&str] = if sync_names { &[PARAMETER] } else { &[] };
+        conf.strip_auto_conf(also).map(drop)
     }
 
-    fn effective(&self, dynamic: &Dynamic, scope: RoleScope, control: Option<&ControlData>) -> Effective {
+    fn effective(
+        &self,
+        dynamic: &Dynamic,
+        scope: RoleScope,
+        control: Option<&ControlData>,
+        sync_names: Option<String>,
+    ) -> Effective {
+        let mut forced = self.forced();
+        forced.extend(sync_names.map(|names| (PARAMETER, names)));
         let settings = self.settings();
         let layers = Layers::new(dynamic, &settings);
         let socket_dir = settings.socket_dir.to_string_lossy().into_owned();
@@ -229,10 +249,36 @@ impl Instance {
             socket_dir: Some(&socket_dir),
             dynamic: &layers.shared_parameters(),
             local: &layers.own_parameters(scope),
-            forced: &[],
+            forced: &forced,
+            slot_wal_limit: self.slot_wal_limit(),
             known: &self.known(),
             replica_of: control,
         })
+    }
+
+    /// What the HA logic insists on.
+    fn forced(&self) -> Vec<(&'static str, String)> {
+        let feedback = self.feedback.load(Ordering::Relaxed);
+        // With a lower level PostgreSQL does not start as long as there are logical slots, whoever made them.
+        let decodes = replslot::read_all(self.data_dir())
+            .iter()
+            .any(|slot| slot.logical);
+        let wanted = [
+            (feedback, "hot_standby_feedback", "on"),
+            (decodes, "wal_level", "logical"),
+        ];
+        let forced = wanted.into_iter().filter(|(forced, ..)| *forced);
+        forced.map(|(_, name, value)| (name, value.to_owned())).collect()
+    }
+
+    /// What slots may hold back, unless the user's own configuration file says it.
+    fn slot_wal_limit(&self) -> Option<String> {
+        let conf = self.conf();
+        let included = conf.custom_conf.clone().unwrap_or_else(|| conf.base());
+        let given = std::fs::read_to_string(included)
+            .is_ok_and(|text| walvolume::mentions(&text, "max_slot_wal_keep_size"));
+        let size = walvolume::size(self.data_dir()).filter(|_| !given)?;
+        walvolume::slot_wal_limit(size)
     }
 
     fn hba_lines(&self, dynamic: &Dynamic, scope: RoleScope) -> Vec<String> {
@@ -316,10 +362,13 @@ fn recovery_conf(dynamic: &Dynamic, local: &Map<String, Value>) -> Map<String, V
     shared.into_iter().flatten().chain(local).map(lower).collect()
 }
 
-/// What the check judges: everything that is not made by ourselves.
-fn fingerprint(parameters: &BTreeMap<String, String>, recovery: Option<&Recovery>) -> u64 {
+/// What the check judges: everything that is not made by ourselves, as `sync_names` says of those names.
+fn fingerprint(parameters: &BTreeMap<String, String>, recovery: Option<&Recovery>, sync_names: bool) -> u64 {
     let mut hasher = DefaultHasher::new();
-    parameters.hash(&mut hasher);
+    let judged = |(name, _): &(&String, &String)| !(sync_names && *name == PARAMETER);
+    for parameter in parameters.iter().filter(judged) {
+        parameter.hash(&mut hasher);
+    }
     let settings = recovery.into_iter().flat_map(|recovery| &recovery.settings);
     for setting in settings.filter(|(name, _)| !name.starts_with("primary_")) {
         setting.hash(&mut hasher);
@@ -401,8 +450,11 @@ mod tests {
             standby: true,
             settings: parameters(&[("primary_conninfo", conninfo), ("restore_command", command)]),
         };
-        let of = |recovery: &Recovery| fingerprint(&parameters(&[("a", "b")]), Some(recovery));
+        let of = |recovery: &Recovery| fingerprint(&parameters(&[("a", "b")]), Some(recovery), false);
         assert_eq!(of(&recovery("host=a", "x")), of(&recovery("host=b", "x")));
         assert_ne!(of(&recovery("host=a", "x")), of(&recovery("host=a", "y")));
+        let named = |names: &str, ours| fingerprint(&parameters(&[(PARAMETER, names)]), None, ours);
+        assert_eq!(named("a", true), named("b", true));
+        assert_ne!(named("a", false), named("b", false));
     }
 }

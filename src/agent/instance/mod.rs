@@ -2,7 +2,7 @@
 //!
 //! Here: starting, stopping, following, small questions. [`config_files`] writes the configuration files,
 //! [`timelines`] knows where the data ends, [`work`] does what takes long (bootstrap, clone, promote), [`rewinding`]
-//! rewinds, [`callbacks`] runs the operator's commands. What should be done is decided in `ha`.
+//! rewinds, [`slots`] makes, moves and copies replication slots, [`callbacks`] runs the operator's commands. What should be done is decided in `ha`.
 //!
 //! Failures are texts for people; where a decision depends on the kind, they are a [`Failure`].
 
@@ -12,6 +12,8 @@ mod layers;
 mod next_start;
 mod rewinding;
 mod settings;
+mod slots;
+mod sync_names;
 mod timelines;
 mod work;
 
@@ -91,8 +93,12 @@ pub struct Instance {
     written: Mutex<BTreeMap<String, String>>,
     /// Values a replica runs with because its primary had more; what is configured waits for a restart.
     raised: Mutex<Vec<PendingRestart>>,
+    /// `synchronous_standby_names`.
+    sync_names: Mutex<sync_names::SyncNames>,
     /// Fingerprints of configurations PostgreSQL has accepted, so that it need not be asked again.
     accepted: Mutex<Vec<u64>>,
+    /// Logical slots kept here need `hot_standby_feedback`.
+    feedback: AtomicBool,
     /// Timelines in use elsewhere, to be kept free by the next promotion.
     reserved: Mutex<Vec<Timeline>>,
     /// Position and end of the last checkpoint record looked up.
@@ -128,7 +134,9 @@ impl Instance {
             restarting: AtomicBool::new(false),
             written: Mutex::new(BTreeMap::new()),
             raised: Mutex::new(Vec::new()),
+            sync_names: Mutex::default(),
             accepted: Mutex::new(Vec::new()),
+            feedback: AtomicBool::new(false),
             reserved: Mutex::new(Vec::new()),
             checkpoint_end: Mutex::new(None),
             identified: Mutex::new(None),
@@ -176,7 +184,7 @@ impl Instance {
         *self.hooks.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(hooks);
     }
 
-    fn data_dir(&self) -> &Path {
+    pub(super) fn data_dir(&self) -> &Path {
         &self.data_dir
     }
 
@@ -253,7 +261,10 @@ impl Instance {
         match start_as {
             StartAs::Primary => self.fill_timelines(timeline),
             // Those below its own timeline are no choice for it, and a replica of this replica may ask for them.
-            StartAs::Replica(_) => self.release_timelines(timeline),
+            StartAs::Replica(_) => {
+                self.release_timelines(timeline);
+                self.forget_sync_names();
+            }
         }
         let args = self.write_files(start_as, dynamic, control.as_ref()).await?;
         self.launch(args, limit, cancel).await?;
@@ -521,6 +532,12 @@ impl Instance {
         }
     }
 
+    /// The value of a parameter as last written.
+    #[must_use]
+    pub fn wanted(&self, name: &str) -> Option<String> {
+        lock(&self.written).get(name).cloned()
+    }
+
     /// Parameters a replica had to raise for its last start, with the configured value that waits for a restart.
     #[must_use]
     pub fn raised(&self) -> Vec<PendingRestart> {
@@ -541,24 +558,6 @@ impl Instance {
         let address = Address::Tcp(leader.host.clone());
         let target = settings.target(&settings.rewind, address, leader.port, &settings.database);
         leader_probe(&target, limit).await.map_err(|error| chain(&error))
-    }
-
-    /// A physical slot that keeps WAL from now on.
-    pub async fn create_slot(&self, name: &str) -> Result<(), String> {
-        self.monitor
-            .create_physical_slot(name, SMALL)
-            .await
-            .map(drop)
-            .map_err(|error| chain(&error))
-    }
-
-    /// Drops a slot nobody uses.
-    pub async fn drop_slot(&self, name: &str) -> Result<(), String> {
-        self.monitor
-            .drop_slot(name, SMALL)
-            .await
-            .map(drop)
-            .map_err(|error| chain(&error))
     }
 }
 

@@ -160,8 +160,12 @@ pub(super) fn view() -> Build {
         finished: None,
         peers: None,
         leader_probe: None,
+        failsafe: crate::ha::failsafe::Sight::default(),
+        sync: None,
+        missing_slots: Vec::new(),
         shutdown: None,
         watchdog_failed: false,
+        contained: true,
         memory: Memory::default(),
     };
     Build {
@@ -270,6 +274,11 @@ impl Build {
 
     pub(super) fn dcs_down_for(mut self, time: Duration) -> Self {
         self.down = Some(self.now.minus(time));
+        self
+    }
+
+    pub(super) fn dcs_up(mut self) -> Self {
+        self.down = None;
         self
     }
 

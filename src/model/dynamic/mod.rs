@@ -142,18 +142,24 @@ impl Dynamic {
     }
 }
 
+/// The first `/config` of a new cluster: what was given, and failsafe mode unless that says otherwise. A cluster that
+/// exists keeps what its `/config` says.
+#[must_use]
+pub fn of_new_cluster(given: &Map<String, Value>) -> Map<String, Value> {
+    let mut document = given.clone();
+    document.entry("failsafe_mode").or_insert(Value::Bool(true));
+    document
+}
+
 /// Promises of a `/config` document about durability and about whose data this is that the core does not keep yet. They
 /// must never look kept: a member's own configuration that asks for one is refused, a stored one is complained about.
 #[must_use]
 pub fn unkept_promises(document: &Map<String, Value>) -> Vec<&'static str> {
-    let synchronous = document
-        .get("synchronous_mode")
-        .is_some_and(|value| !value.is_null() && read_bool(value) != Some(false));
     let standby = document
         .get("standby_cluster")
         .and_then(Value::as_object)
         .is_some_and(|section| !section.is_empty());
-    [(synchronous, "synchronous_mode"), (standby, "standby_cluster")]
+    [(standby, "standby_cluster")]
         .into_iter()
         .filter_map(|(asked, name)| asked.then_some(name))
         .collect()
@@ -187,16 +193,23 @@ mod tests {
     }
 
     #[test]
+    fn failsafe_mode_is_on_in_a_new_cluster_and_off_where_a_stored_document_does_not_name_it() {
+        let new = |document| Dynamic::from_map(&of_new_cluster(&map(document))).failsafe_mode;
+        assert!(new(json!({"ttl": 20})));
+        assert!(!new(json!({"failsafe_mode": "off"})));
+        assert!(!Dynamic::from_map(&map(json!({"ttl": 20}))).failsafe_mode);
+    }
+
+    #[test]
     fn promises_that_are_not_kept_are_named() {
         for (document, expected) in [
             (json!({}), &[][..]),
             (json!({"synchronous_mode": false, "standby_cluster": null}), &[]),
             (json!({"synchronous_mode": "off", "standby_cluster": {}}), &[]),
-            (json!({"synchronous_mode": true}), &["synchronous_mode"]),
-            (json!({"synchronous_mode": "quorum"}), &["synchronous_mode"]),
+            (json!({"synchronous_mode": "quorum"}), &[]),
             (
                 json!({"synchronous_mode": "on", "standby_cluster": {"host": "h"}}),
-                &["synchronous_mode", "standby_cluster"],
+                &["standby_cluster"],
             ),
         ] {
             let dynamic = Dynamic::from_map(&map(document.clone()));
