@@ -12,4 +12,6 @@ pub mod ha;
 pub mod init;
 pub mod model;
 pub mod postgres;
+pub mod priorities;
 pub mod telemetry;
+pub mod watchdog;

@@ -17,6 +17,7 @@ use howdah::{
         log::LogWriter,
         privileges::{self, Part},
     },
+    priorities::{self, Ordinary},
     telemetry,
 };
 
@@ -52,15 +53,17 @@ enum Command {
     Cli(cli::Command),
 }
 
-/// First argument of what `run` becomes: init alone. The second has the directives of the log, the third its format.
-/// Nobody types it, and it is read without the parser of the command line, which would stay in memory for it.
+/// First argument of what `run` becomes: init alone. The second has the directives of the log, the third its format, the
+/// fourth the priorities of what it starts. Nobody types it, and it is read without the parser of the command line, which would stay in memory for it.
 const SUPERVISE: &str = "supervise";
 
 fn main() -> ExitCode {
     let mut given = std::env::args().skip(1);
     if given.next().as_deref() == Some(SUPERVISE) {
         let level = given.next().unwrap_or_default();
-        return supervise(&level, given.next().as_deref() == Some("json")).into();
+        let json = given.next().as_deref() == Some("json");
+        let ordinary = given.next().and_then(|text| text.parse().ok());
+        return supervise(&level, json, ordinary).into();
     }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -118,6 +121,8 @@ fn run_member() -> Exit {
         Err(exit) => return exit,
     };
     let config = loaded.config;
+    // While this process may.
+    let ordinary = priorities::raise();
     let prepared = drop_root(&config);
     let level = config.log.directives();
     if prepared.is_ok() {
@@ -125,21 +130,27 @@ fn run_member() -> Exit {
             LogFormat::Plain => "plain",
             LogFormat::Json => "json",
         };
-        let arguments = [SUPERVISE, &level, format].map(OsString::from);
+        let arguments = [SUPERVISE, &level, format, &ordinary.to_string()].map(OsString::from);
         // Returns only when that is not possible; then this process does it as it is.
         let _not_possible = init::become_this_binary(&arguments);
     }
-    run_init_with(vec!["agent".into()], &level, format(&config), prepared)
+    run_init_with(
+        vec!["agent".into()],
+        &level,
+        format(&config),
+        prepared,
+        Some(ordinary),
+    )
 }
 
-fn supervise(level: &str, json: bool) -> Exit {
+fn supervise(level: &str, json: bool, ordinary: Option<Ordinary>) -> Exit {
     init::call_this_process(c"howdah");
     let format = if json {
         telemetry::Format::Json
     } else {
         telemetry::Format::Plain
     };
-    run_init_with(vec!["agent".into()], level, format, Ok(()))
+    run_init_with(vec!["agent".into()], level, format, Ok(()), ordinary)
 }
 
 fn drop_root(config: &Config) -> Result<(), privileges::PrivilegeError> {
@@ -161,7 +172,7 @@ fn drop_root(config: &Config) -> Result<(), privileges::PrivilegeError> {
 }
 
 fn run_init(arguments: Vec<OsString>, level: &str, format: telemetry::Format) -> Exit {
-    run_init_with(arguments, level, format, Ok(()))
+    run_init_with(arguments, level, format, Ok(()), None)
 }
 
 fn run_init_with(
@@ -169,6 +180,7 @@ fn run_init_with(
     level: &str,
     format: telemetry::Format,
     prepared: Result<(), privileges::PrivilegeError>,
+    ordinary: Option<Ordinary>,
 ) -> Exit {
     let Ok(writer) = LogWriter::stderr() else {
         return Exit::Os;
@@ -177,6 +189,13 @@ fn run_init_with(
     let exit = match prepared {
         Ok(()) => {
             let mut options = init::Options::this_binary(arguments);
+            if let Some(ordinary) = ordinary {
+                let locked = priorities::lock_memory();
+                tracing::debug!("init: {}", priorities::granted(Some(ordinary), &locked));
+                options
+                    .environment
+                    .push((priorities::ORDINARY, ordinary.to_string()));
+            }
             options.toggle_debug = Some(Box::new(move || {
                 handle.toggle_debug();
             }));
@@ -233,6 +252,8 @@ fn run_configured(
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    priorities::remember();
+    tracing::info!("priorities {}", priorities::describe(&priorities::lock_memory()));
     let guard = match Guard::from_stdin() {
         Ok(guard) => guard,
         Err(error) => {

@@ -6,8 +6,10 @@
 //! | module      | what is broken there                                                       |
 //! |-------------|----------------------------------------------------------------------------|
 //! | `comeback`  | all members stop and return, in any order                                   |
+//! | `config`    | settings: for one role, that wait for a restart, that nobody can use        |
 //! | `failsafe`  | etcd, while the members see each other                                      |
 //! | `footprint` | nothing: a member does not grow                                             |
+//! | `hung`      | a postmaster is stopped, an answer is slow; watchdog; the shortest lease    |
 //! | `manual`    | nothing: people ask for things, now and later                               |
 //! | `outage`    | etcd                                                                        |
 //! | `pause`     | what runs, while nobody is to do anything about it                          |
@@ -29,6 +31,8 @@
 
 #[path = "cluster/comeback.rs"]
 mod comeback;
+#[path = "cluster/config.rs"]
+mod config;
 #[path = "common/etcd.rs"]
 #[allow(
     dead_code,
@@ -39,6 +43,8 @@ mod etcd;
 mod failsafe;
 #[path = "cluster/footprint.rs"]
 mod footprint;
+#[path = "cluster/hung.rs"]
+mod hung;
 #[path = "cluster/manual.rs"]
 mod manual;
 #[path = "common/node.rs"]

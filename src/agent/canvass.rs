@@ -275,7 +275,9 @@ mod tests {
     /// Answers every question like a member behind a long way: half of it there, half of it back.
     async fn far_member(way: Duration) -> String {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a free port");
         let url = format!("http://{}/patroni", listener.local_addr().expect("bound"));
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {

@@ -20,7 +20,7 @@ use super::lease::Lease;
 use crate::{
     clock::Boottime,
     dcs::Dcs,
-    ha::{slots::Retained, why::Candidacy},
+    ha::{Reason, slots::Retained, why::Candidacy},
     model::{Cluster, Dynamic, Lsn, MemberName, PgState, Role, SystemId, Tags, Timeline},
 };
 
@@ -126,8 +126,36 @@ pub struct Local {
     pub scheduled_restart: Option<ScheduledRestart>,
     /// Copies of another member's data since the agent began.
     pub copies: Copies,
+    /// Why it neither streams nor is a primary, once that has lasted for some seconds.
+    pub trouble: Option<Trouble>,
+    /// What in the cluster's configuration is not used as it was written.
+    pub remarks: Vec<String>,
+    /// A watchdog is required here and cannot be used.
+    pub watchdog_failed: bool,
     /// Replication slots of the last look, whose they are and what they hold back.
     pub slots: Vec<Retained>,
+}
+
+/// Why a member neither streams nor is a primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// The code.
+    pub reason: Reason,
+    /// What the last attempt to change that said.
+    pub because: Option<String>,
+}
+
+impl Trouble {
+    /// `{"reason", "failure"}`.
+    #[must_use]
+    pub fn to_json(&self) -> Map<String, Value> {
+        let mut out = Map::new();
+        out.insert("reason".to_owned(), self.reason.code().into());
+        if let Some(because) = &self.because {
+            out.insert("failure".to_owned(), because.clone().into());
+        }
+        out
+    }
 }
 
 /// How many copies of another member's data ended, and how. Who asked for one sees by this how it went: a member whose

@@ -70,6 +70,9 @@ fn member(name: &str, role: Role, xlog: Xlog) -> Snapshot {
             pending_restart: Map::new(),
             scheduled_restart: None,
             copies: Copies::default(),
+            trouble: None,
+            remarks: Vec::new(),
+            watchdog_failed: false,
             slots: Vec::new(),
         },
         dcs: Some(DcsView {

@@ -26,6 +26,7 @@ use crate::{
         query::{WalSender, Where},
         replslot::{self, SlotFile},
     },
+    watchdog::Watchdog,
 };
 
 /// What jobs work with.
@@ -65,6 +66,8 @@ pub(super) struct Context {
     pub(super) leaves_sync: bool,
     /// This process was asked to stop fast.
     pub(super) hurried: CancellationToken,
+    /// The watchdog device.
+    pub(super) watchdog: Arc<Watchdog>,
 }
 
 /// Logical slots at the moment of a promotion.
@@ -231,6 +234,9 @@ async fn start(context: &Context, start_as: &StartAs, free: bool, cancel: &Cance
 fn may_lead(context: &Context, cancel: &CancellationToken) -> Result<(), String> {
     if cancel.is_cancelled() {
         return Err("cancelled".to_owned());
+    }
+    if let Some(why) = context.watchdog.failed() {
+        return Err(format!("a watchdog is required and cannot be used: {why}"));
     }
     match context.lease.hold() {
         None => Err("the lock is not held".to_owned()),

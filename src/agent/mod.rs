@@ -22,6 +22,7 @@ mod namesake;
 mod observe;
 mod orderly_stop;
 mod publish;
+mod reconfigure;
 mod reload;
 mod requests;
 pub mod signals;
@@ -30,12 +31,16 @@ pub mod start;
 mod stuck_senders;
 mod sync;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info};
 
 use crate::{
     client::Client,
@@ -47,6 +52,7 @@ use crate::{
     ha::{self, DcsView, Finished, Job, Local, Memory, Plan, Shutdown, View},
     model::{Cluster, Dynamic, MemberName, PgState, Role, SystemId, Tags, Version},
     postgres::{postmaster::State, query::LocalView},
+    watchdog::Watchdog,
 };
 use handle::{Request, RestartOutcome, ScheduledRestart, Snapshot};
 use instance::{Instance, Progress};
@@ -152,6 +158,8 @@ pub struct Parts {
     pub guard: Arc<Guard>,
     /// Whether another process may run under our name.
     pub namesake: Namesake,
+    /// The watchdog device.
+    pub watchdog: Arc<Watchdog>,
 }
 
 /// Requests of others, in the order they came.
@@ -186,6 +194,9 @@ pub struct Agent {
     reread: Reread,
     guard: Arc<Guard>,
     namesake: Namesake,
+    watchdog: Arc<Watchdog>,
+    /// Why the watchdog that is required cannot be used, as far as it was told.
+    no_watchdog: Option<String>,
     progress: watch::Sender<Option<Progress>>,
     jobs: JobSlot,
     canvass: canvass::Canvass,
@@ -193,10 +204,18 @@ pub struct Agent {
     config_version: Option<Version>,
     /// Postgres has not been given the present dynamic configuration yet.
     unapplied: bool,
+    /// That configuration is new, and the operator's command is to be told.
+    reload_due: bool,
+    /// Postgres takes a moment to read its files again: until then its answers are looked at more often.
+    settling: Option<Boottime>,
+    /// What in the cluster's configuration is not used as it was written.
+    remarks: Vec<String>,
     /// Settings read while a job ran, which works with those of its begin.
     deferred: Option<instance::Settings>,
     memory: Memory,
     sight: Sight,
+    /// When a new connection to postgres was last answered.
+    probed: AtomicU64,
     last_cluster: Option<Seen>,
     dcs_down_since: Option<Boottime>,
     shutdown: Option<Shutdown>,
@@ -222,6 +241,8 @@ pub struct Agent {
     announced: (Role, PgState),
     copies: handle::Copies,
     said: Option<(String, Boottime)>,
+    /// Since when this member neither streams nor is a primary, and why.
+    idle: Option<(Boottime, ha::Reason)>,
     outlook: handle::Outlook,
 }
 
@@ -243,6 +264,9 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             pending_restart: Map::new(),
             scheduled_restart: None,
             copies: handle::Copies::default(),
+            trouble: None,
+            remarks: Vec::new(),
+            watchdog_failed: false,
             slots: Vec::new(),
         },
         dcs: None,
@@ -274,8 +298,10 @@ impl Agent {
             reread,
             guard,
             namesake,
+            watchdog,
         } = parts;
         let postmaster = instance.postmaster().state();
+        instance.note_dynamic(&initial);
         Self {
             identity,
             dcs,
@@ -291,6 +317,8 @@ impl Agent {
             reread,
             guard,
             namesake,
+            watchdog,
+            no_watchdog: None,
             progress: watch::Sender::new(None),
             jobs: JobSlot::default(),
             canvass: canvass::Canvass::default(),
@@ -298,6 +326,9 @@ impl Agent {
             config_version: None,
             memory: Memory::default(),
             unapplied: false,
+            reload_due: false,
+            settling: None,
+            remarks: Vec::new(),
             deferred: None,
             sight: Sight {
                 at: Boottime(0),
@@ -308,6 +339,7 @@ impl Agent {
                 answer: None,
                 postmaster,
             },
+            probed: AtomicU64::new(0),
             last_cluster: None,
             dcs_down_since: None,
             shutdown: None,
@@ -327,6 +359,7 @@ impl Agent {
             announced: (Role::Uninitialized, PgState::Stopped),
             copies: handle::Copies::default(),
             said: None,
+            idle: None,
             outlook: handle::Outlook::unknown(),
         }
     }
@@ -412,7 +445,7 @@ impl Agent {
         let (plan, again) = last.unwrap_or_else(|| (Plan::idle(), true));
         let wait = self.wait_after(&plan, again);
         self.after(&view, &plan, wait).await;
-        Ok(wait)
+        Ok(self.sooner(wait))
     }
 
     /// A stop that went well ends with the reason for it, or says that the others have to wait for the lock.
@@ -505,11 +538,13 @@ impl Agent {
 
     /// What every turn ends with.
     async fn after(&mut self, view: &View, plan: &Plan, wait: Duration) {
+        self.note_scope();
         if let DcsView::Known { cluster } = &view.dcs {
             self.note_feedback(cluster);
         }
         self.apply_dynamic().await;
-        self.note_pending_restart();
+        self.note_pending_restart().await;
+        self.note_reason(view);
         self.outlook = publish::outlook(view, Boottime::now());
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
@@ -576,7 +611,6 @@ impl Agent {
         if old == self.dynamic {
             return;
         }
-        self.unapplied = true;
         if old.pause != self.dynamic.pause {
             let name = |paused| if paused { "paused" } else { "managed" };
             info!(
@@ -585,7 +619,7 @@ impl Agent {
                 because = "the dynamic configuration says so"
             );
         }
-        info!(timing = ?self.dynamic.timing, "the dynamic configuration is in force");
+        self.took_dynamic();
         if old.timing != self.dynamic.timing {
             self.dcs
                 .set_timing(self.dynamic.timing.ttl, self.dynamic.timing.retry_timeout)
@@ -617,38 +651,6 @@ impl Agent {
             user.as_deref().unwrap_or("(none given)")
         );
         self.verdict = Some(Exit::Unavailable);
-    }
-
-    /// Gives postgres the dynamic configuration it does not have yet; tried again by every turn. Not beside a job,
-    /// which writes the same files, and begins with the configuration as it was.
-    async fn apply_dynamic(&mut self) {
-        if !self.unapplied || self.jobs.view().is_some() {
-            return;
-        }
-        let applied = match self.deferred.take() {
-            Some(settings) => self.instance.reload(settings, &self.dynamic).await,
-            None => self.instance.apply(&self.dynamic).await,
-        };
-        match applied {
-            Ok(()) => self.unapplied = false,
-            Err(error) => warn!(error, "could not apply the dynamic configuration to postgres yet"),
-        }
-    }
-
-    fn note_pending_restart(&mut self) {
-        let Some(answer) = &self.sight.answer else {
-            if matches!(self.sight.local, Local::Down(_) | Local::Empty) {
-                self.pending_restart.clear();
-            }
-            return;
-        };
-        let rows = answer.pending_restart.iter().map(|row| {
-            let new = self.instance.wanted(&row.name).unwrap_or_else(|| "?".to_owned());
-            (row.name.clone(), row.setting.clone(), new)
-        });
-        let raised = self.instance.raised().into_iter();
-        let raised = raised.map(|raised| (raised.name, raised.old_value, raised.new_value));
-        self.pending_restart = publish::pending(rows.chain(raised));
     }
 
     fn job_ended(&mut self, finished: Finished) {

@@ -1,6 +1,9 @@
 //! Adapters → [`View`]: one look at the store and one at the local postgres, both bounded in time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -15,6 +18,7 @@ use crate::{
         conninfo::Conninfo,
         datadir::{DataDir, Reason},
         postmaster::State,
+        probe::{self, Reach},
         query::{LocalView, QueryError, Where},
     },
 };
@@ -23,6 +27,8 @@ use crate::{
 const QUERY_LIMIT: Duration = Duration::from_millis(1500);
 /// The same where the time to be primary is (nearly) over.
 const HURRIED_QUERY_LIMIT: Duration = Duration::from_millis(100);
+/// A new connection is tried this often while everything is in order.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
 
 impl Agent {
     /// Everything the decision may rest on, as of now.
@@ -65,6 +71,7 @@ impl Agent {
             sync: self.sync_sight(),
             missing_slots: self.slots.missing(),
             shutdown: self.shutdown,
+            watchdog_failed: self.watchdog_failed(),
             contained: self.guard.is_container(),
             memory: self.memory.clone(),
         }
@@ -114,7 +121,14 @@ impl Agent {
         let at = Boottime::now();
         let state = self.instance.postmaster().state();
         let (local, answer) = match &state {
-            State::Running { .. } => match self.instance.monitor().observe(self.query_limit(at)).await {
+            State::Running { pid, .. } if probe::is_stopped(*pid) => {
+                (self.silent(Silence::Stopped, "its process is stopped", at), None)
+            }
+            State::Running { pid, .. } => match self.instance.monitor().observe(self.query_limit(at)).await {
+                Ok(_) if !self.takes_connections(at).await => (
+                    self.silent(Silence::NoAnswer, "it answers no new connection", at),
+                    None,
+                ),
                 Ok(mut view) => {
                     view.replayed_timeline = self.instance.replay_timeline(&view).await;
                     let mut running = running(&view);
@@ -122,7 +136,7 @@ impl Agent {
                     self.note_paused(&view, &mut running).await;
                     (Local::Running(running), Some(view))
                 }
-                Err(error) => (self.without_answer(&error, at), None),
+                Err(error) => (self.without_answer(&error, *pid, at).await, None),
             },
             State::Starting { since, .. } => (
                 Local::Starting {
@@ -184,21 +198,56 @@ impl Agent {
         )
     }
 
-    fn without_answer(&self, error: &QueryError, now: Boottime) -> Local {
+    /// Sessions that are open, ours among them, are served on while the postmaster hangs: so a new connection is tried too,
+    /// not with every look.
+    async fn takes_connections(&self, now: Boottime) -> bool {
+        let last = Boottime(self.probed.load(Ordering::Relaxed));
+        let hung = matches!(self.sight.local, Local::Silent { .. });
+        if !hung && now.since(last) < PROBE_EVERY {
+            return true;
+        }
+        let answers = probe::answers(&self.instance.monitor().target(), self.query_limit(now)).await;
+        if answers {
+            self.probed.store(now.0, Ordering::Relaxed);
+        }
+        answers
+    }
+
+    async fn without_answer(&self, error: &QueryError, pid: i32, now: Boottime) -> Local {
+        match what_it_says(error) {
+            Said::NotYet => {
+                let primary = may_be_primary(&self.sight.local, self.instance.standby_signal());
+                let since = match self.sight.local {
+                    Local::Starting { since, .. } => since,
+                    _ => now,
+                };
+                Local::Starting { since, primary }
+            }
+            Said::No => self.silent(Silence::Refused, &error.to_string(), now),
+            Said::Nothing => {
+                let limit = self.query_limit(Boottime::now());
+                let why = match probe::reach(self.instance.monitor(), pid, limit).await {
+                    Reach::Stopped => Silence::Stopped,
+                    Reach::Nothing => Silence::NoAnswer,
+                    Reach::Connection => Silence::NoSession,
+                    Reach::Session => Silence::Slow,
+                };
+                self.silent(why, &error.to_string(), now)
+            }
+        }
+    }
+
+    /// A postmaster that lives and does not answer. Whether it hangs is judged by how long that lasts; which probe fails
+    /// may change meanwhile.
+    fn silent(&self, why: Silence, because: &str, now: Boottime) -> Local {
         let primary = may_be_primary(&self.sight.local, self.instance.standby_signal());
-        let Some(why) = silence(error) else {
-            let since = match self.sight.local {
-                Local::Starting { since, .. } => since,
-                _ => now,
-            };
-            return Local::Starting { since, primary };
-        };
+        let hangs = |why: Silence| !matches!(why, Silence::Slow | Silence::Refused);
         let since = match self.sight.local {
             Local::Silent {
                 since, why: before, ..
-            } if before == why => since,
+            } if before == why || (hangs(before) && hangs(why) && why != Silence::Stopped) => since,
             _ => {
-                warn!(from = "answering", to = "silent", because = %error, "postgres did not answer");
+                warn!(from = "answering", to = ?why, because, "postgres did not answer");
                 now
             }
         };
@@ -291,15 +340,25 @@ const fn may_be_primary(last: &Local, standby_signal: bool) -> bool {
     was_primary || !standby_signal
 }
 
-/// What a failed look says; `None`: it is on its way up (or down).
-const fn silence(error: &QueryError) -> Option<Silence> {
+/// What a failed look says.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    /// It is on its way up (or down).
+    NotYet,
+    /// An error: it is there.
+    No,
+    /// No answer in time, or no connection.
+    Nothing,
+}
+
+const fn what_it_says(error: &QueryError) -> Said {
     match error {
-        QueryError::NotAccepting { .. } => None,
-        QueryError::ConnectFailed { .. } | QueryError::Timeout { .. } => Some(Silence::NoAnswer),
+        QueryError::NotAccepting { .. } => Said::NotYet,
+        QueryError::ConnectFailed { .. } | QueryError::Timeout { .. } => Said::Nothing,
         QueryError::Auth { .. }
         | QueryError::Tls { .. }
         | QueryError::Sql { .. }
-        | QueryError::Decode { .. } => Some(Silence::Refused),
+        | QueryError::Decode { .. } => Said::No,
     }
 }
 
@@ -410,13 +469,13 @@ mod tests {
             message: "password".into(),
         };
         let limit = QUERY_LIMIT;
-        assert_eq!(silence(&refused), Some(Silence::Refused));
-        assert_eq!(silence(&auth), Some(Silence::Refused));
-        assert_eq!(silence(&QueryError::Timeout { limit }), Some(Silence::NoAnswer));
+        assert_eq!(what_it_says(&refused), Said::No);
+        assert_eq!(what_it_says(&auth), Said::No);
+        assert_eq!(what_it_says(&QueryError::Timeout { limit }), Said::Nothing);
         let starting = QueryError::NotAccepting {
             message: "starting up".into(),
         };
-        assert_eq!(silence(&starting), None);
+        assert_eq!(what_it_says(&starting), Said::NotYet);
     }
 
     #[test]

@@ -9,13 +9,13 @@ use tracing::{debug, info};
 use super::{
     Agent,
     handle::{
-        Answer, DcsView, Local as LocalStatus, Outlook, ReplicationState, Snapshot, SyncMode, WIRE_VERSION,
-        Walsender, Xlog,
+        Answer, DcsView, Local as LocalStatus, Outlook, ReplicationState, Snapshot, SyncMode, Trouble,
+        WIRE_VERSION, Walsender, Xlog,
     },
 };
 use crate::{
     clock::Boottime,
-    ha::{self, Job, Local, View, why},
+    ha::{self, Job, Local, Reason, View, why},
     model::{Lsn, MemberData, PgState, Role, SyncKind, Timeline},
     postgres::{
         postmaster::State,
@@ -25,6 +25,10 @@ use crate::{
 
 /// The member key is not worth more delay than this.
 const TOUCH_LIMIT: Duration = Duration::from_secs(2);
+/// Characters of what a failure says that are published.
+const BECAUSE_MAX: usize = 200;
+/// What passes sooner needs no reason.
+const LASTING: Duration = Duration::from_secs(3);
 
 impl Agent {
     /// Publishes the snapshot; logs a change of role or state once.
@@ -65,6 +69,9 @@ impl Agent {
                 pending_restart: self.pending_restart.clone(),
                 scheduled_restart: self.scheduled_restart.clone(),
                 copies: self.copies,
+                trouble: self.trouble(now),
+                remarks: self.remarks.clone(),
+                watchdog_failed: self.no_watchdog.is_some(),
                 slots: self.retained_slots(),
             },
             dcs: self.last_cluster.as_ref().map(|seen| DcsView {
@@ -84,6 +91,39 @@ impl Agent {
             standby_cluster: false,
             outlook: self.outlook.clone(),
         }
+    }
+
+    /// Why this member neither streams nor is a primary; told when it changes and has lasted.
+    pub(super) fn note_reason(&mut self, view: &View) {
+        let now = Boottime::now();
+        let before = self.trouble(now).map(|trouble| trouble.reason);
+        self.idle = ha::reason(view, &self.memory, now)
+            .map(|reason| (self.idle.map_or(now, |(since, _)| since), reason));
+        let trouble = self.trouble(now);
+        let after = trouble.as_ref().map(|trouble| trouble.reason);
+        if before != after {
+            let text = |reason: Option<Reason>| reason.map_or("none", Reason::code);
+            let because = trouble.and_then(|trouble| trouble.because);
+            let (from, to) = (text(before), text(after));
+            // What a job does is told by the job.
+            if after.or(before).is_some_and(Reason::is_work) {
+                debug!(from, to, because, "reason for neither streaming nor leading");
+            } else {
+                info!(from, to, because, "reason for neither streaming nor leading");
+            }
+        }
+    }
+
+    fn trouble(&self, now: Boottime) -> Option<Trouble> {
+        let (since, reason) = self.idle?;
+        // Everybody may read it: the first words are enough, the rest is in the log.
+        let short = |failure: &ha::Failure| failure.to_string().chars().take(BECAUSE_MAX).collect();
+        let because = self
+            .memory
+            .last_failure
+            .as_ref()
+            .map(|(_, failure)| short(failure));
+        (now.since(since) >= LASTING).then_some(Trouble { reason, because })
     }
 
     /// Writes the member key. A changed position alone is not worth a write before `loop_wait` is over; the call is
@@ -138,6 +178,11 @@ impl Agent {
             .scheduled_restart
             .as_ref()
             .map(|s| Value::Object(s.to_member_json()));
+        data.howdah = snapshot
+            .local
+            .trouble
+            .as_ref()
+            .map(|trouble| Value::Object(trouble.to_json()));
         if let Some(answer) = &snapshot.local.answer {
             data.timeline = (answer.timeline != Timeline::UNKNOWN).then_some(answer.timeline);
             match &answer.xlog {

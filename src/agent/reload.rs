@@ -48,6 +48,7 @@ impl Agent {
         let config = in_force(&self.started.config, later.config);
         (self.reread.apply)(&config);
         self.identity = Identity::of(&config);
+        self.watchdog.reload(config.watchdog.clone());
         let settings = Settings::from_config(&config);
         // Not beside a job: a promotion or a start would find its files written for another role.
         if self.jobs.view().is_some() {
@@ -55,9 +56,12 @@ impl Agent {
             self.unapplied = true;
             return;
         }
-        if let Err(error) = self.instance.reload(settings, &self.dynamic).await {
-            warn!(error, "could not apply the configuration to postgres yet");
-            self.unapplied = true;
+        match self.instance.reload(settings, &self.dynamic).await {
+            Ok(()) => self.settle(),
+            Err(error) => {
+                warn!(error, "could not apply the configuration to postgres yet");
+                self.unapplied = true;
+            }
         }
     }
 }
@@ -88,6 +92,7 @@ fn in_force(started: &Config, later: Config) -> Config {
             ..later.restapi
         },
         ctl: later.ctl,
+        watchdog: later.watchdog,
         postgresql: Postgresql {
             listen: old.postgresql.listen,
             connect_address: old.postgresql.connect_address,

@@ -260,6 +260,7 @@ impl Agent {
             start_limit,
             leaves_sync: self.is_sync_standby(),
             hurried: self.hurried.clone(),
+            watchdog: Arc::clone(&self.watchdog),
         }
     }
 }

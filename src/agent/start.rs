@@ -33,6 +33,7 @@ use crate::{
         staging,
     },
     telemetry::LevelHandle,
+    watchdog::Watchdog,
 };
 
 /// A reason not to start, for a person.
@@ -78,6 +79,22 @@ impl Fence for Guard {
     }
 }
 
+/// Init and the watchdog device are told the same.
+#[derive(Debug)]
+struct Fences(Arc<Guard>, Arc<Watchdog>);
+
+impl Fence for Fences {
+    fn arm(&self, until: Boottime, lease: i64) {
+        Fence::arm(&*self.0, until, lease);
+        self.1.arm(until, lease);
+    }
+
+    fn disarm(&self) {
+        Fence::disarm(&*self.0);
+        self.1.disarm();
+    }
+}
+
 /// Runs the agent to its end.
 pub async fn run(loaded: Loaded, guard: Guard, level: LevelHandle) -> Exit {
     // First of all: until then these signals end the process, and a reload sent to a starting container would.
@@ -103,7 +120,7 @@ struct Running {
     agent: Agent,
     signals: Signals,
     lease: Arc<Lease>,
-    guard: Arc<Guard>,
+    fences: Fences,
     instance: Arc<Instance>,
     listeners: Vec<tokio::net::TcpListener>,
     handle: AgentHandle,
@@ -119,6 +136,8 @@ impl Running {
         let serving = api::serve(self.listeners, self.handle, self.options, shutdown.clone());
         let mut api = tokio::spawn(serving);
         let mut keeper = tokio::spawn(Arc::clone(&self.lease).keep());
+        let watchdog = Arc::clone(&self.fences.1);
+        let timer = tokio::spawn(async move { watchdog.keep().await });
         // Cancel-safe: nothing goes on with any of them after the first end.
         let exit = tokio::select! {
             exit = Box::pin(self.agent.run(self.signals)) => exit,
@@ -126,6 +145,7 @@ impl Running {
             ended = &mut api => unexpected("the REST API", &ended),
         };
         keeper.abort();
+        timer.abort();
         if exit == Exit::Internal {
             // Postgres goes on, and so do the fence and etcd, for the agent that init starts next.
             if let Some(embedded) = self.embedded {
@@ -135,7 +155,7 @@ impl Running {
         }
         // What may still write is to be ended in time, by whoever does it.
         if matches!(self.instance.postmaster().state(), State::Stopped { .. }) {
-            Fence::disarm(&*self.guard);
+            self.fences.disarm();
         } else if self.lease.fence_left().is_some() {
             warn!("postgres is not down yet, the fence stays armed");
         }
@@ -221,7 +241,15 @@ async fn assemble(
         info!(lease = hold.lease, "going on with the lease of the agent before");
         dcs.adopt(hold.lease).await;
     }
-    let fence: Arc<dyn Fence> = Arc::clone(&guard) as Arc<dyn Fence>;
+    let watchdog = Arc::new(Watchdog::new(
+        config.watchdog.clone(),
+        config.bootstrap.timing.ttl,
+    ));
+    let fence: Arc<dyn Fence> = Arc::new(Fences(Arc::clone(&guard), Arc::clone(&watchdog)));
+    if let Some(record) = guard.adopted() {
+        // The device of the agent before was left running; this one has to be able to switch it off.
+        Fence::arm(&*watchdog, record.until, record.token);
+    }
     let lease = Lease::new(Arc::clone(&dcs), fence, adopted);
     let instance = Arc::new(Instance::new(
         Settings::from_config(&config),
@@ -274,12 +302,13 @@ async fn assemble(
         reread,
         guard: Arc::clone(&guard),
         namesake,
+        watchdog: Arc::clone(&watchdog),
     });
     Ok(Running {
         agent,
         signals,
         lease,
-        guard,
+        fences: Fences(guard, watchdog),
         instance,
         listeners,
         handle,

@@ -88,6 +88,8 @@ pub struct MemberView {
     pub pending_restart_reason: Map<String, Value>,
     /// A restart that has been scheduled.
     pub scheduled_restart: Option<Value>,
+    /// Code of why it neither streams nor is a primary.
+    pub reason: Option<String>,
     /// Published tags.
     pub tags: Map<String, Value>,
     /// `None` for whoever holds the lock.
@@ -280,6 +282,7 @@ fn member_view(member: &Member, role: MemberRole, optime: Lsn) -> MemberView {
             _ => Map::new(),
         },
         scheduled_restart: data.scheduled_restart.clone(),
+        reason: member.reason().map(str::to_owned),
         tags: data.tags.clone(),
         positions: (!role.leads()).then(|| Positions {
             receive: position(data.receive_lsn),
@@ -316,6 +319,9 @@ fn member_json(member: &MemberView) -> Value {
     }
     if let Some(restart) = &member.scheduled_restart {
         put("scheduled_restart", restart.clone());
+    }
+    if let Some(reason) = &member.reason {
+        put("reason", reason.clone().into());
     }
     if !member.tags.is_empty() {
         put("tags", member.tags.clone().into());
@@ -379,6 +385,7 @@ fn read_member(value: &Value) -> Option<MemberView> {
             .unwrap_or(false),
         pending_restart_reason: object("pending_restart_reason"),
         scheduled_restart: value.get("scheduled_restart").cloned(),
+        reason: text(value, "reason"),
         tags: object("tags"),
         positions: (!role.leads()).then(|| Positions {
             receive: position("receive_"),

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::health::sync_standby;
 use crate::{
-    agent::handle::{Answer, Copies, ReplicationState, Snapshot, SyncMode, WIRE_VERSION, Xlog},
+    agent::handle::{Answer, Copies, ReplicationState, Snapshot, SyncMode, Trouble, WIRE_VERSION, Xlog},
     clock::Boottime,
     ha::why::Candidacy,
     model::Timeline,
@@ -51,6 +51,7 @@ pub fn patroni(snapshot: &Snapshot, now: Boottime) -> Map<String, Value> {
                 .is_none_or(|cluster| cluster.leader.is_none()),
         ),
         ("failsafe_mode_is_active", snapshot.failsafe_active(now)),
+        ("watchdog_failed", snapshot.local.watchdog_failed),
     ];
     for (key, _) in flags.into_iter().filter(|(_, set)| *set) {
         put(key, true.into());
@@ -84,7 +85,8 @@ pub fn patroni(snapshot: &Snapshot, now: Boottime) -> Map<String, Value> {
     out
 }
 
-/// Our own part; clients written for Patroni do not look at it.
+/// Our own part; clients written for Patroni do not look at it: could it lead, what is promised, why it neither streams nor
+/// is a primary, and what of the cluster's configuration is not used as it was written.
 fn howdah(snapshot: &Snapshot) -> Value {
     let outlook = &snapshot.outlook;
     let (candidacy, because) = match &outlook.candidacy {
@@ -92,8 +94,22 @@ fn howdah(snapshot: &Snapshot) -> Value {
         Candidacy::Could(why) => ("could lead", why.as_str()),
         Candidacy::Cannot(why) => ("could not lead", why.as_str()),
     };
-    json!({"candidacy": candidacy, "because": because, "promise": outlook.promise,
-        "without_dcs": outlook.without_dcs})
+    let mut out = Map::new();
+    let mut put = |key: &str, value: Value| {
+        out.insert(key.to_owned(), value);
+    };
+    put("candidacy", candidacy.into());
+    put("because", because.into());
+    put("promise", json!(outlook.promise));
+    put("without_dcs", json!(outlook.without_dcs));
+    let local = &snapshot.local;
+    for (key, value) in local.trouble.iter().flat_map(Trouble::to_json) {
+        put(&key, value);
+    }
+    if !local.remarks.is_empty() {
+        put("config", local.remarks.clone().into());
+    }
+    Value::Object(out)
 }
 
 fn timeline(answer: &Answer) -> Value {

@@ -73,11 +73,20 @@ fn table(view: &ClusterView, identity: Option<&str>, look: Look, drawn: bool) ->
             view.members.iter().any(|m| m.scheduled_restart.is_some()),
         ),
         (
+            Column::left("Reason"),
+            view.members.iter().any(|m| m.reason.is_some()),
+        ),
+        (
             Column::left("Tags"),
             view.members.iter().any(|m| !m.tags.is_empty()),
         ),
     ];
-    let show: Vec<bool> = optional.iter().map(|(_, used)| *used || look.extended).collect();
+    // Scripts count the columns of an extended table, and know nothing of reasons.
+    let forced = |column: &Column| look.extended && column.name != "Reason";
+    let show: Vec<bool> = optional
+        .iter()
+        .map(|(column, used)| *used || forced(column))
+        .collect();
     let mut columns = vec![
         Column::left("Cluster").in_title(),
         Column::left("Member"),
@@ -116,6 +125,7 @@ fn table(view: &ClusterView, identity: Option<&str>, look: Look, drawn: bool) ->
                 if member.pending_restart { "*" } else { "" }.into(),
                 reasons(&member.pending_restart_reason, drawn).into(),
                 schedule(member.scheduled_restart.as_ref()).into(),
+                member.reason.clone().unwrap_or_default().into(),
                 if member.tags.is_empty() {
                     "".into()
                 } else {

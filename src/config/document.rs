@@ -165,29 +165,11 @@ const fn type_of(value: &Value) -> &'static str {
     }
 }
 
-/// `parameters_primary`, `pg_hba_replica` …: settings that hold for one role only.
-pub(super) fn is_role_override(key: &str) -> bool {
-    ["parameters_", "pg_hba_", "pg_ident_"].iter().any(|start| {
-        matches!(
-            key.strip_prefix(start),
-            Some("primary" | "replica" | "standby_leader")
-        )
-    })
-}
-
 /// Something in the document that is no setting.
 fn leftover(gathered: &mut Gathered, path: &str, value: Value, origin: &Origin) {
-    let (parent, key) = path
-        .rsplit_once('.')
-        .map_or(("", path), |(parent, key)| (parent, key));
+    let parent = path.rsplit_once('.').map_or("", |(parent, _)| parent);
     match value {
         value if says_nothing(&value) => {}
-        _ if parent == "postgresql" && is_role_override(key) => {
-            gathered.mistakes.push(Mistake::Unsupported {
-                name: at(origin, path).to_string(),
-                what: "a setting for one role only is".to_owned(),
-            });
-        }
         Value::Object(map) if vars::is_section(path) => {
             for (key, value) in map {
                 leftover(gathered, &join(path, &key), value, origin);

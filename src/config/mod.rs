@@ -39,7 +39,8 @@ pub use secret::Secret;
 pub use settings::{Origin, Setting, Settings};
 pub use types::{
     Authentication, Bootstrap, Callbacks, Config, Credentials, Ctl, DcsConfig, Embedded, Etcd3, Log,
-    LogFormat, LogLevel, Login, Peer, Postgresql, RestApi,
+    LogFormat, LogLevel, Login, Peer, Postgresql, RestApi, RoleSettings, Watchdog, WatchdogDriver,
+    WatchdogMode,
 };
 
 /// A configuration and how it came about.

@@ -56,7 +56,7 @@ const OTHER_NAMES: &[(&str, &str, Via, bool)] = &[
 ];
 
 /// Variables of the project's own processes among each other; not settings.
-const INTERNAL: &[&str] = &["ADOPT", "INIT", "IMAGE"];
+const INTERNAL: &[&str] = &["ADOPT", "INIT", "IMAGE", "ORDINARY"];
 
 /// Stores and extensions this build does not have: the section's name in variables and in a document.
 pub(super) const OTHER_STORES: &[(&str, &str)] = &[

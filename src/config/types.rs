@@ -1,11 +1,11 @@
 //! The configuration as the rest of the program sees it: typed, complete, and not able to be invalid.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde_json::{Map, Value};
 
 use super::{Address, Allowed, Listen, Secret};
-use crate::model::{MemberName, Tags, Timing};
+use crate::model::{MemberName, RoleScope, Tags, Timing};
 
 /// The configuration of one member.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +26,8 @@ pub struct Config {
     pub ctl: Ctl,
     /// The store of the cluster.
     pub dcs: DcsConfig,
+    /// The watchdog device.
+    pub watchdog: Watchdog,
     /// What only the creation of the cluster needs.
     pub bootstrap: Bootstrap,
     /// PostgreSQL.
@@ -216,6 +218,39 @@ impl Peer {
     }
 }
 
+/// A watchdog device: hardware, or a kernel's stand-in, that resets the host when nobody speaks to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watchdog {
+    /// Whether it is used.
+    pub mode: WatchdogMode,
+    /// The device.
+    pub device: PathBuf,
+    /// It resets the host this long before ttl is over; `None`: when half of ttl is over.
+    pub safety_margin: Option<Duration>,
+    /// How it is spoken to.
+    pub driver: WatchdogDriver,
+}
+
+/// Whether a watchdog device is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchdogMode {
+    /// No.
+    Off,
+    /// If there is one that can be used.
+    Automatic,
+    /// Nobody is a primary here without it.
+    Required,
+}
+
+/// How a watchdog device is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchdogDriver {
+    /// As Linux wants it: requests about the timeout, and writes.
+    Linux,
+    /// Writes only, to any file: for trying it out.
+    Testing,
+}
+
 /// What only the creation of the cluster needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bootstrap {
@@ -268,6 +303,8 @@ pub struct Postgresql {
     pub pg_hba: Vec<String>,
     /// All lines of `pg_ident.conf`.
     pub pg_ident: Vec<String>,
+    /// What holds in one role only.
+    pub by_role: BTreeMap<RoleScope, RoleSettings>,
     /// Recovery parameters of a replica.
     pub recovery_conf: Map<String, Value>,
     /// The roles.
@@ -282,6 +319,25 @@ pub struct Postgresql {
     pub pre_promote: Option<String>,
     /// Command to run before stopping.
     pub before_stop: Option<String>,
+}
+
+/// Settings of this member for one role of its postgres.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RoleSettings {
+    /// Server parameters, stronger than those for all roles.
+    pub parameters: Map<String, Value>,
+    /// All lines of `pg_hba.conf` instead of those for all roles.
+    pub pg_hba: Vec<String>,
+    /// All lines of `pg_ident.conf` instead of those for all roles.
+    pub pg_ident: Vec<String>,
+}
+
+impl RoleSettings {
+    /// Nothing is different in this role.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parameters.is_empty() && self.pg_hba.is_empty() && self.pg_ident.is_empty()
+    }
 }
 
 /// The roles the agents use.

@@ -52,6 +52,9 @@ fn ours(view: &View, cluster: &Cluster, memory: &Memory, down: &Down, now: Boott
             ),
         );
     }
+    if view.watchdog_failed {
+        return give_up(memory, now, leader::NO_WATCHDOG);
+    }
     if let Some(why) = hopeless(view, memory, now) {
         match successor::find(view, cluster, now) {
             Err(ask) => {
@@ -120,7 +123,9 @@ fn theirs(
     let as_replica = StartAs::Replica(election::upstream_for(view, cluster));
     let following = |why: &str| start(memory, as_replica.clone(), why, now);
     // A mistake in the configuration is no reason to touch data.
-    let failing = memory.start_failures.0 >= START_ATTEMPTS && !memory.misconfigured;
+    // Nor is a full disk: a copy would need more of it.
+    let failing =
+        memory.start_failures.0 >= START_ATTEMPTS && !memory.misconfigured && !memory.disk_is_full();
     if Memory::backoff(memory.start_failures, now).is_some() || !(down.was_primary() || failing) {
         // A replica is compared with the leader once it runs: what it replays on start only then counts.
         return following(&format!("following leader '{leader}'"));

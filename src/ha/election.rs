@@ -14,6 +14,7 @@ use super::{
     down::giving_way,
     failsafe,
     follow::{silent, stopped_replaying},
+    leader,
     sync::{self, Promise},
     view::upstream,
 };
@@ -142,6 +143,9 @@ fn running_primary(
             None => view.demote(DemoteMode::ImmediateNoLock, now, because),
         };
     }
+    if view.watchdog_failed {
+        return view.demote(DemoteMode::ImmediateNoLock, now, leader::NO_WATCHDOG);
+    }
     if running.timeline < cluster.timeline() {
         return view.demote(
             DemoteMode::ImmediateNoLock,
@@ -215,6 +219,10 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     }
     if view.tags.nofailover() {
         return no("tagged nofailover");
+    }
+    // Contract: HA rules §2, row 9; earlier here, because no request of a person makes a watchdog.
+    if view.watchdog_failed {
+        return no(leader::NO_WATCHDOG);
     }
     if cluster.initialize.as_deref() == Some("") {
         return no("another member is bootstrapping the cluster");

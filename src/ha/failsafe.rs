@@ -314,7 +314,10 @@ fn addressees(view: &View, memory: &Memory) -> Result<Members, &'static str> {
 /// A store that can be read and does not renew is no better than one that does not answer: a primary whose right is about
 /// to run out asks the others beside whatever else it does, and first.
 pub(super) fn beside(view: &View, memory: &Memory, mut plan: Plan, now: Boottime) -> Plan {
-    let Some(hold) = view.valid_hold(now).filter(|_| view.local.may_write() && plan.keep_lock) else {
+    let Some(hold) = view
+        .valid_hold(now)
+        .filter(|_| view.local.may_write() && plan.keep_lock)
+    else {
         return plan;
     };
     if now < hold.sent_at + usable(hold.ttl) * 2 / 3 {

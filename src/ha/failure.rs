@@ -15,6 +15,9 @@ pub enum Failure {
     /// The operator's command `pre_promote` said no. Nothing was asked of postgres.
     #[error("{0}")]
     Vetoed(String),
+    /// There was no space left for it.
+    #[error("{0}")]
+    DiskFull(String),
     /// Anything else.
     #[error("{0}")]
     Failed(String),
@@ -22,7 +25,13 @@ pub enum Failure {
 
 impl From<String> for Failure {
     fn from(reason: String) -> Self {
-        Self::Failed(reason)
+        // Programs run in a C locale, so these are the words of the C library; ours are the same.
+        let full = ["No space left on device", "Disk quota exceeded"];
+        if full.iter().any(|words| reason.contains(words)) {
+            Self::DiskFull(reason)
+        } else {
+            Self::Failed(reason)
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Action, DemoteMode, Job, LeaderFacts, Local, Memory, Plan, Running, Silence, Standing, Upstream, View,
-    election,
+    election, hung,
     repair::{self, Fault},
     rewind::{self, Reach, Verdict},
     view::upstream,
@@ -221,8 +221,8 @@ fn stands_still(view: &View, memory: &Memory, now: Boottime) -> bool {
 
 /// A replica that hangs serves nobody and follows nobody.
 pub(super) fn silent(view: &View, memory: &Memory, since: Boottime, why: Silence, now: Boottime) -> Plan {
-    let hangs = why == Silence::NoAnswer && now.since(since) >= patience(view);
-    if hangs && Memory::backoff(memory.start_failures, now).is_none() {
+    let hangs = hung::why(memory, why, since, view.dynamic.timing.ttl, now).is_some();
+    if hangs && now.since(since) >= patience(view) && Memory::backoff(memory.start_failures, now).is_none() {
         let seconds = now.since(since).as_secs();
         return Plan::begin(
             format!("the local postgres does not answer for {seconds} s, restarting it"),

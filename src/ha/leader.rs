@@ -5,14 +5,20 @@ use std::time::Duration;
 use super::{
     Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View, election, failsafe,
     handover::{self, Request},
-    lease, successor,
+    hung, lease, successor,
     sync::{self, Promise},
     view::give_up,
 };
 use crate::{clock::Boottime, model::Cluster};
 
+/// Why nobody is a primary here (contract: HA rules §3, §17).
+pub(super) const NO_WATCHDOG: &str = "a watchdog device is required and cannot be used";
 /// Next look after the lock was asked for.
 const AGAIN: Duration = Duration::from_millis(200);
+/// Next look at a postgres that does not answer.
+const LOOK: Duration = Duration::from_millis(500);
+/// A postmaster that hangs where nobody else can lead is started anew after this long, or two ttl.
+const ALONE: Duration = Duration::from_secs(60);
 
 pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
     let Some(hold) = view.valid_hold(now) else {
@@ -22,7 +28,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     let plan = match &view.local {
         Local::Running(running) if running.is_primary() => primary(view, cluster, memory, running, now),
         Local::Running(running) => replica(view, cluster, memory, running, now),
-        Local::Silent { since, why, .. } => silent(view, cluster, *since, *why, now),
+        Local::Silent { since, why, .. } => silent(view, cluster, memory, *since, *why, now),
         _ => Plan::wait("the local postgres is not there"),
     };
     let soon = plan
@@ -51,33 +57,48 @@ pub(super) fn without_hold(view: &View, now: Boottime) -> Plan {
     .again_in(AGAIN)
 }
 
-/// A postmaster that lives and says nothing. An error is an answer: whoever refuses us may serve everybody else. No
-/// answer at all for as long as a lease is no primary for anybody.
-fn silent(view: &View, cluster: &Cluster, since: Boottime, why: Silence, now: Boottime) -> Plan {
+/// A postmaster that lives and says nothing. An error is an answer: whoever refuses us may serve everybody else. One that
+/// hangs is no primary for anybody.
+fn silent(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    since: Boottime,
+    why: Silence,
+    now: Boottime,
+) -> Plan {
     let let_go = |because| View::step_down(now, because);
     if let Some(plan) = handover::without_postgres(view, cluster, now, let_go) {
         return plan;
     }
-    let hung = why == Silence::NoAnswer && now.since(since) >= view.dynamic.timing.ttl;
-    if hung {
+    let ttl = view.dynamic.timing.ttl;
+    if let Some(hung) = hung::why(memory, why, since, ttl, now) {
         match successor::find(view, cluster, now) {
-            Err(ask) => return Plan::act("the local postgres hangs, asking the other members", [ask]),
-            Ok(Some(name)) => {
-                let seconds = now.since(since).as_secs();
-                let because = format!("postgres has not answered for {seconds} s and '{name}' can lead");
-                return View::step_down(now, because);
+            Err(ask) => return Plan::act(format!("{hung}; asking the other members"), [ask]),
+            Ok(Some(name)) => return View::step_down(now, format!("{hung}, and '{name}' can lead")),
+            // Alone, nothing is lost by a new start but what hangs.
+            Ok(None) if now.since(since) >= ALONE.max(ttl * 2) => {
+                if Memory::backoff(memory.start_failures, now).is_none() {
+                    return Plan::begin(
+                        format!("{hung}, and nobody else can lead: restarting it"),
+                        Job::Restart,
+                    );
+                }
             }
             Ok(None) => {}
         }
     }
-    Plan::wait("the local postgres does not answer; the lock is ours until that is certain")
-        .again_in(Duration::from_secs(1))
+    Plan::wait("the local postgres does not answer; the lock is ours until it is certain that it hangs")
+        .again_in(LOOK)
 }
 
 fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
     let behind = running.timeline < cluster.timeline();
     if behind && !memory.followed {
         return give_up(memory, now, "our timeline is older than the cluster's");
+    }
+    if view.watchdog_failed {
+        return give_up(memory, now, NO_WATCHDOG);
     }
     if failsafe::excluded(view, cluster) && !election::forced(view, cluster) {
         return give_up(memory, now, election::NOT_IN_FAILSAFE);
@@ -117,6 +138,9 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
 }
 
 fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
+    if view.watchdog_failed {
+        return View::step_down(now, NO_WATCHDOG);
+    }
     if running.timeline < cluster.timeline() && !view.dynamic.pause {
         // The lock came back after others had led: what this primary has written since is another history.
         return view.demote(

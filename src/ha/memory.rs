@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View, failsafe, sync,
+    DcsView, DemoteMode, Failure, Finished, Job, Local, Silence, Standing, StartAs, Upstream, View, failsafe,
+    sync,
 };
 use crate::{
     clock::Boottime,
@@ -12,6 +13,8 @@ use crate::{
 
 /// Rewinds in a row, none of which led to streaming, before the directory is cloned anew.
 const REWINDS: u32 = 2;
+/// Looks closer together than this count as one.
+const LOOKS_APART: Duration = Duration::from_millis(200);
 /// A copy that did not lead to streaming is not made again for this long: what is wrong is not the data.
 const CLONE_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -53,6 +56,8 @@ pub struct Memory {
     pub clone_failures: (u32, Boottime),
     /// Clones that succeeded since this member last streamed, and when the last did.
     pub clones: (u32, Boottime),
+    /// The last job that failed, and why, until postgres streams or is a primary again.
+    pub last_failure: Option<(Job, Failure)>,
     /// Stops that failed in a row.
     pub stop_failures: u32,
     /// First turn that missed a logical slot.
@@ -65,6 +70,8 @@ pub struct Memory {
     pub not_streaming_since: Option<Boottime>,
     /// Where our replica stands while it does not stream, and since when it has not moved from there.
     pub stands_at: Option<(Lsn, Boottime)>,
+    /// Looks in a row at a postmaster that lives and says nothing, and when the last was.
+    pub silent_looks: (u32, Boottime),
     /// First turn that wanted to follow a leader whose postgres could not be asked.
     pub waiting_for_leader_since: Option<Boottime>,
     /// Where a replica that has not come up yet was pointed at meanwhile.
@@ -155,6 +162,15 @@ impl Memory {
             self.slots_missing_since.get_or_insert(now);
         }
         match &view.local {
+            Local::Silent { why, .. } if !matches!(why, Silence::Slow | Silence::Refused) => {
+                let (looks, last) = self.silent_looks;
+                if looks == 0 || now.since(last) >= LOOKS_APART {
+                    self.silent_looks = (looks.saturating_add(1), now);
+                }
+            }
+            _ => self.silent_looks = (0, Boottime(0)),
+        }
+        match &view.local {
             Local::Running(running) => {
                 self.owed = false;
                 let position = running.position();
@@ -183,6 +199,9 @@ impl Memory {
                     }
                     _ => (self.not_streaming_since, self.stands_at) = (None, None),
                 }
+                if running.is_primary() || running.is_streaming() {
+                    self.last_failure = None;
+                }
                 if running.is_streaming() {
                     self.forget_attempts();
                     self.clone_failures = (0, Boottime(0));
@@ -203,6 +222,9 @@ impl Memory {
         let ok = finished.outcome.is_ok();
         // What was called off, or came too early, did not fail.
         let failure = finished.outcome.as_ref().err().filter(|f| !f.proves_nothing());
+        if let Some(failure) = failure {
+            self.last_failure = Some((finished.job.clone(), failure.clone()));
+        }
         self.owed |= match &finished.job {
             Job::Demote { mode, .. } => ok && *mode == DemoteMode::Graceful,
             Job::Clone { .. } | Job::Rewind(_) => true,
@@ -284,6 +306,12 @@ impl Memory {
     #[must_use]
     pub(super) const fn may_rewind(&self) -> bool {
         self.rewind_failures == 0 && self.rewinds < REWINDS
+    }
+
+    /// What was tried last found no space: until there is some, nothing that needs more of it is worth trying often.
+    #[must_use]
+    pub(super) const fn disk_is_full(&self) -> bool {
+        matches!(self.last_failure, Some((_, Failure::DiskFull(_))))
     }
 
     /// A new copy is still worth trying.

@@ -12,7 +12,8 @@
 //! One file per situation: [`bootstrap`] (no data), [`down`] (data, no postgres), [`election`] (lock free),
 //! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`failsafe`] (a primary without it),
 //! [`busy`] (a job runs), [`paused`] (a person works on it), [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
-//! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
+//! whether a directory has diverged, [`repair`] what is done about it, [`hung`] whether a postmaster is,
+//! [`reason`] why a member neither streams nor leads, [`history`] the rows of `/history`, [`successor`]
 //! the question whether another could lead, [`sync`] whom commits wait for, [`handover`] what people ask of a leader,
 //! [`slots`] the replication slots to keep,
 //! [`heirs`] whether another has all that a stopped leader wrote, [`memory`] what turns remember, [`why`] what a person
@@ -33,11 +34,13 @@ mod follow;
 mod handover;
 pub mod heirs;
 pub mod history;
+mod hung;
 mod leader;
 pub mod lease;
 mod memory;
 mod paused;
 mod plan;
+mod reason;
 mod repair;
 pub mod rewind;
 pub mod slots;
@@ -55,6 +58,7 @@ pub use bootstrap::source as clone_source;
 pub use failure::Failure;
 pub use memory::Memory;
 pub use plan::{Action, DemoteMode, Job, Plan, StartAs, Upstream};
+pub use reason::{Reason, reason};
 pub use view::{
     DcsView, Down, Finished, LeaderFacts, LeaderProbe, Local, Parent, Peers, Running, RunningJob, Shutdown,
     Silence, Standing, View,

@@ -1,8 +1,13 @@
 //! Making a member follow again whose data does not fit or does not start: rewind where that can work, else copy anew.
 //! Both need a leader that answers; what may exist nowhere else is kept (design: invariant 4).
 
+use std::time::Duration;
+
 use super::{Job, Memory, Plan, Upstream, View};
 use crate::clock::Boottime;
+
+/// Pause between copies where there was no space for one: each fills the disk first.
+const FULL: Duration = Duration::from_secs(60);
 
 /// What is wrong with the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +64,12 @@ pub(super) fn repair(
     if rewindable && memory.may_rewind() {
         let because = format!("{why}: rewinding to leader '{}'", leader.member);
         return Some(Plan::begin(because, Job::Rewind(leader)));
+    }
+    if memory.disk_is_full() && memory.clone_failures.0 > 0 {
+        let left = FULL.saturating_sub(now.since(memory.clone_failures.1));
+        if !left.is_zero() {
+            return Some(Plan::wait(format!("{why}, and there was no space for a copy")).again_in(left));
+        }
     }
     if let Some(left) = Memory::backoff(memory.clone_failures, now) {
         let because = "the last clone failed, waiting before the next attempt";

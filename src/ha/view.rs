@@ -126,8 +126,14 @@ impl Down {
 /// Why there is no observation of a living postmaster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Silence {
-    /// No connection, or no answer in time: it may hang.
+    /// Its process is stopped.
+    Stopped,
+    /// No new connection, or no word on one: it may hang.
     NoAnswer,
+    /// It takes connections, but no new session gets an answer: it, or its disk, may hang.
+    NoSession,
+    /// Our question got no answer in time, but a new session does: it is busy.
+    Slow,
     /// It answered, with an error (a wrong password, too many connections, ...): it is alive, and only we cannot look.
     Refused,
 }
@@ -307,6 +313,8 @@ pub struct View {
     pub missing_slots: Vec<String>,
     /// Asked to stop.
     pub shutdown: Option<Shutdown>,
+    /// A watchdog device is required here and there is none that works: nobody may be a primary on this member.
+    pub watchdog_failed: bool,
     /// Nothing outlives this process: it is a container's.
     pub contained: bool,
     /// From the last turn.

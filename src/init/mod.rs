@@ -50,6 +50,8 @@ pub struct Options {
     pub program: OsString,
     /// Its arguments.
     pub arguments: Vec<OsString>,
+    /// Variables for it.
+    pub environment: Vec<(&'static str, String)>,
     /// How long init waits for what.
     pub limits: Limits,
     /// Called on SIGUSR1: switches init's own debug log.
@@ -64,6 +66,7 @@ impl Options {
         Self {
             program: THIS_BINARY.into(),
             arguments,
+            environment: Vec::new(),
             limits: Limits::default(),
             toggle_debug: None,
         }

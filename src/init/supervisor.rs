@@ -357,7 +357,8 @@ fn spawn(options: &Options, adopt: Option<Deadline>) -> Result<Agent, InitError>
         // A terminal sends Ctrl-C to its whole foreground group; the agent must get it once, from us.
         .process_group(0)
         .env(INIT, getpid().to_string())
-        .env_remove(ADOPT);
+        .env_remove(ADOPT)
+        .envs(options.environment.iter().map(|(name, value)| (name, value)));
     if let Some(deadline) = adopt {
         command.env(ADOPT, deadline.to_string());
     }

@@ -57,6 +57,10 @@ pub struct MemberData {
     /// This member has noticed maintenance mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pause: Option<bool>,
+    /// What only this software says of itself; others ignore it. `{"reason": code, "failure": text}`: why this member
+    /// neither streams nor is a primary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub howdah: Option<Value>,
 }
 
 impl Default for MemberData {
@@ -79,6 +83,7 @@ impl Default for MemberData {
             timeline: None,
             scheduled_restart: None,
             pause: None,
+            howdah: None,
         }
     }
 }
@@ -104,6 +109,12 @@ pub struct Member {
 }
 
 impl Member {
+    /// Why it neither streams nor is a primary, if it says so.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.data.howdah.as_ref()?.get("reason")?.as_str()
+    }
+
     /// Reads a member key: the object, or the legacy URL `postgres://host:port/db?application_name=<api_url>`.
     #[must_use]
     pub fn parse(name: &str, text: &str) -> Self {

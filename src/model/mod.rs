@@ -19,15 +19,16 @@ mod timeline;
 pub use cluster::{Cluster, Entry, Leader, SyncKey, Version};
 pub use control::{ControlData, DbState};
 pub use dynamic::{
-    Dynamic, IgnoreSlot, PermanentSlot, SlotKind, SlotScope, StandbyCluster, SyncKind, SyncMode, Timing,
-    is_slot_name, merge_patch, of_new_cluster, read_bool, read_duration, read_int, unkept_promises,
+    Dynamic, IgnoreSlot, PermanentSlot, Remark, SlotKind, SlotScope, StandbyCluster, SyncKind, SyncMode,
+    Timing, is_slot_name, merge_patch, of_new_cluster, read_bool, read_duration, read_int, remarks,
+    unkept_promises,
 };
 pub use failover::FailoverKey;
 pub use lsn::{Lsn, ParseLsnError};
 pub use member::{Member, MemberData};
 pub use names::{MemberName, SystemId, slot_name};
 pub use peer::PeerStatus;
-pub use role::{PgState, Role};
+pub use role::{PgState, Role, RoleScope};
 pub use status::StatusKey;
 pub use tags::Tags;
 pub use timeline::{HistoryRow, Timeline, parse_history_file, switch_point};

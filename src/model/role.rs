@@ -45,6 +45,33 @@ impl fmt::Display for Role {
     }
 }
 
+/// A role that settings of its own can be given for: `parameters_primary`, `pg_hba_replica` and so on (contract:
+/// environment §3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RoleScope {
+    /// Not in recovery.
+    Primary,
+    /// In recovery.
+    Replica,
+    /// In recovery, with the lock of a standby cluster.
+    StandbyLeader,
+}
+
+impl RoleScope {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Primary, Self::Replica, Self::StandbyLeader];
+
+    /// The end of the keys of its settings.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+            Self::StandbyLeader => "standby_leader",
+        }
+    }
+}
+
 /// State of a member's postgres as published (contract: REST API §5, state texts in their order).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PgState {

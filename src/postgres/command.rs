@@ -29,6 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::lines::{Lines, Sink};
+use crate::priorities;
 
 /// Time between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(10);
@@ -270,6 +271,9 @@ impl Command {
         // With process_group(0) the group has the child's pid. No pid means it has been reaped: impossible here.
         let group = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         let mut guard = GroupGuard(group);
+        if let Some(group) = group {
+            priorities::make_ordinary(group.as_raw_nonzero().get());
+        }
         let feed = feed(
             child.stdin.take(),
             std::mem::replace(&mut self.input, Input::None),

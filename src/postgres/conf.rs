@@ -15,7 +15,7 @@ use crate::model::ControlData;
 
 use super::{
     confdir::HEADER,
-    guc::{self, Known, is_name, quote, text_of},
+    guc::{self, Fit, Known, is_name, quote, text_of},
     protected::{
         NOT_ON_COMMAND_LINE, PROTECTED, Rule, accepted, cluster_name, is_protected, wal_keep_from_segments,
     },
@@ -183,10 +183,16 @@ impl Effective {
         if !input.known.has(&name) {
             return self.warn(&name, text, "dropped, this server does not know it");
         }
-        if let Some(objection) = input.known.objection(&name, &text) {
-            return self.warn(&name, text, format!("dropped, {objection}"));
+        match input.known.fit(&name, &text) {
+            Fit::Good => {
+                self.parameters.insert(name, text);
+            }
+            Fit::Clamped { to, why } => {
+                self.warn(&name, text, format!("{why}, which is used instead"));
+                self.parameters.insert(name, to);
+            }
+            Fit::Unusable(why) => self.warn(&name, text, format!("dropped, {why}")),
         }
-        self.parameters.insert(name, text);
     }
 
     /// Without a socket where the agent looks for it the server would run unseen.

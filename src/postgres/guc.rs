@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{binaries::Binaries, command};
+use super::{binaries::Binaries, command, units};
 
 /// Quotes a value for `postgresql.conf`. A line break inside quotes would be a syntax error there, so control
 /// characters are written as escapes (PostgreSQL: `GUC_scanstr` in `guc-file.l`).
@@ -143,9 +143,35 @@ pub enum Kind {
     Text,
 }
 
+/// A parameter as the server describes it.
+#[derive(Debug, Clone, PartialEq)]
+struct Parameter {
+    kind: Kind,
+    /// Least and largest number, in its base unit.
+    range: Option<(f64, f64)>,
+    /// Its base unit (`8kB`, `ms`), once a running server has told it.
+    unit: Option<String>,
+}
+
+/// What becomes of a configured value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fit {
+    /// Used as it is.
+    Good,
+    /// Out of range: the limit is used.
+    Clamped {
+        /// The limit, in the base unit.
+        to: String,
+        /// Which one.
+        why: String,
+    },
+    /// Cannot be used at all.
+    Unusable(&'static str),
+}
+
 /// The parameters the installed server knows, by lower-case name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Known(HashMap<String, Kind>);
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Known(HashMap<String, Parameter>);
 
 /// Parameters the server knows but does not describe, because they are not meant for a sample file
 /// (`GUC_NOT_IN_SAMPLE`). A user who sets one still means it.
@@ -209,7 +235,8 @@ impl Known {
         Ok(Self::parse(&output.stdout))
     }
 
-    /// Reads the output of `postgres --describe-config`: name, context, group, type … separated by tabs.
+    /// Reads the output of `postgres --describe-config`: name, context, group, type, default, least, largest …
+    /// separated by tabs.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let line = |line: &str| {
@@ -222,7 +249,17 @@ impl Known {
                 "ENUM" => Kind::Enum,
                 _ => Kind::Text,
             };
-            Some((name, kind))
+            let mut number = |skip: usize| fields.nth(skip)?.parse::<f64>().ok();
+            let range = match kind {
+                Kind::Integer | Kind::Real => number(1).zip(number(0)),
+                Kind::Bool | Kind::Enum | Kind::Text => None,
+            };
+            let parameter = Parameter {
+                kind,
+                range,
+                unit: None,
+            };
+            Some((name, parameter))
         };
         Self(text.lines().filter_map(line).collect())
     }
@@ -234,19 +271,60 @@ impl Known {
         self.0.is_empty() || name.contains('.') || self.0.contains_key(name) || UNDESCRIBED.contains(&name)
     }
 
-    /// Why the server would refuse the value, as far as that can be told without it. A refused value in the
-    /// file keeps PostgreSQL from starting at all.
+    /// Takes in the base units, which only a running server tells (`pg_settings.unit`).
     #[must_use]
-    pub fn objection(&self, name: &str, value: &str) -> Option<&'static str> {
+    pub fn with_units(mut self, units: impl IntoIterator<Item = (String, String)>) -> Self {
+        for (name, unit) in units {
+            if let Some(parameter) = self.0.get_mut(&name.to_ascii_lowercase()) {
+                parameter.unit = Some(unit);
+            }
+        }
+        self
+    }
+
+    /// Whether there is a base unit for any parameter yet.
+    #[must_use]
+    pub fn has_units(&self) -> bool {
+        self.0.values().any(|parameter| parameter.unit.is_some())
+    }
+
+    /// What becomes of a value, as far as that can be told without the server (contract: PostgreSQL configuration §8). A
+    /// refused value in the file keeps PostgreSQL from starting at all.
+    #[must_use]
+    pub fn fit(&self, name: &str, value: &str) -> Fit {
         let starts_like_a_number = || {
             let digits = value.trim().trim_start_matches(['-', '+']);
             digits.starts_with(|c: char| c.is_ascii_digit() || c == '.')
         };
-        match self.0.get(name)? {
-            Kind::Bool if parse_bool(value).is_none() => Some("a boolean is expected"),
-            Kind::Integer | Kind::Real if !starts_like_a_number() => Some("a number is expected"),
-            _ => None,
+        let Some(parameter) = self.0.get(name) else {
+            return Fit::Good;
+        };
+        match parameter.kind {
+            Kind::Bool if parse_bool(value).is_none() => Fit::Unusable("a boolean is expected"),
+            Kind::Integer | Kind::Real if !starts_like_a_number() => Fit::Unusable("a number is expected"),
+            Kind::Integer | Kind::Real => parameter.in_range(value),
+            Kind::Bool | Kind::Enum | Kind::Text => Fit::Good,
         }
+    }
+}
+
+impl Parameter {
+    fn in_range(&self, value: &str) -> Fit {
+        let number = units::in_base_unit(value, self.unit.as_deref());
+        let (Some(number), Some((least, most))) = (number, self.range) else {
+            return Fit::Good;
+        };
+        let (limit, what) = match () {
+            () if number < least => (least, "least"),
+            () if number > most => (most, "largest"),
+            () => return Fit::Good,
+        };
+        let to = limit.to_string();
+        let why = format!(
+            "out of range, the {what} is {}",
+            units::shown(&to, self.unit.as_deref())
+        );
+        Fit::Clamped { to, why }
     }
 }
 
@@ -331,10 +409,47 @@ mod tests {
                 && known.has("zero_damaged_pages")
         );
         assert!(!known.has("wrok_mem"));
-        assert_eq!(known.objection("fsync", "maybe"), Some("a boolean is expected"));
-        assert_eq!(known.objection("work_mem", "lots"), Some("a number is expected"));
-        assert_eq!(known.objection("work_mem", "64MB"), None);
-        assert_eq!(known.objection("datestyle", "x"), None);
+        assert_eq!(
+            known.fit("fsync", "maybe"),
+            Fit::Unusable("a boolean is expected")
+        );
+        assert_eq!(
+            known.fit("work_mem", "lots"),
+            Fit::Unusable("a number is expected")
+        );
+        assert_eq!(known.fit("work_mem", "64MB"), Fit::Good);
+        assert_eq!(known.fit("datestyle", "x"), Fit::Good);
         assert!(Known::default().has("anything"));
+    }
+
+    #[test]
+    fn numbers_out_of_range_become_the_limit_in_whatever_unit_they_are() {
+        let known = Known::parse(
+            "work_mem\tuser\tx\tINTEGER\t4096\t64\t2147483647\tS\t\ncpu\tuser\tx\tREAL\t0.5\t0\t1.5\tS\t\n",
+        );
+        let clamped = |known: &Known, name: &str, value: &str| match known.fit(name, value) {
+            Fit::Clamped { to, why } => Some((to, why)),
+            _ => None,
+        };
+        let least = Some(("64".to_owned(), "out of range, the least is 64".to_owned()));
+        assert_eq!(clamped(&known, "work_mem", "1"), least);
+        assert_eq!(
+            clamped(&known, "cpu", "2").map(|(to, _)| to).as_deref(),
+            Some("1.5")
+        );
+        // Without its unit nobody knows how much 1kB is.
+        assert!(!known.has_units());
+        assert_eq!(clamped(&known, "work_mem", "1kB"), None);
+        let known = known.with_units([("work_mem".to_owned(), "kB".to_owned())]);
+        assert!(known.has_units());
+        assert_eq!(
+            clamped(&known, "work_mem", "1kB").map(|(_, why)| why).as_deref(),
+            Some("out of range, the least is 64kB")
+        );
+        assert_eq!(
+            clamped(&known, "work_mem", "4TB").map(|(to, _)| to).as_deref(),
+            Some("2147483647")
+        );
+        assert_eq!(clamped(&known, "work_mem", "1GB"), None);
     }
 }

@@ -115,6 +115,7 @@ fn settings(root: &Path, name: &str) -> Settings {
         pg_hba: Vec::new(),
         bootstrap_pg_hba: Vec::new(),
         pg_ident: Vec::new(),
+        by_role: std::collections::BTreeMap::new(),
         recovery_conf: Map::new(),
         initdb: Vec::new(),
         basebackup: Vec::new(),

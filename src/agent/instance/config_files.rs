@@ -10,10 +10,10 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Instance, chain, lock, settings::Account, sync_names::PARAMETER};
+use super::{Instance, chain, layers::Layers, lock, settings::Account, sync_names::PARAMETER};
 use crate::{
     ha::{StartAs, Upstream},
-    model::{ControlData, Dynamic},
+    model::{ControlData, Dynamic, RoleScope},
     postgres::{
         conf::{self, Effective},
         confcheck::{self, Verdict},
@@ -38,9 +38,10 @@ impl Instance {
         control: Option<&ControlData>,
     ) -> Result<Vec<String>, String> {
         let replica = matches!(start_as, StartAs::Replica(_));
+        let scope = self.scope(start_as);
         let sync_names = self.forced_sync_names(start_as, dynamic);
         let ours = sync_names.is_some();
-        let mut effective = self.effective(dynamic, control.filter(|_| replica), sync_names);
+        let mut effective = self.effective(dynamic, scope, control.filter(|_| replica), sync_names);
         for warning in &effective.warnings {
             warn!(
                 parameter = warning.name,
@@ -62,10 +63,14 @@ impl Instance {
             conf.write(&conf.main(), &text).map_err(|error| chain(&error))?;
             lock(&self.written).clone_from(&effective.parameters);
         }
-        self.write_others(dynamic, ours).map_err(|error| chain(&error))?;
+        self.write_others(dynamic, scope, ours)
+            .map_err(|error| chain(&error))?;
         conf.set_standby(replica).map_err(|error| chain(&error))?;
         let args = self.arguments(&effective);
         *lock(&self.raised) = effective.pending_restart;
+        *lock(&self.written_for) = Some(scope);
+        lock(&self.arguments_written).clone_from(&args);
+        self.generation.fetch_add(1, Ordering::Relaxed);
         Ok(args)
     }
 
@@ -188,12 +193,35 @@ impl Instance {
         }
     }
 
-    fn write_others(&self, dynamic: &Dynamic, sync_names: bool) -> Result<(), files::Error> {
+    /// As what postgres counts for settings that hold in one role only.
+    fn scope(&self, start_as: &StartAs) -> RoleScope {
+        match start_as {
+            StartAs::Primary => RoleScope::Primary,
+            StartAs::Replica(_) if self.standby_leader.load(Ordering::Relaxed) => RoleScope::StandbyLeader,
+            StartAs::Replica(_) => RoleScope::Replica,
+        }
+    }
+
+    /// Notes as what postgres was seen running. True: its files were written for another role, and say something else
+    /// than they would now.
+    pub fn note_scope(&self, seen: RoleScope, dynamic: &Dynamic) -> bool {
+        self.standby_leader
+            .store(seen == RoleScope::StandbyLeader, Ordering::Relaxed);
+        let before = lock(&self.written_for).unwrap_or(seen);
+        before != seen && Layers::new(dynamic, &self.settings()).differ_by_role()
+    }
+
+    fn write_others(
+        &self,
+        dynamic: &Dynamic,
+        scope: RoleScope,
+        sync_names: bool,
+    ) -> Result<(), files::Error> {
         let conf = self.conf();
-        if let Some(text) = hba::render(&self.hba_lines(dynamic)) {
+        if let Some(text) = hba::render(&self.hba_lines(dynamic, scope)) {
             conf.write(&conf.hba(), &text)?;
         }
-        if let Some(text) = hba::render(&self.ident_lines(dynamic)) {
+        if let Some(text) = hba::render(&Layers::new(dynamic, &self.settings()).ident(scope)) {
             conf.write(&conf.ident(), &text)?;
         }
         // ALTER SYSTEM must not decide whom commits wait for either.
@@ -204,18 +232,14 @@ impl Instance {
     fn effective(
         &self,
         dynamic: &Dynamic,
+        scope: RoleScope,
         control: Option<&ControlData>,
         sync_names: Option<String>,
     ) -> Effective {
         let mut forced = self.forced();
         forced.extend(sync_names.map(|names| (PARAMETER, names)));
         let settings = self.settings();
-        let empty = Map::new();
-        let parameters = dynamic
-            .postgresql()
-            .and_then(|pg| pg.get("parameters"))
-            .and_then(Value::as_object)
-            .unwrap_or(&empty);
+        let layers = Layers::new(dynamic, &settings);
         let socket_dir = settings.socket_dir.to_string_lossy().into_owned();
         conf::effective(&conf::Input {
             major: self.binaries.major(),
@@ -223,11 +247,11 @@ impl Instance {
             listen_addresses: &settings.listen_addresses,
             port: settings.port,
             socket_dir: Some(&socket_dir),
-            dynamic: parameters,
-            local: &settings.parameters,
+            dynamic: &layers.shared_parameters(),
+            local: &layers.own_parameters(scope),
             forced: &forced,
             slot_wal_limit: self.slot_wal_limit(),
-            known: &self.known,
+            known: &self.known(),
             replica_of: control,
         })
     }
@@ -257,28 +281,14 @@ impl Instance {
         walvolume::slot_wal_limit(size)
     }
 
-    fn hba_lines(&self, dynamic: &Dynamic) -> Vec<String> {
+    fn hba_lines(&self, dynamic: &Dynamic, scope: RoleScope) -> Vec<String> {
         let settings = self.settings();
-        let shared = lines(dynamic, "pg_hba");
-        let given = if settings.pg_hba.is_empty() {
-            shared
-        } else {
-            settings.pg_hba.clone()
-        };
+        let given = Layers::new(dynamic, &settings).hba(scope);
         if given.is_empty() {
             let user = &settings.replication.login.username;
             return hba::default_lines(user, false, &settings.bootstrap_pg_hba);
         }
         hba::with_own_access(&settings.superuser.login.username, given)
-    }
-
-    fn ident_lines(&self, dynamic: &Dynamic) -> Vec<String> {
-        let settings = self.settings();
-        if settings.pg_ident.is_empty() {
-            lines(dynamic, "pg_ident")
-        } else {
-            settings.pg_ident.clone()
-        }
     }
 
     fn recovery(&self, upstream: Option<&Upstream>, dynamic: &Dynamic) -> Result<Recovery, String> {
@@ -391,18 +401,6 @@ fn correct(
         }
     }
     corrected
-}
-
-fn lines(dynamic: &Dynamic, key: &str) -> Vec<String> {
-    let list = dynamic
-        .postgresql()
-        .and_then(|pg| pg.get(key))
-        .and_then(Value::as_array);
-    list.into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 
 mod callbacks;
 mod config_files;
+mod layers;
+mod next_start;
 mod rewinding;
 mod settings;
 mod slots;
@@ -20,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -33,7 +35,7 @@ use crate::{
     agent::jobs,
     clock::Boottime,
     ha::{Failure, Shutdown, StartAs, Upstream},
-    model::{ControlData, Dynamic, Lsn, Timeline},
+    model::{ControlData, Dynamic, Lsn, RoleScope, Timeline},
     postgres::{
         binaries::Binaries,
         conf::PendingRestart,
@@ -48,6 +50,8 @@ use crate::{
     },
 };
 use callbacks::{Callbacks, Event};
+use layers::{Hooks, Layers};
+use next_start::NextStart;
 pub use settings::{Account, Settings};
 pub use work::{Progress, PromoteFailed, UNFINISHED};
 
@@ -61,7 +65,7 @@ const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
 pub struct Instance {
     settings: RwLock<Arc<Settings>>,
     binaries: Binaries,
-    known: Known,
+    known: RwLock<Arc<Known>>,
     data_dir: PathBuf,
     conf: RwLock<Arc<ConfDir>>,
     callbacks: Callbacks,
@@ -71,6 +75,20 @@ pub struct Instance {
     role: Mutex<Option<StartAs>>,
     /// The next stop and start belong together.
     restarting: AtomicBool,
+    /// The role the files were last written for.
+    written_for: Mutex<Option<RoleScope>>,
+    /// It leads a standby cluster.
+    standby_leader: AtomicBool,
+    /// Counts how often the files were written.
+    generation: AtomicU64,
+    /// The postmaster's arguments that belong to the files as written.
+    arguments_written: Mutex<Vec<String>>,
+    /// Values at the next start.
+    next_start: tokio::sync::Mutex<NextStart>,
+    /// The operator's commands in force.
+    hooks: RwLock<Arc<Hooks>>,
+    /// The cluster's configuration last told of.
+    dynamic: RwLock<Arc<Dynamic>>,
     /// Parameters last written.
     written: Mutex<BTreeMap<String, String>>,
     /// Values a replica runs with because its primary had more; what is configured waits for a restart.
@@ -95,16 +113,24 @@ impl Instance {
     pub fn new(settings: Settings, binaries: Binaries, known: Known, postmaster: Postmaster) -> Self {
         let monitor = Monitor::new(settings.local_target(&settings.database));
         let conf = Arc::new(conf_dir(&settings));
+        let hooks = Layers::new(&Dynamic::default(), &settings).hooks();
         Self {
             data_dir: settings.data_dir.clone(),
             binaries: binaries.named(&settings.bin_names),
             settings: RwLock::new(Arc::new(settings)),
-            known,
+            known: RwLock::new(Arc::new(known)),
             conf: RwLock::new(conf),
             callbacks: Callbacks::default(),
             postmaster,
             monitor,
             role: Mutex::new(None),
+            written_for: Mutex::new(None),
+            standby_leader: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            arguments_written: Mutex::default(),
+            next_start: tokio::sync::Mutex::default(),
+            hooks: RwLock::new(Arc::new(hooks)),
+            dynamic: RwLock::default(),
             restarting: AtomicBool::new(false),
             written: Mutex::new(BTreeMap::new()),
             raised: Mutex::new(Vec::new()),
@@ -135,6 +161,27 @@ impl Instance {
 
     fn conf(&self) -> Arc<ConfDir> {
         Arc::clone(&self.conf.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn hooks(&self) -> Arc<Hooks> {
+        Arc::clone(&self.hooks.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn known(&self) -> Arc<Known> {
+        Arc::clone(&self.known.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The cluster's configuration, as far as commands are concerned: they are run by whoever has a reason to, also
+    /// where postgres has not been given that configuration yet.
+    pub fn note_dynamic(&self, dynamic: &Dynamic) {
+        *self.dynamic.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(dynamic.clone());
+        self.merge_hooks();
+    }
+
+    fn merge_hooks(&self) {
+        let dynamic = Arc::clone(&self.dynamic.read().unwrap_or_else(PoisonError::into_inner));
+        let hooks = Layers::new(&dynamic, &self.settings()).hooks();
+        *self.hooks.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(hooks);
     }
 
     pub(super) fn data_dir(&self) -> &Path {
@@ -246,7 +293,7 @@ impl Instance {
     fn fire(&self, event: Event, role: &'static str) {
         let settings = self.settings();
         self.callbacks
-            .fire(&settings.callbacks, event, role, &settings.scope);
+            .fire(&self.hooks().callbacks, event, role, &settings.scope);
     }
 
     /// Waits for callbacks that still run, at most this long each; for the very end of the agent.
@@ -294,12 +341,29 @@ impl Instance {
             }
             Err(error @ NotReady::Ended { .. }) => match self.fault_of_settings(&args).await {
                 Some(reason) => Err(Failure::Configuration(reason)),
+                None if self.disk_is_full() => Err(Failure::DiskFull(format!(
+                    "{error}, and there is no space left on the volume of {}",
+                    self.data_dir().display()
+                ))),
                 None => Err(Failure::Failed(format!(
                     "{error}; the reason is in postgres's own lines above"
                 ))),
             },
             Err(error) => Err(Failure::Failed(error.to_string())),
         }
+    }
+
+    /// Less than one WAL segment is left, for the data or for the WAL.
+    fn disk_is_full(&self) -> bool {
+        const SEGMENT: u64 = 16 << 20;
+        let left = |dir: &Path| {
+            let volume = rustix::fs::statvfs(dir).ok()?;
+            Some(volume.f_bavail.saturating_mul(volume.f_frsize))
+        };
+        let dirs = [self.data_dir().to_owned(), self.data_dir().join("pg_wal")];
+        dirs.iter()
+            .filter_map(|dir| left(dir))
+            .any(|bytes| bytes < SEGMENT)
     }
 
     /// Stops postgres; returns what ended it, for the log. `before_stop` is asked first, within the time of the ladder.
@@ -334,7 +398,7 @@ impl Instance {
     /// Asks the operator's command for at most half of the first rung; what it took is missing there. An immediate stop
     /// is about milliseconds and asks nobody.
     async fn before_stop(&self, mode: StopMode, mut ladder: StopLadder) -> StopLadder {
-        let Some(command) = self.settings().before_stop.clone() else {
+        let Some(command) = self.hooks().before_stop.clone() else {
             return ladder;
         };
         let rung = match mode {
@@ -439,9 +503,7 @@ impl Instance {
         self.monitor.retarget(target).await;
         // On the heap: this is part of the future of every turn of the loop.
         Box::pin(self.apply(dynamic)).await?;
-        if self.postmaster.state().pid().is_some() {
-            self.fire(Event::Reload, self.running_role());
-        }
+        self.announce_reload();
         Ok(())
     }
 
@@ -451,6 +513,7 @@ impl Instance {
         let conf = Arc::new(conf_dir(&settings));
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
         *self.conf.write().unwrap_or_else(PoisonError::into_inner) = conf;
+        self.merge_hooks();
         // An included file may have changed without our noticing.
         lock(&self.accepted).clear();
         // Address and port follow with the next start: until then the server listens where it did.
@@ -459,6 +522,13 @@ impl Instance {
             address: present.address.clone(),
             port: present.port,
             ..wanted
+        }
+    }
+
+    /// Tells the operator's command that the configuration was read again.
+    pub fn announce_reload(&self) {
+        if self.postmaster.state().pid().is_some() {
+            self.fire(Event::Reload, self.running_role());
         }
     }
 

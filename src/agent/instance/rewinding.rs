@@ -72,7 +72,7 @@ impl Instance {
             source: &source,
             passfile: &settings.passfile,
             has_restore_command: restore.is_some_and(|command| !command.is_empty()),
-            options: &serde_json::Value::from(settings.rewind_args.clone()),
+            options: &self.hooks().rewind,
             deadline: REWIND_LIMIT,
             identity: None,
         };

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     config::{self, Config},
-    model::MemberName,
+    model::{MemberName, RoleScope},
     postgres::{
         login::Login,
         query::{Address, Target, TlsOptions},
@@ -66,6 +66,8 @@ pub struct Settings {
     pub bootstrap_pg_hba: Vec<String>,
     /// Lines of pg_ident.conf.
     pub pg_ident: Vec<String>,
+    /// What holds in one role only.
+    pub by_role: BTreeMap<RoleScope, config::RoleSettings>,
     /// Recovery parameters.
     pub recovery_conf: Map<String, Value>,
     /// Arguments of initdb.
@@ -144,6 +146,7 @@ impl Settings {
             pg_hba: postgresql.pg_hba.clone(),
             bootstrap_pg_hba: config.bootstrap.pg_hba.clone(),
             pg_ident: postgresql.pg_ident.clone(),
+            by_role: postgresql.by_role.clone(),
             recovery_conf: postgresql.recovery_conf.clone(),
             initdb: config.bootstrap.initdb.clone(),
             basebackup: postgresql.basebackup.clone(),

@@ -293,7 +293,7 @@ impl Instance {
         let input = clone::Input {
             source: &source,
             passfile: &settings.passfile,
-            options: &serde_json::Value::from(settings.basebackup.clone()),
+            options: &self.hooks().basebackup,
             tablespaces: &spaces,
             attempts: 2,
             stall: CLONE_STALL,
@@ -381,14 +381,14 @@ impl Instance {
         limit: Duration,
         cancel: &CancellationToken,
     ) -> Result<String, PromoteFailed> {
-        let settings = self.settings();
+        let hooks = self.hooks();
         let cancelled = || PromoteFailed::NotRequested(Failure::Cancelled("cancelled".to_owned()));
         if cancel.is_cancelled() {
             return Err(cancelled());
         }
         let asked = callbacks::ask(
             "pre_promote",
-            settings.pre_promote.as_deref(),
+            hooks.pre_promote.as_deref(),
             PRE_PROMOTE_LIMIT,
             cancel,
         );

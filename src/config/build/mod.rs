@@ -5,7 +5,7 @@ mod roles;
 mod stores;
 mod timing;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde_json::Value;
 
@@ -18,7 +18,10 @@ use super::{
     mistakes::Mistake,
     other_names::nearest,
     secret::Secret,
-    types::{Bootstrap, Config, Credentials, Ctl, Log, LogFormat, LogLevel, RestApi},
+    types::{
+        Bootstrap, Config, Credentials, Ctl, Log, LogFormat, LogLevel, RestApi, Watchdog, WatchdogDriver,
+        WatchdogMode,
+    },
     vars::{self, Default as VarDefault},
 };
 use crate::model::{MemberName, Tags, read_bool, read_int};
@@ -96,12 +99,6 @@ impl Builder {
         if name == PLACEHOLDER {
             self.inconsistent(&["name"], "this name is reserved");
         }
-        if self.text("watchdog.mode") == "required" {
-            self.all.mistakes.push(Mistake::Unsupported {
-                name: self.all.settings.origin("watchdog.mode"),
-                what: "a watchdog device is".to_owned(),
-            });
-        }
         let restapi = self.restapi();
         let ctl = self.ctl(&restapi);
         let postgresql = self.postgresql();
@@ -115,6 +112,7 @@ impl Builder {
             bootstrap: self.bootstrap(&postgresql.authentication.superuser.username),
             restapi,
             ctl,
+            watchdog: self.watchdog(),
             postgresql,
         };
         let methods = self.all.settings.list("postgresql.create_replica_methods");
@@ -306,6 +304,23 @@ impl Builder {
             }
         }
         arguments
+    }
+
+    fn watchdog(&self) -> Watchdog {
+        let margin = self.all.settings.int("watchdog.safety_margin").unwrap_or(-1);
+        Watchdog {
+            mode: match self.text("watchdog.mode").as_str() {
+                "required" => WatchdogMode::Required,
+                "automatic" => WatchdogMode::Automatic,
+                _ => WatchdogMode::Off,
+            },
+            device: PathBuf::from(self.text("watchdog.device")),
+            safety_margin: u64::try_from(margin).ok().map(Duration::from_secs),
+            driver: match self.text("watchdog.driver").as_str() {
+                "testing" => WatchdogDriver::Testing,
+                _ => WatchdogDriver::Linux,
+            },
+        }
     }
 
     /// A user and its password, both or neither.

@@ -9,9 +9,9 @@ use crate::{
     config::{
         address::Address,
         mistakes::Mistake,
-        types::{Callbacks, Postgresql},
+        types::{Callbacks, Postgresql, RoleSettings},
     },
-    model::merge_patch,
+    model::{RoleScope, merge_patch},
 };
 
 /// Parameters that must be alike on all members, so that only the cluster's configuration sets them
@@ -90,6 +90,7 @@ impl Builder {
             parameters: Map::new(),
             pg_hba: list("postgresql.pg_hba"),
             pg_ident: list("postgresql.pg_ident"),
+            by_role: self.by_role(),
             recovery_conf: self.all.settings.map("postgresql.recovery_conf"),
             authentication,
             basebackup: list("postgresql.basebackup"),
@@ -146,6 +147,20 @@ impl Builder {
             self.all.settings.amend(PATH, Value::Object(local.clone()));
         }
         local
+    }
+
+    /// What holds in one role only. Cluster-wide parameters among it are left out when postgresql.conf is written.
+    fn by_role(&self) -> BTreeMap<RoleScope, RoleSettings> {
+        let of = |role: RoleScope| {
+            let path = |what: &str| format!("postgresql.{what}_{}", role.as_str());
+            RoleSettings {
+                parameters: self.all.settings.map(&path("parameters")),
+                pg_hba: self.all.settings.list(&path("pg_hba")),
+                pg_ident: self.all.settings.list(&path("pg_ident")),
+            }
+        };
+        let all = RoleScope::ALL.into_iter().map(|role| (role, of(role)));
+        all.filter(|(_, settings)| !settings.is_empty()).collect()
     }
 
     fn add_to_first_configuration(&mut self, parameters: Map<String, Value>) {

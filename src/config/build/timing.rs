@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::Builder;
 use crate::{
-    config::{document::is_role_override, mistakes::Mistake, other_names::nearest, vars},
+    config::{mistakes::Mistake, other_names::nearest, vars},
     model::{Timing, merge_patch, unkept_promises},
 };
 
@@ -30,6 +30,8 @@ const KNOWN_POSTGRESQL: &[&str] = &[
     "basebackup", "rewind", "callbacks", "remove_data_directory_on_rewind_failure",
     "remove_data_directory_on_diverged_timelines", "pg_ctl_timeout", "use_unix_socket", "use_unix_socket_repl",
     "custom_conf", "pre_promote", "before_stop", "krbsrvname", "bin_dir", "bin_name", "database",
+    "parameters_primary", "parameters_replica", "parameters_standby_leader", "pg_hba_primary", "pg_hba_replica",
+    "pg_hba_standby_leader", "pg_ident_primary", "pg_ident_replica", "pg_ident_standby_leader",
 ];
 
 impl Builder {
@@ -151,14 +153,7 @@ impl Builder {
             return;
         };
         for (name, meant) in unknown(postgresql, KNOWN_POSTGRESQL) {
-            if !is_role_override(&name) {
-                self.warn(&format!("{origin}: postgresql.{name} is nothing the cluster's configuration knows; did you mean postgresql.{meant}?"));
-            }
-        }
-        for name in postgresql.keys().filter(|name| is_role_override(name)) {
-            self.warn(&format!(
-                "{origin}: postgresql.{name} has no effect in this build"
-            ));
+            self.warn(&format!("{origin}: postgresql.{name} is nothing the cluster's configuration knows; did you mean postgresql.{meant}?"));
         }
     }
 }

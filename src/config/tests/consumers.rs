@@ -56,6 +56,13 @@ const READERS: &[(&str, &str)] = &[
     ("LOG_LEVEL", "config.log.directives()"),
     ("LOG_LOGGERS", "config.log.directives()"),
     ("LOG_TYPE", "config.log.format"),
+    ("WATCHDOG_MODE", "settings.mode"),
+    ("WATCHDOG_DEVICE", "settings.device"),
+    ("WATCHDOG_SAFETY_MARGIN", "settings.safety_margin"),
+    ("WATCHDOG_DRIVER", "settings.driver"),
+    ("POSTGRESQL_PARAMETERS_", "postgresql.by_role"),
+    ("POSTGRESQL_PG_HBA_", "postgresql.by_role"),
+    ("POSTGRESQL_PG_IDENT_", "postgresql.by_role"),
 ];
 
 /// Rows without a reader of their own, and why that is right.

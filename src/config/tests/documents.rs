@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use super::*;
+use crate::model::RoleScope;
 
 const PATRONI: &str = "
 name: n1
@@ -242,17 +245,6 @@ fn misspelt_sections_are_found_too() {
         &[("HOWDAH_CONFIGURATION", "bootstrap: {dsc: {ttl: 40}}")],
         "HOWDAH_CONFIGURATION: bootstrap.dsc: there is no such setting; did you mean bootstrap.dcs?",
     );
-    for document in [
-        "postgresql: {parameters_primary: {work_mem: 1MB}}",
-        "postgresql: {pg_hba_replica: [local all all trust]}",
-        "postgresql: {pg_ident_standby_leader: [a b c]}",
-    ] {
-        let mistakes = bad(&[("HOWDAH_CONFIGURATION", document)]);
-        assert!(
-            mistakes[0].ends_with(": a setting for one role only is not supported in this build"),
-            "{mistakes:?}"
-        );
-    }
     let loaded = good(&[(
         "HOWDAH_BOOTSTRAP_DCS",
         "{loopwait: 5, retry_timout: 5, own: 1, postgresql: {use_pgrewind: off, parameters_replica: {a: 1}, mine: 1}}",
@@ -263,8 +255,45 @@ fn misspelt_sections_are_found_too() {
             "HOWDAH_BOOTSTRAP_DCS: loopwait is nothing the cluster's configuration knows; did you mean loop_wait?",
             "HOWDAH_BOOTSTRAP_DCS: retry_timout is nothing the cluster's configuration knows; did you mean retry_timeout?",
             "HOWDAH_BOOTSTRAP_DCS: postgresql.use_pgrewind is nothing the cluster's configuration knows; did you mean postgresql.use_pg_rewind?",
-            "HOWDAH_BOOTSTRAP_DCS: postgresql.parameters_replica has no effect in this build",
         ]
+    );
+}
+
+#[test]
+fn settings_for_one_role_are_kept_apart() {
+    let document = "postgresql: {parameters_primary: {work_mem: 1MB}, pg_hba_replica: [local all all trust]}";
+    let loaded = good(&[
+        ("HOWDAH_CONFIGURATION", document),
+        ("HOWDAH_POSTGRESQL_PG_IDENT_STANDBY_LEADER", "a b c"),
+    ]);
+    let by_role = &loaded.config.postgresql.by_role;
+    assert_eq!(by_role[&RoleScope::Primary].parameters["work_mem"], "1MB");
+    assert!(by_role[&RoleScope::Primary].pg_hba.is_empty());
+    assert_eq!(by_role[&RoleScope::Replica].pg_hba, ["local all all trust"]);
+    assert_eq!(by_role[&RoleScope::StandbyLeader].pg_ident, ["a b c"]);
+    assert!(loaded.config.postgresql.parameters.is_empty());
+}
+
+#[test]
+fn a_watchdog_has_a_mode_a_device_and_a_margin() {
+    let default = good(&[]).config.watchdog;
+    assert_eq!(
+        (default.mode, default.safety_margin),
+        (WatchdogMode::Automatic, Some(Duration::from_secs(5)))
+    );
+    let document = "watchdog: {mode: required, device: /dev/wd, safety_margin: -1, driver: testing}";
+    let given = good(&[("PATRONI_CONFIGURATION", document)]).config.watchdog;
+    assert_eq!(
+        (given.mode, given.driver),
+        (WatchdogMode::Required, WatchdogDriver::Testing)
+    );
+    assert_eq!(
+        (given.device.to_str(), given.safety_margin),
+        (Some("/dev/wd"), None)
+    );
+    assert_eq!(
+        good(&[("HOWDAH_WATCHDOG_MODE", "false")]).config.watchdog.mode,
+        WatchdogMode::Off
     );
 }
 

@@ -217,10 +217,6 @@ fn what_this_build_cannot_do_is_said() {
         ("HOWDAH_BOOTSTRAP_DCS", "synchronous_mode: on"),
     ]);
     assert_eq!(loaded.warnings, ["PATRONI_LOG_DIR: accepted, but has no effect"]);
-    refused(
-        &[("HOWDAH_WATCHDOG_MODE", "required")],
-        "HOWDAH_WATCHDOG_MODE: a watchdog device is not supported in this build",
-    );
 }
 
 #[test]

@@ -164,6 +164,7 @@ pub(super) fn view() -> Build {
         sync: None,
         missing_slots: Vec::new(),
         shutdown: None,
+        watchdog_failed: false,
         contained: true,
         memory: Memory::default(),
     };
@@ -375,7 +376,11 @@ impl Build {
 
     pub(super) fn silent_for(self, primary: bool, time: Duration, why: Silence) -> Self {
         let since = self.now.minus(time);
-        self.local(Local::Silent { since, primary, why })
+        // Looked at every second since.
+        let before = self.now.minus(Duration::from_secs(1));
+        let looks = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        self.change(|view| view.memory.silent_looks = (looks, before))
+            .local(Local::Silent { since, primary, why })
     }
 
     pub(super) fn unknown(self, time: Duration) -> Self {

@@ -206,10 +206,20 @@ fn a_store_that_can_be_read_and_does_not_renew_is_as_good_as_none() {
         leader().change(|view| view.hold = Some(hold))
     };
     check(renewed(16), &[Action::LeaderDuties], KEEP, "the leader");
-    check(renewed(18), &[ask(&["a", "c"]), Action::LeaderDuties], KEEP, "the leader");
+    check(
+        renewed(18),
+        &[ask(&["a", "c"]), Action::LeaderDuties],
+        KEEP,
+        "the leader",
+    );
     // The lock has run out in the store meanwhile, and cannot be taken either.
     let expired = renewed(18).cluster(|cluster| cluster.leader = None);
-    check(expired.next(), &[ask(&["a", "c"]), Action::AcquireLock], KEEP, "taking it back");
+    check(
+        expired.next(),
+        &[ask(&["a", "c"]), Action::AcquireLock],
+        KEEP,
+        "taking it back",
+    );
 }
 
 // --- what their answers are worth

@@ -173,37 +173,58 @@ fn a_thawed_primary_stops_before_anything_else() {
 #[test]
 fn a_silent_postgres_keeps_the_lock_and_is_looked_at_before_the_lease_ends() {
     let build = view().leader("b").hold_for(secs(3)).silent(true);
-    assert_eq!(build.plan().again_in, Some(secs(1)));
+    assert_eq!(build.plan().again_in, Some(ms(500)));
     check(build, &[], KEEP, "does not answer");
     let soon = view().leader("b").hold_for(ms(300)).silent(true);
     assert_eq!(soon.plan().again_in, Some(ms(300)));
 }
 
 #[test]
-fn a_postgres_that_hangs_for_a_lease_gives_way_to_one_that_does_not() {
+fn a_postgres_that_hangs_gives_way_to_one_that_does_not() {
     let hung = |time, why| ours().replica("c").optime(100).silent_for(true, time, why);
     let able = |b: Build| b.peers(&[("c", Some(replica_at(100)))]);
-    check(hung(ms(29_900), Silence::NoAnswer), &[], KEEP, "does not answer");
-    check(hung(secs(30), Silence::NoAnswer), &[probe(&["c"])], KEEP, "hangs");
     let stop = [demote(DemoteMode::Immediate, NOW + secs(2))];
-    check(
-        able(hung(secs(30), Silence::NoAnswer)),
-        &stop,
-        KEEP,
-        "'c' can lead",
-    );
-    check(
-        hung(secs(30), Silence::NoAnswer).peers(&[("c", None)]),
-        &[],
-        KEEP,
-        "does not answer",
-    );
-    // An error is an answer: clients may be served well.
-    check(
-        able(hung(secs(9000), Silence::Refused)),
-        &[],
-        KEEP,
-        "does not answer",
+    // The more certain, the sooner: what is stopped, what answers no connection, what answers no session (ttl 30).
+    for (why, least) in [
+        (Silence::Stopped, 5),
+        (Silence::NoAnswer, 15),
+        (Silence::NoSession, 30),
+    ] {
+        check(hung(secs(least) - ms(1), why), &[], KEEP, "does not answer");
+        check(hung(secs(least), why), &[probe(&["c"])], KEEP, "hangs");
+        check(able(hung(secs(least), why)), &stop, KEEP, "'c' can lead");
+        // Once may be an accident, however long ago it was.
+        let once = able(hung(secs(least), why)).change(|view| view.memory.silent_looks = (0, NOW));
+        check(once, &[], KEEP, "does not answer");
+        // Alone it is still the best there is, for a while.
+        let alone = |time| hung(time, why).peers(&[("c", None)]);
+        check(alone(secs(59)), &[], KEEP, "does not answer");
+        check(
+            alone(secs(60)),
+            &[Action::Begin(Job::Restart)],
+            KEEP,
+            "restarting",
+        );
+    }
+    // An error is an answer, and a slow answer is one too: clients may be served well.
+    for why in [Silence::Refused, Silence::Slow] {
+        check(able(hung(secs(9000), why)), &[], KEEP, "does not answer");
+    }
+}
+
+#[test]
+fn without_the_watchdog_it_requires_nobody_is_a_primary_here() {
+    let without = |b: Build| b.change(|view| view.watchdog_failed = true);
+    let stop = [demote(DemoteMode::Immediate, NOW + secs(2))];
+    check(without(ours().running_primary(100)), &stop, KEEP, "watchdog");
+    check(without(ours().running_replica(100)), RELEASE, DROP, "watchdog");
+    check(without(ours().crashed_primary()), RELEASE, DROP, "watchdog");
+    let free = view().running_primary(100);
+    let end = [demote(DemoteMode::ImmediateNoLock, NOW + secs(3))];
+    check(without(free), &end, DROP, "watchdog");
+    waits(
+        without(view().running_replica(100).request(None, Some("b"))),
+        "watchdog",
     );
 }
 

@@ -259,7 +259,7 @@ fn a_leader_whose_postgres_hangs_is_replaced() {
     let old = leader(&world);
     world.node(&old).hung = true;
     let took = world.until("a new leader", TTL * 2 + secs(30), World::healthy);
-    assert!(took > TTL, "{took:?}");
+    assert!(took < TTL, "{took:?}");
     assert_ne!(leader(&world), old);
 }
 

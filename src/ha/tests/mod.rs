@@ -15,6 +15,7 @@ mod leader;
 mod life;
 mod manual;
 mod pause;
+mod reason;
 mod slots;
 mod stopping;
 mod sync;

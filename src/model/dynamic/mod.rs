@@ -1,5 +1,6 @@
 //! The dynamic configuration (`/config`): typed reading with defaults, and the merge rules of PATCH.
 
+mod check;
 mod merge;
 mod read;
 mod slots;
@@ -11,6 +12,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Map, Value};
 
+pub use check::{Remark, remarks};
 pub use merge::merge_patch;
 pub use read::{read_bool, read_duration, read_int};
 pub use slots::{IgnoreSlot, PermanentSlot, SlotKind, SlotScope, is_slot_name};

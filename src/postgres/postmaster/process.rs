@@ -21,7 +21,7 @@ use super::{
     Home,
     state::{ExitStatus, StartError, StartSpec},
 };
-use crate::postgres::procfs::Stat;
+use crate::{postgres::procfs::Stat, priorities};
 
 /// Where the kernel has no pidfd (before 5.3), an adopted process is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -53,6 +53,7 @@ impl Process {
             .arg(&home.data_dir)
             .args(&spec.args)
             .env_clear()
+            .envs(priorities::postmaster_environment())
             .envs(spec.env.iter().map(|(name, value)| (name, value)))
             .current_dir("/")
             .stdin(Stdio::null())
@@ -69,7 +70,11 @@ impl Process {
         let spawned = |program: PathBuf, source| StartError::Spawn { program, source };
         let child = command.spawn().map_err(|e| spawned(program.clone(), e))?;
         match child.id().and_then(|pid| i32::try_from(pid).ok()) {
-            Some(pid) => Ok(Self::Child { pid, child }),
+            Some(pid) => {
+                // Before it has children of its own.
+                priorities::make_nice(pid);
+                Ok(Self::Child { pid, child })
+            }
             None => Err(spawned(program, io::Error::other("it ended at once"))),
         }
     }

@@ -114,6 +114,17 @@ impl Monitor {
         Ok(first_cell(&rows).as_deref() == Some("t"))
     }
 
+    /// Whether a session of its own gets an answer: says nothing about the ones that are open.
+    ///
+    /// # Errors
+    /// See [`QueryError`].
+    pub async fn fresh_session(&self, limit: Duration) -> Result<(), QueryError> {
+        let (target, deadline) = (self.target(), Instant::now() + limit);
+        let session = Box::pin(Session::open(&target, Purpose::Command, limit, limit)).await?;
+        let asked = session.client.simple_query("SELECT 1");
+        bounded(&target, limit, deadline, asked).await.map(drop)
+    }
+
     /// Runs short statements (no parameters; several may be separated by `;`). Returns the first cell of the last
     /// result, if there is one. At most 2 s on the server, whatever `limit` says.
     ///

@@ -120,6 +120,9 @@ pub struct PendingSetting {
     pub name: String,
     /// Value in force, with unit.
     pub setting: String,
+    /// Base unit of the parameter.
+    #[serde(default)]
+    pub unit: Option<String>,
 }
 
 fn lsn<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Lsn>, D::Error> {

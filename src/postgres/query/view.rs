@@ -43,7 +43,7 @@ SELECT r.standby,
        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s)) FROM pg_catalog.pg_stat_replication s) AS senders,
        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s)) FROM pg_catalog.pg_replication_slots s) AS slots,
        (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-                   'name', name, 'setting', pg_catalog.current_setting(name)))
+                   'name', name, 'setting', pg_catalog.current_setting(name), 'unit', unit))
           FROM pg_catalog.pg_settings WHERE pending_restart) AS pending,
        (SELECT pg_catalog.jsonb_object_agg(name, setting) FROM pg_catalog.pg_settings
          WHERE name IN ('max_connections', 'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions',
