@@ -772,6 +772,21 @@ mod tests {
         keeper.abort();
     }
 
+    #[tokio::test]
+    async fn no_error_of_the_store_is_a_loss() {
+        let store = Store::system();
+        let lease = Lease::new(Arc::new(store.member("a", TTL)), Arc::new(Armed::default()), None);
+        assert!(lease.acquire().await.expect("reachable"));
+        let hold = lease.hold().expect("acquired");
+        for outage in [Outage::Unreachable, Outage::Credentials, Outage::AnswersLost] {
+            store.set_outage(Some(outage));
+            lease.attempt(&hold, &mut None).await;
+            assert_eq!(lease.hold(), Some(hold));
+            assert!(lease.extend(Boottime::now()), "and consent counts");
+            lease.right.send_replace(Some(Right::Lease(hold)));
+        }
+    }
+
     fn question(number: u64) -> Question {
         Question { round: 1, number }
     }

@@ -233,7 +233,7 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         return no("pre_promote refused the promotion, leaving the lock to others");
     }
-    if let Some(ruling) = by_failsafe(view, cluster, memory, now) {
+    if let Some(ruling) = by_failsafe(view, cluster, memory, candidate, now) {
         return ruling;
     }
     let promise = Promise::active(view, cluster);
@@ -276,7 +276,13 @@ pub(super) fn candidacy(view: &View, cluster: &Cluster, now: Boottime) -> Result
 /// Whether some member may be primary without the DCS, for all this one can know (contract: HA rules §2, row 10). A
 /// switchover asked of a leader that is not there to answer changes nothing about that. A failover to this very member is
 /// a person's will; still nobody leads beside a primary that says it is one.
-fn by_failsafe(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Option<Ruling> {
+fn by_failsafe(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    candidate: Candidate,
+    now: Boottime,
+) -> Option<Ruling> {
     if failsafe::excluded(view, cluster) {
         if !forced(view, cluster) {
             return Some(Ruling::No(NOT_IN_FAILSAFE.to_owned()));
@@ -289,6 +295,10 @@ fn by_failsafe(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -
                 .find_map(|(name, answer)| still_primary(name, answer.as_ref()?))
                 .map(Ruling::No),
         };
+    }
+    if candidate.last_primary && candidate.timeline >= cluster.timeline() {
+        // The last primary of the cluster has promised nothing to a later one: there was none.
+        return None;
     }
     let (name, left) = failsafe::young(view, cluster, memory, now)?;
     Some(Ruling::No(format!(

@@ -1,5 +1,8 @@
 //! A leader stops and something that PostgreSQL's own shutdown waits for does not come: a receiver that is frozen, an
 //! archive that hangs.
+//!
+//! The bounds are twice what a quiet machine needs, and less than what it takes where PostgreSQL is waited for: from five
+//! seconds (SIGTERM) to half a minute (switchover).
 
 use std::time::{Duration, Instant};
 
@@ -101,7 +104,7 @@ async fn a_frozen_receiver_does_not_hold_up_a_switchover() {
     switchover(&cluster, old, new).await;
     let gap = gap(&witnesses, old, new).await;
     println!("write gap of a switchover beside a frozen receiver: {gap:?}");
-    assert!(gap < Duration::from_secs(2), "write gap {gap:?}");
+    assert!(gap < Duration::from_secs(3), "write gap {gap:?}");
     assert_eq!(missing(&cluster.nodes[new], &witnesses[old]).await, 0, "lost");
     let log = cluster.nodes[old].log();
     assert!(log.contains("released the leader lock before the end"), "{log}");
@@ -132,7 +135,7 @@ async fn a_sender_that_cannot_get_rid_of_its_data_does_not_hold_up_a_switchover(
     println!("switchover took {:?}", asked.elapsed());
     let gap = gap(&witnesses, old, new).await;
     println!("write gap of a switchover beside a blocked sender: {gap:?}");
-    assert!(gap < Duration::from_secs(4), "write gap {gap:?}");
+    assert!(gap < Duration::from_secs(5), "write gap {gap:?}");
     assert_eq!(missing(&cluster.nodes[new], &witnesses[old]).await, 0, "lost");
     follows(&cluster.nodes[old]).await;
     cluster.nodes[frozen].signal(receiver, "CONT");
@@ -222,7 +225,7 @@ async fn a_hanging_archive_does_not_hold_up_the_end_of_a_leader() {
     let new = cluster.other_leader(old, SOON).await;
     let gap = gap(&witnesses, old, new).await;
     println!("write gap of a SIGTERM with a hanging archive: {gap:?}");
-    assert!(gap < Duration::from_secs(3), "write gap {gap:?}");
+    assert!(gap < Duration::from_secs(4), "write gap {gap:?}");
     let exit = cluster.nodes[old].wait_exit(DOCKER).await;
     println!("the process was gone after {:?}", asked.elapsed());
     assert!(asked.elapsed() < DOCKER, "gone after {:?}", asked.elapsed());

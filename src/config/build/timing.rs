@@ -6,21 +6,12 @@ use serde_json::{Map, Value, json};
 use super::Builder;
 use crate::{
     config::{document::is_role_override, mistakes::Mistake, other_names::nearest, vars},
-    model::{Timing, merge_patch, read_bool, unkept_promises},
+    model::{Timing, merge_patch, unkept_promises},
 };
 
 const TTL: &str = "bootstrap.dcs.ttl";
 const LOOP_WAIT: &str = "bootstrap.dcs.loop_wait";
 const RETRY_TIMEOUT: &str = "bootstrap.dcs.retry_timeout";
-
-/// Keys of the dynamic configuration that are known but read by nobody yet, and do no harm unread.
-const NOT_YET: &[&str] = &[
-    "slots",
-    "permanent_slots",
-    "permanent_replication_slots",
-    "ignore_slots",
-    "member_slots_ttl",
-];
 
 /// Keys of the dynamic configuration (contract: environment §4).
 #[rustfmt::skip]
@@ -138,13 +129,6 @@ impl Builder {
                 what: format!("{promise} is"),
             });
         }
-        for key in NOT_YET
-            .iter()
-            .filter(|key| document.get(**key).is_some_and(|v| !is_off(v)))
-        {
-            let origin = self.all.settings.origin("bootstrap.dcs");
-            self.warn(&format!("{origin}: {key} has no effect in this build"));
-        }
     }
 }
 
@@ -177,10 +161,4 @@ impl Builder {
             ));
         }
     }
-}
-
-fn is_off(value: &Value) -> bool {
-    read_bool(value) == Some(false)
-        || value.as_object().is_some_and(Map::is_empty)
-        || value.as_array().is_some_and(Vec::is_empty)
 }

@@ -60,8 +60,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn only_a_walsender_of_this_postmaster_is_signalled() {
+    #[tokio::test]
+    async fn only_a_walsender_of_this_postmaster_is_signalled() {
         let me = i32::try_from(std::process::id()).expect("a pid");
         // A child of ours that is no walsender, and a walsender of nobody.
         let mut child = std::process::Command::new("sleep")
