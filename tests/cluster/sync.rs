@@ -173,7 +173,13 @@ async fn a_lost_synchronous_standby_is_replaced_and_a_lost_leader_is_followed_by
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strict_mode_acknowledges_nothing_without_a_standby_and_goes_on_with_one() {
-    let mut cluster = start(json!({"synchronous_mode": true, "synchronous_mode_strict": true})).await;
+    // From the first moment of the cluster on.
+    let mut cluster = Cluster::prepare(NAMES);
+    for node in &mut cluster.nodes {
+        let config = "{synchronous_mode: true, synchronous_mode_strict: true}";
+        node.set("HOWDAH_BOOTSTRAP_DCS", config).start();
+    }
+    cluster.healthy().await;
     let leader = cluster.leader(SOON).await;
     let standby = wait_role(&cluster, leader, "sync_standby", 1).await[0];
     let other = 3 - leader - standby;
@@ -362,4 +368,34 @@ async fn an_agent_that_is_killed_leaves_what_commits_wait_for_as_it_is() {
     let leader = cluster.healthy().await;
     wait_role(&cluster, leader, "sync_standby", 1).await;
     nothing_lost(&cluster.nodes[leader], &written).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_synchronous_standby_that_is_stopped_in_order_is_replaced_first() {
+    let mut cluster = start(json!({"synchronous_mode": true, "synchronous_mode_strict": true})).await;
+    let leader = cluster.leader(SOON).await;
+    let standby = wait_role(&cluster, leader, "sync_standby", 1).await[0];
+    let other = 3 - leader - standby;
+    cluster.nodes[standby].stop(SOON).await;
+    let log = cluster.nodes[standby].log();
+    assert!(
+        !log.contains("stopping as a synchronous standby"),
+        "the leader has chosen another before it stopped"
+    );
+    let found = with_role(&cluster, leader, "sync_standby")
+        .await
+        .expect("GET /cluster");
+    assert!(!found.contains(&standby), "{found:?}");
+    wait_role(&cluster, leader, "sync_standby", 1).await;
+    // It is back as what it was before: nothing of its leaving stays.
+    cluster.nodes[standby].start();
+    cluster.nodes[standby].wait_streaming(SOON).await;
+    cluster.nodes[other].stop(SOON).await;
+    wait_for("the first one again", SOON, async || {
+        match with_role(&cluster, leader, "sync_standby").await?.as_slice() {
+            [one] if *one == standby => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    })
+    .await;
 }
