@@ -6,6 +6,7 @@
 //! | module      | what is broken there                                                       |
 //! |-------------|----------------------------------------------------------------------------|
 //! | `comeback`  | all members stop and return, in any order                                   |
+//! | `failsafe`  | etcd, while the members see each other                                      |
 //! | `footprint` | nothing: a member does not grow                                             |
 //! | `outage`    | etcd                                                                        |
 //! | `readme`    | nothing: README's example runs as it is written                             |
@@ -29,12 +30,16 @@ mod comeback;
     reason = "shared with the DCS contract ring, which uses more of it"
 )]
 mod etcd;
+#[path = "cluster/failsafe.rs"]
+mod failsafe;
 #[path = "cluster/footprint.rs"]
 mod footprint;
 #[path = "common/node.rs"]
 mod node;
 #[path = "cluster/outage.rs"]
 mod outage;
+#[path = "common/proxy.rs"]
+mod proxy;
 #[path = "cluster/readme.rs"]
 mod readme;
 #[path = "cluster/refusals.rs"]
@@ -83,6 +88,16 @@ impl Cluster {
         let mut cluster = Self::prepare(names);
         for node in &mut cluster.nodes {
             node.start();
+        }
+        cluster.healthy().await;
+        cluster
+    }
+
+    /// The same, in which a leader that loses the store is demoted even if all members see each other.
+    async fn without_failsafe(names: &[&str]) -> Self {
+        let mut cluster = Self::prepare(names);
+        for node in &mut cluster.nodes {
+            node.set("HOWDAH_BOOTSTRAP_DCS", "{failsafe_mode: false}").start();
         }
         cluster.healthy().await;
         cluster

@@ -12,12 +12,9 @@ use crate::{
     clock::Boottime,
     dcs::{Key, When},
     ha::{DcsView, View, history},
-    model::{Cluster, Lsn, MemberName, StatusKey, Timeline, read_int},
+    model::{Cluster, Lsn, MemberName, StatusKey, Timeline},
     postgres::query::{LocalView, Slot, Where},
 };
-
-/// Slots of members that are away go after this long (`member_slots_ttl`).
-const MEMBER_SLOTS_TTL: Duration = Duration::from_secs(1800);
 
 impl Agent {
     pub(super) async fn leader_duties(&mut self, view: &View) {
@@ -82,8 +79,7 @@ impl Agent {
         for slot in &wanted {
             self.slots_seen.insert(slot.clone(), now);
         }
-        let ttl = self.dynamic.raw.get("member_slots_ttl").and_then(read_int);
-        let ttl = ttl.map_or(MEMBER_SLOTS_TTL, |s| Duration::from_secs(s.unsigned_abs()));
+        let ttl = self.dynamic.member_slots_ttl;
         for slot in missing(&wanted, &answer.slots) {
             match self.instance.create_slot(slot).await {
                 Ok(()) => info!(slot, "created the replication slot of a member"),
@@ -94,7 +90,8 @@ impl Agent {
         for slot in cluster.status.retain_slots.iter().flatten() {
             self.slots_seen.entry(slot.clone()).or_insert(now);
         }
-        for slot in &answer.slots {
+        // Contract: HA rules §13: nothing is dropped in a paused cluster.
+        for slot in answer.slots.iter().filter(|_| !self.dynamic.pause) {
             let Some(seen) = self.slots_seen.get(&slot.slot_name).copied() else {
                 continue;
             };
@@ -146,7 +143,7 @@ impl Agent {
             let name = &slot.slot_name;
             is_member_slot(slot) && !slot.active && members.contains(name) && !wanted.contains(name)
         };
-        for slot in answer.slots.iter().filter(stale) {
+        for slot in answer.slots.iter().filter(stale).filter(|_| !self.dynamic.pause) {
             match self.instance.drop_slot(&slot.slot_name).await {
                 Ok(()) => info!(
                     slot = slot.slot_name,
@@ -284,6 +281,7 @@ mod tests {
 
     #[test]
     fn a_slot_goes_only_when_its_member_has_been_away_long_enough() {
+        const MEMBER_SLOTS_TTL: Duration = Duration::from_secs(1800);
         let wanted = BTreeSet::from(["b".to_owned()]);
         let (short, long) = (Duration::from_secs(10), Duration::from_secs(3600));
         assert!(abandoned(&slot("x", false), &wanted, long, MEMBER_SLOTS_TTL));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View,
+    Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View, election, failsafe,
     handover::{self, Request},
     lease, successor,
     view::give_up,
@@ -19,7 +19,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     };
     let until_demotion = lease::deadlines(hold).demote_at.since(now);
     let plan = match &view.local {
-        Local::Running(running) if running.is_primary() => primary(view, cluster, running, now),
+        Local::Running(running) if running.is_primary() => primary(view, cluster, memory, running, now),
         Local::Running(running) => replica(view, cluster, memory, running, now),
         Local::Silent { since, why, .. } => silent(view, cluster, *since, *why, now),
         _ => Plan::wait("the local postgres is not there"),
@@ -78,6 +78,9 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if behind && !memory.followed {
         return give_up(memory, now, "our timeline is older than the cluster's");
     }
+    if failsafe::excluded(view, cluster) && !election::forced(view, cluster) {
+        return give_up(memory, now, election::NOT_IN_FAILSAFE);
+    }
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         // Nothing was asked of postgres: it stays the replica it is.
         return give_up(memory, now, "pre_promote refused the promotion");
@@ -104,7 +107,15 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     Plan::act("holding the lock, promoting", actions)
 }
 
-fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Plan {
+fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
+    if running.timeline < cluster.timeline() && !view.dynamic.pause {
+        // The lock came back after others had led: what this primary has written since is another history.
+        return view.demote(
+            DemoteMode::ImmediateNoLock,
+            now,
+            "the cluster has moved on to a later timeline",
+        );
+    }
     match handover::requested(view, cluster, running.position(), now) {
         None => {}
         Some(Request::Drop(why)) => return handover::dropped(why),
@@ -117,14 +128,6 @@ fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> 
             return Plan::begin(because, Job::Demote { mode, deadline });
         }
     }
-    if running.timeline < cluster.timeline() {
-        // The lock came back after others had led: what this primary has written since is another history.
-        return view.demote(
-            DemoteMode::ImmediateNoLock,
-            now,
-            "the cluster has moved on to a later timeline",
-        );
-    }
     let mut actions = Vec::new();
     if let (None, Some(mine)) = (cluster.system_id(), &running.system_id) {
         actions.push(Action::WriteInitialize(mine.clone(), cluster.initialize_version));
@@ -133,5 +136,16 @@ fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> 
         actions.push(Action::WriteConfig);
     }
     actions.push(Action::LeaderDuties);
-    Plan::act("the leader with the lock", actions)
+    match failsafe::duty(view, cluster, memory, now) {
+        None => Plan::act("the leader with the lock", actions),
+        Some((write, memory)) => {
+            actions.push(write);
+            let mut plan = Plan::act(
+                "the leader with the lock, writing who may lead into /failsafe",
+                actions,
+            );
+            plan.memory = Some(memory);
+            plan
+        }
+    }
 }

@@ -33,6 +33,24 @@ impl Tags {
         self.0.get("failover_priority").and_then(read_int).unwrap_or(1)
     }
 
+    /// Must never be a synchronous standby: `nosync`, or, where that is not given, `sync_priority` of 0 or less.
+    #[must_use]
+    pub fn nosync(&self) -> bool {
+        match self.0.get("nosync").and_then(read_bool) {
+            Some(flag) => flag,
+            None => self.sync_priority() <= 0,
+        }
+    }
+
+    /// Higher is chosen first as a synchronous standby; 1 unless given, 0 with `nosync: true`.
+    #[must_use]
+    pub fn sync_priority(&self) -> i64 {
+        if self.0.get("nosync").and_then(read_bool) == Some(true) {
+            return 0;
+        }
+        self.0.get("sync_priority").and_then(read_int).unwrap_or(1)
+    }
+
     /// Not to be used for read-only traffic.
     #[must_use]
     pub fn noloadbalance(&self) -> bool {

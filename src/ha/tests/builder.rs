@@ -160,7 +160,9 @@ pub(super) fn view() -> Build {
         finished: None,
         peers: None,
         leader_probe: None,
+        failsafe: crate::ha::failsafe::Sight::default(),
         shutdown: None,
+        contained: true,
         memory: Memory::default(),
     };
     Build {

@@ -13,4 +13,5 @@ mod leader;
 mod life;
 mod manual;
 mod stopping;
+mod why;
 mod world;
