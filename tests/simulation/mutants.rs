@@ -31,6 +31,7 @@ pub(crate) enum Mutant {
     CloneInPlace,
     ErrorDemotes,
     ReusedTimeline,
+    FailsafeIgnoresNo,
 }
 
 /// One row of the table.
@@ -159,6 +160,13 @@ pub(crate) const TABLE: &[Row] = &[
         3000,
         &[Recovery, OneWriter, BoundedLoss],
         "numbers of timelines that others have used are not kept free",
+    ),
+    row(
+        Mutant::FailsafeIgnoresNo,
+        "failsafe_ignores_a_no",
+        1000,
+        &[OneWriter],
+        "a primary without the store goes on whatever the others say",
     ),
 ];
 

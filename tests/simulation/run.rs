@@ -57,6 +57,7 @@ pub(crate) fn setup(seed: u64) -> Setup {
     if rng.chance(20) {
         set("check_timeline", json!(true));
     }
+    set("failsafe_mode", json!(rng.chance(70)));
     let use_slots = rng.chance(80);
     if !use_slots {
         set("postgresql", json!({"use_slots": false}));

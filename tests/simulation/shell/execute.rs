@@ -1,6 +1,6 @@
 //! Plans → the world (`src/agent/execute.rs`). Steps run in order; a refused or failed one ends the turn.
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use howdah::{
     dcs::{Key, When},
@@ -55,6 +55,10 @@ impl Agent {
                     self.cancel_job();
                     true
                 }
+                Action::AskConsent(of) => {
+                    self.ask_consent(of);
+                    true
+                }
                 Action::Follow(upstream) => self.follow(upstream.as_ref()),
                 Action::LeaderDuties => {
                     if let DcsView::Known { cluster } = &view.dcs {
@@ -78,7 +82,7 @@ impl Agent {
                 if taken {
                     self.world.note_acquired(self.node);
                 }
-                taken
+                taken && !self.view_is_old()
             }
             Action::RenewLock => matches!(self.lease.renew().await, Ok(true)),
             Action::ReleaseLock(end) => {
@@ -105,6 +109,18 @@ impl Agent {
                 let write = self.dcs.write(Key::Initialize, when, move |cluster, version| {
                     cluster.initialize = Some(text);
                     cluster.initialize_version = Some(version);
+                });
+                matches!(self.in_time(write).await, Ok(Some(_)))
+            }
+            Action::WriteFailsafe { members, under } => {
+                let when = under.map_or(When::Absent, When::Version);
+                let value = members
+                    .iter()
+                    .map(|(name, url)| (name.0.clone(), url.clone().into()))
+                    .collect();
+                let write = self.dcs.write(Key::Failsafe, when, move |cluster, version| {
+                    cluster.failsafe = Some(value);
+                    cluster.failsafe_version = Some(version);
                 });
                 matches!(self.in_time(write).await, Ok(Some(_)))
             }
@@ -146,9 +162,16 @@ impl Agent {
                 .last_cluster
                 .borrow()
                 .as_ref()
-                .map(|cluster| cluster.status.clone())
+                .map(|(cluster, _)| cluster.status.clone())
                 .unwrap_or_default(),
         }
+    }
+
+    /// A lock taken on a view from long ago proves too little.
+    fn view_is_old(&self) -> bool {
+        let ttl = self.dynamic.borrow().timing.ttl;
+        let asked_at = self.last_cluster.borrow().as_ref().map(|(_, at)| *at);
+        asked_at.is_none_or(|at| self.now().since(at) >= ttl / 2)
     }
 
     async fn in_time<T>(&self, write: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
@@ -185,7 +208,7 @@ impl Agent {
         let agent = self.world.nodes[self.node].agent.borrow().clone();
         let Some(agent) = agent else { return };
         let status = self.last_status(view);
-        let cluster = self.last_cluster.borrow().clone();
+        let cluster = self.last_cluster.borrow().as_ref().map(|(cluster, _)| Arc::clone(cluster));
         self.world.sim.spawn(self.proc, async move {
             let context = jobs::Context {
                 agent: Rc::clone(&agent),

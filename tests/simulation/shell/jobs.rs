@@ -43,7 +43,7 @@ impl Context {
             Job::Bootstrap => self.bootstrap().await,
             Job::Clone { from, keep: _ } => self.clone_from(from).await,
             Job::Rewind(to) => self.rewind(to).await,
-            Job::Start(start_as) => self.start(start_as).await,
+            Job::Start(start_as) => self.start(start_as, false).await,
             Job::Restart => self.restart().await,
             Job::Promote => self.promote().await,
             Job::Demote { mode, deadline } => self.demote(*mode, *deadline).await,
@@ -280,12 +280,14 @@ impl Context {
         }
     }
 
-    async fn start(&self, start_as: &StartAs) -> Outcome {
+    async fn start(&self, start_as: &StartAs, free: bool) -> Outcome {
         let (agent, world) = (&self.agent, &self.agent.world);
         let pg = &world.nodes[agent.node].pg;
         let limit = match start_as {
             StartAs::Primary => {
-                self.may_lead()?;
+                if !free {
+                    self.may_lead()?;
+                }
                 agent.dynamic.borrow().primary_start_timeout.max(Duration::from_secs(1))
             }
             StartAs::Replica(_) => REPLICA_START_LIMIT,
@@ -362,7 +364,9 @@ impl Context {
                 port: 5432,
             }))
         };
-        self.start(&start_as).await
+        // A person asks for it, and a paused primary needs no lock.
+        let free = agent.dynamic.borrow().pause;
+        self.start(&start_as, free).await
     }
 
     /// Resolves when there is no time left.

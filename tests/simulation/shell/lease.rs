@@ -9,7 +9,10 @@ use std::{
 use howdah::{
     clock::Boottime,
     dcs::{Hold, Lock},
-    ha::lease::{attempt_limit, deadlines, interval},
+    ha::{
+        failsafe::{Promise, Promises, Question},
+        lease::{Right, attempt_limit, deadlines, interval},
+    },
     model::{MemberName, StatusKey},
 };
 
@@ -46,10 +49,10 @@ pub(crate) struct Lease {
     proc: Proc,
     pub(crate) dcs: Rc<Client>,
     turn: Turn,
-    hold: Cell<Option<Hold>>,
+    right: Cell<Option<Right>>,
     keep: Cell<bool>,
     /// Hold or keep has changed.
-    changed: Bell,
+    pub(super) changed: Bell,
     pub(crate) losses: Cell<u64>,
     given_up: Cell<u64>,
     fence_at: Cell<Option<Boottime>>,
@@ -58,6 +61,19 @@ pub(crate) struct Lease {
     pub(crate) left_to_expire: Cell<bool>,
     unsure: Cell<bool>,
     forgotten: Cell<bool>,
+    /// Requests for the lock that are on their way.
+    asking: Cell<usize>,
+    promises: RefCell<Promises>,
+    unfenced: Cell<bool>,
+}
+
+/// A request for the lock is on its way while this lives.
+struct Asking<'a>(&'a Lease);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.asking.set(self.0.asking.get() - 1);
+    }
 }
 
 impl Lease {
@@ -74,7 +90,7 @@ impl Lease {
             proc,
             dcs,
             turn: Turn::default(),
-            hold: Cell::new(adopted),
+            right: Cell::new(adopted.map(Right::Lease)),
             keep: Cell::new(adopted.is_some()),
             changed: Bell::default(),
             losses: Cell::new(0),
@@ -85,6 +101,9 @@ impl Lease {
             left_to_expire: Cell::new(false),
             unsure: Cell::new(false),
             forgotten: Cell::new(false),
+            asking: Cell::new(0),
+            promises: RefCell::default(),
+            unfenced: Cell::new(false),
         })
     }
 
@@ -97,7 +116,83 @@ impl Lease {
     }
 
     pub(crate) fn hold(&self) -> Option<Hold> {
-        self.hold.get()
+        self.right().map(|right| right.hold())
+    }
+
+    pub(crate) fn right(&self) -> Option<Right> {
+        self.right.get()
+    }
+
+    /// All other members have accepted this primary, by questions sent at `asked_at` and later.
+    pub(super) fn extend(&self, asked_at: Boottime) -> bool {
+        let Some(hold) = self.hold() else { return false };
+        let still = self.now().since(self.beat.get());
+        if !self.keep.get() || still > hold.ttl || asked_at <= hold.sent_at {
+            return false;
+        }
+        let right = Right::Consent {
+            asked_at,
+            ttl: hold.ttl,
+            lease: hold.lease,
+        };
+        self.fence_until(&right.hold());
+        let host = &self.world.nodes[self.node];
+        let ago = host.clock.lasts(self.now().since(asked_at));
+        host.good_renewal(self.sim().now().saturating_sub(ago), hold.ttl);
+        self.right.set(Some(right));
+        self.changed.ring(self.sim());
+        true
+    }
+
+    /// Promises that this member takes no lock for `ttl` from now. Refused while it has the lock or asks for it.
+    pub(super) fn promise(&self, to: MemberName, question: Question, ttl: Duration) -> bool {
+        if self.asking.get() > 0 || self.counts() {
+            return false;
+        }
+        self.promises.borrow_mut().give(to, question, ttl, self.now());
+        true
+    }
+
+    pub(super) fn take_promise_back(&self, to: &MemberName, question: Question) {
+        self.promises.borrow_mut().take_back(to, question);
+    }
+
+    pub(super) fn promised(&self) -> Option<Promise> {
+        self.promises.borrow().binding(self.now())
+    }
+
+    /// Whether init fences this node; not while the cluster is paused.
+    pub(super) fn set_fenced(&self, fenced: bool) {
+        if self.unfenced.get() != fenced {
+            return;
+        }
+        self.unfenced.set(!fenced);
+        match self.hold().filter(|hold| self.counting(hold)) {
+            Some(hold) if fenced => self.fence_until(&hold),
+            _ if fenced => {}
+            _ => {
+                self.fence_at.set(None);
+                self.world.nodes[self.node].init.set_fence(self.sim(), None);
+            }
+        }
+    }
+
+    fn fence_until(&self, hold: &Hold) {
+        if self.unfenced.get() {
+            return;
+        }
+        let fence_at = deadlines(hold).fence_at;
+        let record = (self.world.mutant != Some(Mutant::NoDeadline)).then_some((fence_at, hold.lease));
+        self.world.nodes[self.node].init.set_fence(self.sim(), record);
+        self.fence_at.set(Some(fence_at));
+    }
+
+    fn begin_asking(&self) -> Option<Asking<'_>> {
+        if self.promised().is_some() {
+            return None;
+        }
+        self.asking.set(self.asking.get() + 1);
+        Some(Asking(self))
     }
 
     fn counting(&self, hold: &Hold) -> bool {
@@ -183,6 +278,9 @@ impl Lease {
             let answer = async {
                 let _turn = me.take_turn().await;
                 let given_up = me.given_up.get();
+                let Some(_asking) = me.begin_asking() else {
+                    return Err(Trouble::Answer);
+                };
                 me.unsure.set(true);
                 let answer = if free { me.dcs.acquire().await } else { me.dcs.renew().await };
                 answer.map(|answer| me.wanted(answer, given_up))
@@ -231,7 +329,7 @@ impl Lease {
     fn give_up(&self) {
         self.given_up.set(self.given_up.get() + 1);
         self.fence_at.set(None);
-        self.hold.set(None);
+        self.right.set(None);
         self.changed.ring(self.sim());
         self.world.nodes[self.node].init.set_fence(self.sim(), None);
     }
@@ -273,14 +371,12 @@ impl Lease {
         match answer {
             Lock::Held(_) if discarded => false,
             Lock::Held(hold) => {
-                let fence_at = deadlines(&hold).fence_at;
-                let record = (self.world.mutant != Some(Mutant::NoDeadline)).then_some((fence_at, hold.lease));
-                self.world.nodes[self.node].init.set_fence(self.sim(), record);
-                self.fence_at.set(Some(fence_at));
+                self.fence_until(&hold);
+                *self.promises.borrow_mut() = Promises::default();
                 *self.lost_to.borrow_mut() = None;
                 self.left_to_expire.set(false);
                 self.forgotten.set(false);
-                self.hold.set(Some(hold));
+                self.right.set(Some(Right::Lease(hold)));
                 self.changed.ring(self.sim());
                 true
             }
@@ -288,7 +384,7 @@ impl Lease {
                 *self.lost_to.borrow_mut() = holder;
                 if self.hold().is_some() {
                     self.losses.set(self.losses.get() + 1);
-                    self.hold.set(None);
+                    self.right.set(None);
                     self.changed.ring(self.sim());
                     if let Some(agent) = self.world.nodes[self.node].agent.borrow().as_ref() {
                         agent.wake.ring(self.sim());
@@ -339,6 +435,7 @@ impl Lease {
         if !self.keep.get() || self.hold().is_none() {
             return;
         }
+        let Some(_asking) = self.begin_asking() else { return };
         let limit = attempt_limit(current.ttl);
         let answer = race(self.dcs.renew(), self.world.local_sleep(self.node, limit)).await;
         match answer {

@@ -1,6 +1,7 @@
 //! The shell around the decision, as in `src/agent`: one loop that observes, asks the shipped `ha::decide`, and has the
 //! answer carried out. Written after the original step by step; where this one is wrong, the runs are worth nothing.
 
+mod canvass;
 mod execute;
 pub(crate) mod init;
 mod jobs;
@@ -69,6 +70,8 @@ struct Slot {
 pub(crate) struct Snapshot {
     pub(crate) at: Boottime,
     pub(crate) status: Option<PeerStatus>,
+    /// Runs as a primary, as far as it knows.
+    pub(crate) primary: bool,
 }
 
 enum Step {
@@ -97,7 +100,9 @@ pub(crate) struct Agent {
     memory: RefCell<Memory>,
     sight: RefCell<Local>,
     sight_at: Cell<Boottime>,
-    last_cluster: RefCell<Option<Arc<Cluster>>>,
+    /// The last good read of the store, and when it was asked for.
+    last_cluster: RefCell<Option<(Arc<Cluster>, Boottime)>>,
+    round: RefCell<Option<Rc<canvass::Round>>>,
     dcs_down_since: Cell<Option<Boottime>>,
     shutdown: Cell<Option<Shutdown>>,
     hurried: Cancel,
@@ -181,6 +186,7 @@ impl Agent {
             }),
             sight_at: Cell::new(Boottime(0)),
             last_cluster: RefCell::default(),
+            round: RefCell::default(),
             dcs_down_since: Cell::default(),
             shutdown: Cell::new(world.nodes[node].stopping.get().then_some(Shutdown::HandOver)),
             hurried: Cancel::default(),
@@ -189,6 +195,7 @@ impl Agent {
             snapshot: RefCell::new(Snapshot {
                 at: Boottime(0),
                 status: None,
+                primary: false,
             }),
             touched: RefCell::default(),
             said: RefCell::default(),

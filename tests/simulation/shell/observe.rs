@@ -30,11 +30,12 @@ impl Agent {
                 _ => None,
             }
         };
+        let asked_at = self.now();
         let (store, ()) = both(store, self.look()).await;
         let dcs = match store {
             Some(cluster) => {
                 self.dcs_down_since.set(None);
-                self.note_cluster(&cluster).await;
+                self.note_cluster(&cluster, asked_at).await;
                 DcsView::Known { cluster }
             }
             None => {
@@ -57,7 +58,9 @@ impl Agent {
             finished: self.finished.borrow().clone(),
             peers: None,
             leader_probe: None,
+            failsafe: self.failsafe_sight(),
             shutdown: self.shutdown.get(),
+            contained: true,
             memory: self.memory.borrow().clone(),
         }
     }
@@ -65,7 +68,7 @@ impl Agent {
     fn read_limit(&self) -> Duration {
         let retry = self.dynamic.borrow().timing.retry_timeout;
         let usual = (retry / 3).clamp(Duration::from_millis(500), Duration::from_secs(3));
-        match self.lease.hold() {
+        match self.pressing_hold() {
             Some(hold) => {
                 let left = lease::deadlines(&hold).demote_at.since(self.now());
                 usual.min(left).max(Duration::from_millis(50))
@@ -74,8 +77,13 @@ impl Agent {
         }
     }
 
-    async fn note_cluster(&self, cluster: &Arc<howdah::model::Cluster>) {
-        *self.last_cluster.borrow_mut() = Some(Arc::clone(cluster));
+    /// The hold whose end limits everything; in a paused cluster a primary goes on without one.
+    fn pressing_hold(&self) -> Option<howdah::dcs::Hold> {
+        self.lease.hold().filter(|_| !self.dynamic.borrow().pause)
+    }
+
+    async fn note_cluster(&self, cluster: &Arc<howdah::model::Cluster>, asked_at: Boottime) {
+        *self.last_cluster.borrow_mut() = Some((Arc::clone(cluster), asked_at));
         if !cluster.is_leader(&self.world.nodes[self.node].name) {
             self.lease.seen_elsewhere();
         }
@@ -86,6 +94,7 @@ impl Agent {
         let dynamic = Arc::new(Dynamic::from_map(raw));
         self.config_version.set(cluster.config_version);
         let old = self.dynamic.replace(Arc::clone(&dynamic));
+        self.lease.set_fenced(!dynamic.pause);
         if old.timing != dynamic.timing {
             self.dcs.set_timing(dynamic.timing.ttl, dynamic.timing.retry_timeout);
             if self.lease.counts() {
@@ -152,7 +161,7 @@ impl Agent {
     async fn query(&self, at: Boottime) -> Local {
         let world = &self.world;
         let host = &world.nodes[self.node];
-        let limit = self.lease.hold().map_or(QUERY_LIMIT, |hold| {
+        let limit = self.pressing_hold().map_or(QUERY_LIMIT, |hold| {
             let left = lease::deadlines(&hold).demote_at.since(at);
             left.clamp(HURRIED_QUERY_LIMIT, QUERY_LIMIT)
         });

@@ -30,6 +30,7 @@ impl Agent {
         };
         *self.snapshot.borrow_mut() = Snapshot {
             at: self.sight_at.get(),
+            primary: status.as_ref().is_some_and(|status| !status.in_recovery),
             status,
         };
     }
