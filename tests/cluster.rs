@@ -8,9 +8,13 @@
 //! | `comeback`  | all members stop and return, in any order                                   |
 //! | `failsafe`  | etcd, while the members see each other                                      |
 //! | `footprint` | nothing: a member does not grow                                             |
+//! | `manual`    | nothing: people ask for things, now and later                               |
 //! | `outage`    | etcd                                                                        |
+//! | `pause`     | what runs, while nobody is to do anything about it                          |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
+//! | `sync`      | standbys and leaders of clusters in a synchronous mode                      |
+//! | `stop`      | what PostgreSQL's own shutdown waits for: receivers, the archive            |
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -34,16 +38,24 @@ mod etcd;
 mod failsafe;
 #[path = "cluster/footprint.rs"]
 mod footprint;
+#[path = "cluster/manual.rs"]
+mod manual;
 #[path = "common/node.rs"]
 mod node;
 #[path = "cluster/outage.rs"]
 mod outage;
+#[path = "cluster/pause.rs"]
+mod pause;
 #[path = "common/proxy.rs"]
 mod proxy;
 #[path = "cluster/readme.rs"]
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/stop.rs"]
+mod stop;
+#[path = "cluster/sync.rs"]
+mod sync;
 #[path = "common/witness.rs"]
 mod witness;
 

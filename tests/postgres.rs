@@ -176,7 +176,7 @@ impl Bench {
             &hba::render(&hba::default_lines("admin user", false, &[])).unwrap(),
         )
         .unwrap();
-        conf.strip_auto_conf().unwrap();
+        conf.strip_auto_conf(&[]).unwrap();
         conf.set_standby(follow.is_some()).unwrap();
         let mut command = tokio::process::Command::new(self.binaries.path("postgres"));
         command

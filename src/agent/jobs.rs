@@ -11,11 +11,13 @@ use super::{
     instance::{Instance, Progress, PromoteFailed, UNFINISHED, chain},
     job::Outcome,
     lease::Lease,
+    orderly_stop::{self, Lock},
 };
 use crate::{
+    client::Client,
     clock::Boottime,
     dcs::{Dcs, DcsError, Key, When, Written},
-    ha::{self, DemoteMode, Failure, Job, StartAs},
+    ha::{self, DemoteMode, Failure, Job, StartAs, heirs::Heirs},
     model::{Dynamic, HistoryRow, Lsn, MemberName, StatusKey, SystemId, Version},
     postgres::{
         datadir::INCOMPLETE,
@@ -46,6 +48,10 @@ pub(super) struct Context {
     pub(super) me: MemberName,
     /// Members that may lead after us.
     pub(super) successors: Vec<MemberName>,
+    /// Those of them to be asked whether they have everything, once a primary is shut down.
+    pub(super) heirs: Heirs,
+    /// For asking them.
+    pub(super) http: Client,
     /// For people who watch.
     pub(super) progress: watch::Sender<Option<Progress>>,
     /// The version of `/initialize` that our claim to bootstrap has.
@@ -66,7 +72,7 @@ const PROMOTE_MOST: Duration = Duration::from_secs(3600);
 const RECEIVER_WAIT: Duration = Duration::from_secs(2);
 const RECEIVER_EVERY: Duration = Duration::from_millis(50);
 /// Stopping by force where no fence deadline says how much time there is.
-const FORCED_STOP: Duration = Duration::from_secs(3);
+pub(super) const FORCED_STOP: Duration = Duration::from_secs(3);
 
 /// Reading the new timeline after a promotion.
 const HISTORY_LIMIT: Duration = Duration::from_secs(2);
@@ -229,7 +235,7 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
         lease: Until::of(context, cancel).lease.filter(|_| primary),
         cancel: &never,
     };
-    stop(context, StopMode::Fast, ladder, &until).await?;
+    orderly_stop::stop(context, ladder, &until, Lock::Kept).await?;
     if cancel.is_cancelled() {
         if primary {
             release(context).await;
@@ -241,10 +247,10 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
 }
 
 /// What makes a gentle step too slow.
-struct Until<'a> {
+pub(super) struct Until<'a> {
     /// Only of a hold that counted at the begin: without one there is nothing to wait for.
-    lease: Option<&'a Lease>,
-    cancel: &'a CancellationToken,
+    pub(super) lease: Option<&'a Lease>,
+    pub(super) cancel: &'a CancellationToken,
 }
 
 impl<'a> Until<'a> {
@@ -256,7 +262,7 @@ impl<'a> Until<'a> {
     }
 
     /// Resolves with why there is no time left. Cancel-safe: it only waits.
-    async fn over(&self) -> &'static str {
+    pub(super) async fn over(&self) -> &'static str {
         let expired = async {
             match self.lease {
                 Some(lease) => lease.expired().await,
@@ -320,25 +326,8 @@ fn is_successor(sender: &WalSender, successors: &[MemberName]) -> bool {
         && successors.iter().any(|name| name.0 == sender.application_name)
 }
 
-/// Stops postgres; when the time is over on the way, by force and before init has to. Returns what ended it.
-async fn stop(
-    context: &Context,
-    mode: StopMode,
-    ladder: StopLadder,
-    until: &Until<'_>,
-) -> Result<String, String> {
-    // Cancel-safe: the owner of the process goes on with a stop nobody waits for; a harder one escalates it.
-    tokio::select! {
-        biased;
-        stopped = context.instance.stop(mode, ladder) => stopped,
-        because = until.over(), if mode < StopMode::Immediate => {
-            warn!(because, "stopping postgres by force");
-            stop_by_force(context).await
-        }
-    }
-}
-
-async fn stop_by_force(context: &Context) -> Result<String, String> {
+/// Before init has to. Returns what ended it.
+pub(super) async fn stop_by_force(context: &Context) -> Result<String, String> {
     let left = context.lease.fence_left().unwrap_or(FORCED_STOP).min(FORCED_STOP);
     context.instance.stop(StopMode::Immediate, forced(left)).await
 }
@@ -444,13 +433,18 @@ async fn demote(
     }
     let checkpoint_done = Boottime::now();
     let left = deadline.since(checkpoint_done);
-    let stop_mode = match mode {
-        DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Offline => StopMode::Fast,
-        DemoteMode::Immediate | DemoteMode::ImmediateNoLock => StopMode::Immediate,
+    let orderly = async |lock| orderly_stop::stop(context, ladder(left), &until, lock).await;
+    let stopped = match mode {
+        DemoteMode::Graceful | DemoteMode::Fast => orderly(Lock::GivenAway).await?,
+        DemoteMode::Offline => orderly(Lock::Untouched).await?,
+        DemoteMode::Immediate | DemoteMode::ImmediateNoLock => {
+            let by_force = context.instance.stop(StopMode::Immediate, ladder(left));
+            orderly_stop::Stopped::by(by_force.await?)
+        }
     };
-    let stopped = stop(context, stop_mode, ladder(left), &until).await?;
     let stop_done = Boottime::now();
     match mode {
+        DemoteMode::Graceful | DemoteMode::Fast if stopped.released.is_some() => {}
         DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate => release(context).await,
         // The lock is another's or will expire; ours is not to touch it.
         DemoteMode::ImmediateNoLock | DemoteMode::Offline => context.lease.forget(),
@@ -458,8 +452,9 @@ async fn demote(
     info!(
         from = "running",
         to = "stopped",
-        ended_by = stopped,
+        ended_by = stopped.ended_by,
         checkpoint_ms = ms(checkpoint_done.since(begun)),
+        released_early_ms = stopped.released.map(|at| ms(at.since(checkpoint_done))),
         stop_ms = ms(stop_done.since(checkpoint_done)),
         release_ms = ms(Boottime::now().since(stop_done)),
         "postgres stopped"
@@ -467,9 +462,9 @@ async fn demote(
     Ok(())
 }
 
-/// Only called once postgres is down.
-async fn release(context: &Context) {
-    let end = context.instance.clean_end().await;
+/// Only called once postgres is down, or shut down so far that it cannot write any more ([`orderly_stop`]).
+pub(super) async fn release(context: &Context) {
+    let end = context.instance.handed_over_at().await;
     let text = end.and_then(|end| status_at(&context.status, &context.me, end));
     if !context.lease.may_be_ours() {
         context.lease.forget();
@@ -501,7 +496,7 @@ fn ladder(left: Duration) -> StopLadder {
 }
 
 /// No time for gentleness: immediate for most of it, the last bit belongs to SIGKILL.
-fn forced(left: Duration) -> StopLadder {
+pub(super) fn forced(left: Duration) -> StopLadder {
     StopLadder {
         smart: Duration::ZERO,
         fast: Duration::ZERO,

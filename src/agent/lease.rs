@@ -348,8 +348,8 @@ impl Lease {
         held
     }
 
-    /// Gives the lock up, writing `/status` in the same step; bounded. Call only when postgres cannot write any more:
-    /// whatever the store says, there is no hold afterwards and nothing to fence.
+    /// Gives the lock up, writing `/status` in the same step; bounded. Call only when postgres cannot write any more
+    /// (it is down, in recovery, or shut down and only serving receivers, see `orderly_stop`): whatever the store says, there is no hold afterwards and nothing to fence.
     pub async fn release(&self, status: Option<&str>) -> Result<(), DcsError> {
         self.set_keep(false);
         // First, so that no hold that counts is left when nobody waits for the answer.
@@ -770,6 +770,100 @@ mod tests {
             .await
             .expect("renewed again");
         keeper.abort();
+    }
+
+    fn question(number: u64) -> Question {
+        Question { round: 1, number }
+    }
+
+    #[tokio::test]
+    async fn a_promise_and_a_request_for_the_lock_exclude_each_other() {
+        let store = Store::system();
+        let lease = Lease::new(Arc::new(store.member("b", TTL)), Arc::new(Armed::default()), None);
+        lease
+            .promise("a".into(), question(1), TTL)
+            .expect("free to promise");
+        assert_eq!(lease.promised().map(|promise| promise.to), Some("a".into()));
+        assert!(lease.acquire().await.is_err() && lease.renew().await.is_err());
+        assert!(
+            lease.hold().is_none() && !lease.may_be_ours(),
+            "nothing was asked"
+        );
+        lease.take_promise_back(&"a".into(), question(1));
+        {
+            let _asking = lease.begin_asking().expect("free to ask");
+            assert_eq!(lease.promise("a".into(), question(2), TTL), Err(Unpromised));
+        }
+        assert!(lease.acquire().await.expect("reachable"));
+        assert_eq!(lease.promise("a".into(), question(3), TTL), Err(Unpromised));
+        // What cannot lead any more can promise, and then does not come back with a late renewal.
+        lease.right.send_replace(Some(right_for(Duration::ZERO)));
+        lease.promise("a".into(), question(4), TTL).expect("expired");
+        let expired = lease.hold().expect("not proven lost");
+        lease.attempt(&expired, &mut None).await;
+        assert_eq!(lease.hold(), Some(expired));
+    }
+
+    #[tokio::test]
+    async fn a_promise_of_the_former_role_ends_with_the_lock_in_the_next() {
+        let store = Store::system();
+        let lease = Lease::new(Arc::new(store.member("b", TTL)), Arc::new(Armed::default()), None);
+        lease
+            .promise("a".into(), question(1), MOMENT)
+            .expect("free to promise");
+        tokio::time::sleep(MOMENT * 2).await;
+        assert!(lease.acquire().await.expect("reachable"));
+        assert_eq!(lease.book().promises, Promises::default());
+    }
+
+    #[tokio::test]
+    async fn consent_moves_the_deadline_like_a_renewal_sent_when_it_was_asked_for() {
+        let store = Store::system();
+        let fence = Arc::new(Armed::default());
+        let dyn_fence = Arc::clone(&fence) as Arc<dyn Fence>;
+        let lease = Lease::new(Arc::new(store.member("a", TTL)), dyn_fence, None);
+        assert!(!lease.extend(Boottime::now()), "no right to extend");
+        assert!(lease.acquire().await.expect("reachable"));
+        let first = lease.hold().expect("acquired");
+        assert!(!lease.extend(first.sent_at.minus(MOMENT)), "an older question");
+        let asked_at = first.sent_at + MOMENT;
+        assert!(lease.extend(asked_at));
+        let hold = Hold {
+            sent_at: asked_at,
+            ..first
+        };
+        assert_eq!(lease.hold(), Some(hold));
+        assert!(matches!(lease.right(), Some(Right::Consent { .. })));
+        assert_eq!(fence.until(), Some(deadlines(&hold).fence_at));
+        // A renewal ends it, also if it was sent before the question.
+        assert!(lease.note(Lock::Held(first), 0));
+        assert_eq!(lease.right(), Some(Right::Lease(first)));
+        assert_eq!(fence.until(), Some(deadlines(&first).fence_at));
+        // A loop that does not turn, a right that is let go, a loss that is proven.
+        lease.beat.store(first.sent_at.minus(TTL).0, Ordering::Relaxed);
+        assert!(!lease.extend(asked_at), "the loop does not turn");
+        lease.beat();
+        lease.set_keep(false);
+        assert!(!lease.extend(asked_at), "let go");
+        lease.set_keep(true);
+        lease.note(Lock::Lost(Some("b".into())), 0);
+        assert!(!lease.extend(asked_at), "proven lost");
+    }
+
+    #[tokio::test]
+    async fn a_paused_node_is_not_fenced_and_a_resumed_one_by_its_present_right() {
+        let store = Store::system();
+        let fence = Arc::new(Armed::default());
+        let dyn_fence = Arc::clone(&fence) as Arc<dyn Fence>;
+        let lease = Lease::new(Arc::new(store.member("a", TTL)), dyn_fence, None);
+        assert!(lease.acquire().await.expect("reachable"));
+        assert!(fence.until().is_some());
+        lease.set_fenced(false);
+        assert!(fence.until().is_none() && lease.fence_left().is_none());
+        assert!(lease.renew().await.expect("reachable"));
+        assert!(fence.until().is_none(), "not by a renewal either");
+        lease.set_fenced(true);
+        assert_eq!(fence.until(), lease.hold().map(|hold| deadlines(&hold).fence_at));
     }
 
     /// A signal drops the turn that asked for the lock; what the store did must be known all the same.

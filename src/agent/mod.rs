@@ -19,11 +19,14 @@ mod jobs;
 pub mod lease;
 mod namesake;
 mod observe;
+mod orderly_stop;
 mod publish;
 mod reload;
 mod requests;
 pub mod signals;
 pub mod start;
+mod stuck_senders;
+mod sync;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -212,6 +215,10 @@ pub struct Agent {
     system_id: Option<SystemId>,
     pending_restart: Map<String, Value>,
     scheduled_restart: Option<ScheduledRestart>,
+    /// The last record written for standbys to confirm.
+    sync_mark: Option<ha::sync::Mark>,
+    /// A write of `/sync`, perhaps our predecessor's, may still take place.
+    sync_unsure: bool,
     restart_replies: Vec<oneshot::Sender<RestartOutcome>>,
     touched: Option<(crate::model::MemberData, Boottime, String)>,
     announced: (Role, PgState),
@@ -314,6 +321,8 @@ impl Agent {
             system_id: None,
             pending_restart: Map::new(),
             scheduled_restart: None,
+            sync_mark: None,
+            sync_unsure: true,
             restart_replies: Vec::new(),
             touched: None,
             announced: (Role::Uninitialized, PgState::Stopped),
@@ -449,7 +458,10 @@ impl Agent {
         let quiet = |action: &ha::Action| {
             matches!(
                 action,
-                ha::Action::LeaderDuties | ha::Action::ProbePeers { .. } | ha::Action::ProbeLeader(_)
+                ha::Action::LeaderDuties
+                    | ha::Action::ProbePeers { .. }
+                    | ha::Action::ProbeLeader(_)
+                    | ha::Action::MarkSync(_)
             )
         };
         let shape: String = plan.because.chars().filter(|c| !c.is_ascii_digit()).collect();
@@ -554,8 +566,8 @@ impl Agent {
         for promise in dynamic.unkept_promises() {
             error!(
                 promise,
-                "the cluster's configuration asks for what this build does not do: replication stays asynchronous and \
-                 no other cluster is followed; take it out of /config"
+                "the cluster's configuration asks for what this build does not do: no other cluster is followed; take \
+                 it out of /config"
             );
         }
         let old = std::mem::replace(&mut self.dynamic, dynamic);

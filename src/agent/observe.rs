@@ -62,6 +62,7 @@ impl Agent {
             peers: None,
             leader_probe: None,
             failsafe: self.failsafe_sight(),
+            sync: self.sync_sight(),
             shutdown: self.shutdown,
             contained: self.guard.is_container(),
             memory: self.memory.clone(),

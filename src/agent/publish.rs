@@ -16,7 +16,7 @@ use super::{
 use crate::{
     clock::Boottime,
     ha::{self, Job, Local, View, why},
-    model::{Lsn, MemberData, PgState, Role, Timeline},
+    model::{Lsn, MemberData, PgState, Role, SyncKind, Timeline},
     postgres::{
         postmaster::State,
         query::{LocalView, WalSender, Where},
@@ -75,7 +75,11 @@ impl Agent {
             failsafe_until: self.failsafe_until(),
             next_run: now + next,
             dynamic: self.dynamic.clone(),
-            sync_mode: SyncMode::Off,
+            sync_mode: match ha::sync::kind(&self.dynamic) {
+                SyncKind::Off => SyncMode::Off,
+                SyncKind::On => SyncMode::Priority,
+                SyncKind::Quorum => SyncMode::Quorum,
+            },
             standby_cluster: false,
             outlook: self.outlook.clone(),
         }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clock::Boottime,
-    ha::{Job, Local, Upstream, clone_source},
+    ha::{Job, Local, Upstream, clone_source, heirs::Heirs},
     model::{MemberName, StatusKey},
 };
 
@@ -211,7 +211,11 @@ impl Agent {
     }
 
     fn begin_request(&mut self, job: Job, because: &str, start_limit: Option<Duration>) {
-        info!(job = job.name(), because, "asked for");
+        let from = match &job {
+            Job::Clone { from, .. } => Some(from.member.as_str()),
+            _ => None,
+        };
+        info!(job = job.name(), from, because, "asked for");
         let status = self
             .last_cluster
             .as_ref()
@@ -247,6 +251,8 @@ impl Agent {
             slots: self.slots_to_serve(),
             me: self.identity.member.clone(),
             successors: self.successors(),
+            heirs: Heirs::default(),
+            http: self.http.clone(),
             progress: self.progress.clone(),
             claim: self.claim,
             start_limit,

@@ -6,6 +6,7 @@ use super::{
     Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View, election, failsafe,
     handover::{self, Request},
     lease, successor,
+    sync::{self, Promise},
     view::give_up,
 };
 use crate::{clock::Boottime, model::Cluster};
@@ -81,6 +82,13 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if failsafe::excluded(view, cluster) && !election::forced(view, cluster) {
         return give_up(memory, now, election::NOT_IN_FAILSAFE);
     }
+    if let Some(promise) = Promise::active(view, cluster)
+        && !promise.voters.contains(&view.me)
+        && !election::forced(view, cluster)
+    {
+        let because = format!("no synchronous standby, only {} can lead", promise.voters.shown());
+        return give_up(memory, now, because);
+    }
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         // Nothing was asked of postgres: it stays the replica it is.
         return give_up(memory, now, "pre_promote refused the promotion");
@@ -100,7 +108,8 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if let Some(left) = Memory::backoff(memory.promote_failures, now) {
         return Plan::wait("the promotion failed, waiting before the next attempt").again_in(left);
     }
-    let mut actions = vec![Action::Begin(Job::Promote)];
+    let mut actions = sync::before_promotion(view, cluster);
+    actions.push(Action::Begin(Job::Promote));
     if cluster.failover.is_some() {
         actions.push(Action::ClearFailover);
     }
@@ -116,13 +125,12 @@ fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
             "the cluster has moved on to a later timeline",
         );
     }
+    let mut due = None;
     match handover::requested(view, cluster, running.position(), now) {
         None => {}
         Some(Request::Drop(why)) => return handover::dropped(why),
         Some(Request::Ask(ask)) => return handover::asking(ask),
-        Some(Request::DueIn(left)) => {
-            return Plan::act("a scheduled switchover is due soon", [Action::LeaderDuties]).again_in(left);
-        }
+        Some(Request::DueIn(left)) => due = Some(left),
         Some(Request::HandOver(because)) => {
             let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
             return Plan::begin(because, Job::Demote { mode, deadline });
@@ -136,16 +144,34 @@ fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
         actions.push(Action::WriteConfig);
     }
     actions.push(Action::LeaderDuties);
-    match failsafe::duty(view, cluster, memory, now) {
-        None => Plan::act("the leader with the lock", actions),
-        Some((write, memory)) => {
-            actions.push(write);
-            let mut plan = Plan::act(
-                "the leader with the lock, writing who may lead into /failsafe",
-                actions,
-            );
-            plan.memory = Some(memory);
-            plan
-        }
+    let because = match due {
+        Some(_) => "a scheduled switchover is due soon",
+        None => "the leader with the lock",
+    };
+    let mut plan = Plan::act(because, actions);
+    plan.again_in = due;
+    let mut memory = memory.clone();
+    if let Some((write, noted)) = failsafe::duty(view, cluster, &memory, now) {
+        "the leader with the lock, writing who may lead into /failsafe".clone_into(&mut plan.because);
+        plan.actions.push(write);
+        memory = noted;
     }
+    if let Some(turn) = sync::turn(view, cluster, &memory.sync, now) {
+        with_sync(&mut plan, &mut memory, turn);
+    }
+    plan.memory = Some(memory);
+    plan
+}
+
+/// Clients may be waiting for what synchronous replication does next, so it comes first.
+fn with_sync(plan: &mut Plan, memory: &mut Memory, turn: sync::Turn) {
+    plan.actions.splice(0..0, turn.actions);
+    plan.again_in = Some(
+        plan.again_in
+            .map_or(turn.again_in, |wait| wait.min(turn.again_in)),
+    );
+    if let Some(because) = turn.because {
+        plan.because = because;
+    }
+    memory.sync = turn.seen;
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View, failsafe,
+    DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View, failsafe, sync,
 };
 use crate::{
     clock::Boottime,
@@ -70,6 +70,8 @@ pub struct Memory {
     pub paused: bool,
     /// What is known of `/failsafe`.
     pub failsafe: failsafe::Known,
+    /// Synchronous replication.
+    pub sync: sync::Seen,
 }
 
 impl Memory {
@@ -89,6 +91,7 @@ impl Memory {
         }
         memory.note_local(view, now);
         memory.failsafe.note(view, now);
+        memory.sync.note(view, now);
         memory
     }
 

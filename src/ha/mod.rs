@@ -13,8 +13,9 @@
 //! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`failsafe`] (a primary without it),
 //! [`busy`] (a job runs), [`paused`] (a person works on it), [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
 //! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
-//! the question whether another could lead, [`handover`] what people ask of a leader, [`memory`] what turns remember,
-//! [`why`] what a person may want to know.
+//! the question whether another could lead, [`sync`] whom commits wait for, [`handover`] what people ask of a leader,
+//! [`heirs`] whether another has all that a stopped leader wrote, [`memory`] what turns remember, [`why`] what a person
+//! may want to know.
 //!
 //! A turn that needs to know more (positions of the peers, the leader's timeline) asks for it as an action and is
 //! called again with the answer in the view, so that a plan never leaves its executor a choice.
@@ -29,6 +30,7 @@ pub mod failsafe;
 mod failure;
 mod follow;
 mod handover;
+pub mod heirs;
 pub mod history;
 mod leader;
 pub mod lease;
@@ -39,6 +41,7 @@ mod repair;
 pub mod rewind;
 mod stopping;
 mod successor;
+pub mod sync;
 #[cfg(test)]
 mod tests;
 mod view;

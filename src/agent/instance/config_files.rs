@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Instance, chain, lock, settings::Account};
+use super::{Instance, chain, lock, settings::Account, sync_names::PARAMETER};
 use crate::{
     ha::{StartAs, Upstream},
     model::{ControlData, Dynamic},
@@ -36,7 +36,9 @@ impl Instance {
         control: Option<&ControlData>,
     ) -> Result<Vec<String>, String> {
         let replica = matches!(start_as, StartAs::Replica(_));
-        let mut effective = self.effective(dynamic, control.filter(|_| replica));
+        let sync_names = self.forced_sync_names(start_as, dynamic);
+        let ours = sync_names.is_some();
+        let mut effective = self.effective(dynamic, control.filter(|_| replica), sync_names);
         for warning in &effective.warnings {
             warn!(
                 parameter = warning.name,
@@ -53,12 +55,12 @@ impl Instance {
         let prepared = conf.adopt_base().and_then(|()| conf.restore_missing());
         prepared.map_err(|error| chain(&error))?;
         // On the heap: this is part of the future of every turn of the loop.
-        let checked = Box::pin(self.checked(&mut effective, recovery.as_ref())).await?;
+        let checked = Box::pin(self.checked(&mut effective, recovery.as_ref(), ours)).await?;
         if let Some(text) = checked {
             conf.write(&conf.main(), &text).map_err(|error| chain(&error))?;
             lock(&self.written).clone_from(&effective.parameters);
         }
-        self.write_others(dynamic).map_err(|error| chain(&error))?;
+        self.write_others(dynamic, ours).map_err(|error| chain(&error))?;
         conf.set_standby(replica).map_err(|error| chain(&error))?;
         let args = self.arguments(&effective);
         *lock(&self.raised) = effective.pending_restart;
@@ -90,12 +92,13 @@ impl Instance {
         &self,
         effective: &mut Effective,
         recovery: Option<&Recovery>,
+        sync_names: bool,
     ) -> Result<Option<String>, String> {
         let main = self.conf().main();
         let candidate = files::neighbour(&main, ".check");
         for _ in 0..CORRECTIONS_MAX {
             let text = self.render(effective, recovery);
-            let fingerprint = fingerprint(&effective.parameters, recovery);
+            let fingerprint = fingerprint(&effective.parameters, recovery, sync_names);
             if lock(&self.accepted).contains(&fingerprint) {
                 return Ok(Some(text));
             }
@@ -183,7 +186,7 @@ impl Instance {
         }
     }
 
-    fn write_others(&self, dynamic: &Dynamic) -> Result<(), files::Error> {
+    fn write_others(&self, dynamic: &Dynamic, sync_names: bool) -> Result<(), files::Error> {
         let conf = self.conf();
         if let Some(text) = hba::render(&self.hba_lines(dynamic)) {
             conf.write(&conf.hba(), &text)?;
@@ -191,10 +194,18 @@ impl Instance {
         if let Some(text) = hba::render(&self.ident_lines(dynamic)) {
             conf.write(&conf.ident(), &text)?;
         }
-        conf.strip_auto_conf().map(drop)
+        // ALTER SYSTEM must not decide whom commits wait for either.
+        let also: &[&str] = if sync_names { &[PARAMETER] } else { &[] };
+        conf.strip_auto_conf(also).map(drop)
     }
 
-    fn effective(&self, dynamic: &Dynamic, control: Option<&ControlData>) -> Effective {
+    fn effective(
+        &self,
+        dynamic: &Dynamic,
+        control: Option<&ControlData>,
+        sync_names: Option<String>,
+    ) -> Effective {
+        let forced: Vec<_> = sync_names.map(|names| (PARAMETER, names)).into_iter().collect();
         let settings = self.settings();
         let empty = Map::new();
         let parameters = dynamic
@@ -211,7 +222,7 @@ impl Instance {
             socket_dir: Some(&socket_dir),
             dynamic: parameters,
             local: &settings.parameters,
-            forced: &[],
+            forced: &forced,
             known: &self.known,
             replica_of: control,
         })
@@ -312,10 +323,13 @@ fn recovery_conf(dynamic: &Dynamic, local: &Map<String, Value>) -> Map<String, V
     shared.into_iter().flatten().chain(local).map(lower).collect()
 }
 
-/// What the check judges: everything that is not made by ourselves.
-fn fingerprint(parameters: &BTreeMap<String, String>, recovery: Option<&Recovery>) -> u64 {
+/// What the check judges: everything that is not made by ourselves, as `sync_names` says of those names.
+fn fingerprint(parameters: &BTreeMap<String, String>, recovery: Option<&Recovery>, sync_names: bool) -> u64 {
     let mut hasher = DefaultHasher::new();
-    parameters.hash(&mut hasher);
+    let judged = |(name, _): &(&String, &String)| !(sync_names && *name == PARAMETER);
+    for parameter in parameters.iter().filter(judged) {
+        parameter.hash(&mut hasher);
+    }
     let settings = recovery.into_iter().flat_map(|recovery| &recovery.settings);
     for setting in settings.filter(|(name, _)| !name.starts_with("primary_")) {
         setting.hash(&mut hasher);
@@ -409,8 +423,11 @@ mod tests {
             standby: true,
             settings: parameters(&[("primary_conninfo", conninfo), ("restore_command", command)]),
         };
-        let of = |recovery: &Recovery| fingerprint(&parameters(&[("a", "b")]), Some(recovery));
+        let of = |recovery: &Recovery| fingerprint(&parameters(&[("a", "b")]), Some(recovery), false);
         assert_eq!(of(&recovery("host=a", "x")), of(&recovery("host=b", "x")));
         assert_ne!(of(&recovery("host=a", "x")), of(&recovery("host=a", "y")));
+        let named = |names: &str, ours| fingerprint(&parameters(&[(PARAMETER, names)]), None, ours);
+        assert_eq!(named("a", true), named("b", true));
+        assert_ne!(named("a", false), named("b", false));
     }
 }

@@ -10,6 +10,7 @@ mod callbacks;
 mod config_files;
 mod rewinding;
 mod settings;
+mod sync_names;
 mod timelines;
 mod work;
 
@@ -73,6 +74,8 @@ pub struct Instance {
     written: Mutex<BTreeMap<String, String>>,
     /// Values a replica runs with because its primary had more; what is configured waits for a restart.
     raised: Mutex<Vec<PendingRestart>>,
+    /// `synchronous_standby_names`.
+    sync_names: Mutex<sync_names::SyncNames>,
     /// Fingerprints of configurations PostgreSQL has accepted, so that it need not be asked again.
     accepted: Mutex<Vec<u64>>,
     /// Timelines in use elsewhere, to be kept free by the next promotion.
@@ -102,6 +105,7 @@ impl Instance {
             restarting: AtomicBool::new(false),
             written: Mutex::new(BTreeMap::new()),
             raised: Mutex::new(Vec::new()),
+            sync_names: Mutex::default(),
             accepted: Mutex::new(Vec::new()),
             reserved: Mutex::new(Vec::new()),
             checkpoint_end: Mutex::new(None),
@@ -206,7 +210,10 @@ impl Instance {
         match start_as {
             StartAs::Primary => self.fill_timelines(timeline),
             // Those below its own timeline are no choice for it, and a replica of this replica may ask for them.
-            StartAs::Replica(_) => self.release_timelines(timeline),
+            StartAs::Replica(_) => {
+                self.release_timelines(timeline);
+                self.forget_sync_names();
+            }
         }
         let args = self.write_files(start_as, dynamic, control.as_ref()).await?;
         self.launch(args, limit, cancel).await?;

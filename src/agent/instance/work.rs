@@ -316,6 +316,7 @@ impl Instance {
             .install(old, &staging::stamp(jiff::Timestamp::now()))
             .map_err(|error| chain(&error))?;
         self.settle_tablespaces(old, kept.as_deref())?;
+        self.forget_sync_names();
         if let Some(kept) = kept {
             info!(dir = %kept.display(), "the old data directory was kept");
         }

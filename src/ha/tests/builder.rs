@@ -161,6 +161,7 @@ pub(super) fn view() -> Build {
         peers: None,
         leader_probe: None,
         failsafe: crate::ha::failsafe::Sight::default(),
+        sync: None,
         shutdown: None,
         contained: true,
         memory: Memory::default(),
@@ -271,6 +272,11 @@ impl Build {
 
     pub(super) fn dcs_down_for(mut self, time: Duration) -> Self {
         self.down = Some(self.now.minus(time));
+        self
+    }
+
+    pub(super) fn dcs_up(mut self) -> Self {
+        self.down = None;
         self
     }
 

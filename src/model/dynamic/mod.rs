@@ -153,14 +153,11 @@ pub fn of_new_cluster(given: &Map<String, Value>) -> Map<String, Value> {
 /// must never look kept: a member's own configuration that asks for one is refused, a stored one is complained about.
 #[must_use]
 pub fn unkept_promises(document: &Map<String, Value>) -> Vec<&'static str> {
-    let synchronous = document
-        .get("synchronous_mode")
-        .is_some_and(|value| !value.is_null() && read_bool(value) != Some(false));
     let standby = document
         .get("standby_cluster")
         .and_then(Value::as_object)
         .is_some_and(|section| !section.is_empty());
-    [(synchronous, "synchronous_mode"), (standby, "standby_cluster")]
+    [(standby, "standby_cluster")]
         .into_iter()
         .filter_map(|(asked, name)| asked.then_some(name))
         .collect()
@@ -207,11 +204,10 @@ mod tests {
             (json!({}), &[][..]),
             (json!({"synchronous_mode": false, "standby_cluster": null}), &[]),
             (json!({"synchronous_mode": "off", "standby_cluster": {}}), &[]),
-            (json!({"synchronous_mode": true}), &["synchronous_mode"]),
-            (json!({"synchronous_mode": "quorum"}), &["synchronous_mode"]),
+            (json!({"synchronous_mode": "quorum"}), &[]),
             (
                 json!({"synchronous_mode": "on", "standby_cluster": {"host": "h"}}),
-                &["synchronous_mode", "standby_cluster"],
+                &["standby_cluster"],
             ),
         ] {
             let dynamic = Dynamic::from_map(&map(document.clone()));
