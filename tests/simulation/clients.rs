@@ -11,10 +11,10 @@ pub(crate) async fn session(world: Rc<World>, node: usize, _number: usize) {
         world.sim.sleep(world.between(low, high)).await;
         let serial = world.nodes[node].pg.serial.get();
         let bytes = world.setup.commit_bytes;
-        if let Some(pos) = postgres::commit(&world, node, bytes).await
+        if let Some((pos, confirmed)) = postgres::commit(&world, node, bytes).await
             && world.nodes[node].pg.serial.get() == serial
         {
-            properties::acknowledged(&world, node, pos);
+            properties::acknowledged(&world, node, pos, confirmed);
         }
     }
 }

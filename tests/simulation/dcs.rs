@@ -11,7 +11,7 @@ use std::{
 use howdah::{
     clock::Boottime,
     dcs::{Hold, Key, Lock, When},
-    model::{Cluster, Leader, Member, MemberData, MemberName, StatusKey, Version},
+    model::{Cluster, Leader, Member, MemberData, MemberName, StatusKey, SyncKey, Version},
 };
 
 use crate::{
@@ -258,15 +258,19 @@ impl Inner {
         Some(Version(self.revision))
     }
 
-    fn delete_initialize(&mut self, version: Version, woken: &mut bool) -> bool {
-        if self.versions[0] != Some(version.0) {
+    fn delete(&mut self, key: Key, version: Version, woken: &mut bool) -> bool {
+        if self.versions[slot(key)] != Some(version.0) {
             return false;
         }
         self.revision += 1;
-        self.versions[0] = None;
+        self.versions[slot(key)] = None;
         let cluster = Arc::make_mut(&mut self.cluster);
-        cluster.initialize = None;
-        cluster.initialize_version = None;
+        match key {
+            Key::Initialize => (cluster.initialize, cluster.initialize_version) = (None, None),
+            Key::Sync => cluster.sync = SyncKey::default(),
+            // Nobody deletes the others.
+            Key::Config | Key::Status | Key::Failover | Key::History | Key::Failsafe => {}
+        }
         *woken = true;
         true
     }
@@ -675,9 +679,9 @@ impl Client {
         self.within(retry, put).await
     }
 
-    pub(crate) async fn delete_initialize(&self, version: Version) -> Result<bool, Trouble> {
+    pub(crate) async fn delete(&self, key: Key, version: Version) -> Result<bool, Trouble> {
         let (_, retry) = self.timing.get();
-        let delete = self.ask(move |inner, woken, _| inner.delete_initialize(version, woken));
+        let delete = self.ask(move |inner, woken, _| inner.delete(key, version, woken));
         self.within(retry, delete).await
     }
 

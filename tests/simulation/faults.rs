@@ -181,14 +181,21 @@ fn kind(setup: &Setup, group: u64, rng: &mut Rng) -> Kind {
             1 => Kind::SlowNetwork(rng.range(5 * MS, 700 * MS)),
             _ => Kind::CutMember(node, rng.index(setup.members), ways),
         },
-        7 => match rng.range(0, 6) {
+        7 => match rng.range(0, 7) {
             0 => Kind::WallJump(node, i64::try_from(rng.range(0, 7200)).unwrap_or(0) - 3600),
             1 => {
                 let ttl = rng.pick(&[5, 10, 20, 30]);
                 settings(json!({"ttl": ttl, "loop_wait": ttl / 3, "retry_timeout": ttl / 3}))
             }
             2 => settings(json!({"primary_start_timeout": rng.pick(&[0, 5, 300])})),
-            3 if setup.members > 3 => Kind::MemberRemoved(node),
+            3 => settings(match rng.range(0, 5) {
+                0 => json!({"synchronous_mode": false}),
+                1 => json!({"synchronous_mode": true}),
+                2 => json!({"synchronous_mode": "quorum"}),
+                3 => json!({"synchronous_mode_strict": rng.chance(50)}),
+                _ => json!({"synchronous_node_count": rng.range(1, 3)}),
+            }),
+            4 if setup.members > 3 => Kind::MemberRemoved(node),
             _ => Kind::KillAgent(node),
         },
         _ => match rng.range(0, 4) {
@@ -248,7 +255,7 @@ fn connect(world: &World, a: usize, b: usize, ways: Ways, cut: bool) {
     if a == b {
         return;
     }
-    let mut one = |from: usize, to: usize| {
+    let one = |from: usize, to: usize| {
         if cut {
             world.net.cut(&world.sim, from, to);
         } else {
@@ -413,6 +420,7 @@ fn begin(world: &Rc<World>, fault: &Fault) {
         Kind::Switchover(candidate) => switchover(world, *candidate),
         Kind::Failover(candidate) => {
             touch_all(world, "failover");
+            world.book.failover_at.set(Some(world.sim.now()));
             request(world, FailoverKey {
                 leader: None,
                 candidate: Some(world.nodes[*candidate].name.clone()),

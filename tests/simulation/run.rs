@@ -58,6 +58,22 @@ pub(crate) fn setup(seed: u64) -> Setup {
         set("check_timeline", json!(true));
     }
     set("failsafe_mode", json!(rng.chance(70)));
+    match rng.range(0, 5) {
+        0 => set("synchronous_mode", json!(true)),
+        1 => set("synchronous_mode", json!("quorum")),
+        2 if rng.chance(50) => {
+            set("synchronous_mode", json!(true));
+            set("synchronous_mode_strict", json!(true))
+        }
+        2 => {
+            set("synchronous_mode", json!("quorum"));
+            set("synchronous_mode_strict", json!(true))
+        }
+        _ => None,
+    };
+    if rng.chance(30) {
+        set("synchronous_node_count", json!(2));
+    }
     let use_slots = rng.chance(80);
     if !use_slots {
         set("postgresql", json!({"use_slots": false}));
@@ -145,13 +161,16 @@ fn finish(world: &Rc<World>) -> Outcome {
         members,
         summary: format!(
             "{members} members, ttl {} s, loop_wait {} s, retry_timeout {} s, maximum_lag_on_failover {}, {} bytes per \
-             commit, slots {}",
+             commit, slots {}, {:?}{}, failsafe {}",
             timing.ttl.as_secs(),
             timing.loop_wait.as_secs(),
             timing.retry_timeout.as_secs(),
             world.setup.dynamic.maximum_lag_on_failover,
             world.setup.commit_bytes,
             if world.setup.use_slots { "on" } else { "off" },
+            world.setup.dynamic.sync.kind,
+            if world.setup.dynamic.sync.strict { " strict" } else { "" },
+            if world.setup.dynamic.failsafe_mode { "on" } else { "off" },
         ),
     };
     // Tasks hold the world and the world holds them.

@@ -11,7 +11,7 @@ use std::{
 use howdah::{
     clock::Boottime,
     exit::Exit,
-    ha::{Job, Plan, View},
+    ha::{Job, Plan, View, sync::StandbyNames},
     model::{Dynamic, MemberName, Tags},
 };
 
@@ -22,7 +22,7 @@ use crate::{
     exec::{MS, Nanos, Proc, SECOND, Sim},
     mutants::Mutant,
     net::Net,
-    postgres::{Data, Phase, Postgres, Stop, SyncNames, stop_request},
+    postgres::{Data, Phase, Postgres, Stop, stop_request},
     properties::Book,
     rng::Rng,
     shell::{self, Agent, init::Init},
@@ -79,8 +79,8 @@ pub(crate) struct Node {
     pub(crate) slow_stop: Cell<Nanos>,
     pub(crate) slow_promotion: Cell<Nanos>,
     pub(crate) start_fails: Counter,
-    /// In the file; in force after a reload or start.
-    pub(crate) sync_written: RefCell<SyncNames>,
+    /// `synchronous_standby_names` in the file; in force after a reload or start.
+    pub(crate) sync_file: RefCell<Option<StandbyNames>>,
     /// Asked to stop, and not to come back by itself.
     pub(crate) stopping: Cell<bool>,
     /// Kept down by a fault.
@@ -140,7 +140,7 @@ impl Node {
             slow_stop: Cell::default(),
             slow_promotion: Cell::default(),
             start_fails: Counter::default(),
-            sync_written: RefCell::default(),
+            sync_file: RefCell::default(),
             stopping: Cell::default(),
             held_down: Counter::default(),
             absent: Cell::default(),

@@ -4,14 +4,16 @@
 mod data;
 mod server;
 mod stream;
+mod syncrep;
 
 use std::cell::{Cell, RefCell};
 
-use howdah::{clock::Boottime, model::DbState};
+use howdah::{clock::Boottime, ha::sync::StandbyNames, model::DbState};
 
 pub(crate) use data::Data;
 pub(crate) use data::system_id;
 pub(crate) use server::{checkpoint, commit, kill_postmaster, launch, promote, stop_request};
+pub(crate) use syncrep::{reload, write_record};
 
 use crate::{
     exec::{Bell, Nanos, Proc, Sim},
@@ -38,7 +40,7 @@ pub(crate) enum Stop {
 }
 
 /// A replica that streams from here.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Sender {
     pub(crate) node: usize,
     pub(crate) serial: u64,
@@ -46,17 +48,8 @@ pub(crate) struct Sender {
     pub(crate) flushed: u64,
     /// When it is given up if it says nothing.
     pub(crate) until: Nanos,
-}
-
-/// Which standbys a commit waits for (`synchronous_standby_names`).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct SyncNames {
-    /// How many must confirm; zero: a commit waits for nobody.
-    pub(crate) number: usize,
-    /// By member; somebody who is not there can be named, too.
-    pub(crate) names: Vec<Option<usize>>,
-    /// Any of them (quorum), or the first ones that are connected.
-    pub(crate) any: bool,
+    /// The setting as this process has read it last.
+    pub(crate) names: StandbyNames,
 }
 
 /// One data directory with what runs on it.
@@ -81,7 +74,15 @@ pub(crate) struct Postgres {
     /// Asked to promote; with the timelines that must not be used again.
     pub(crate) promotion: Cell<Option<u32>>,
     pub(crate) stopping: Cell<Option<Stop>>,
-    pub(crate) sync_in_force: RefCell<SyncNames>,
+    /// `synchronous_standby_names` as the session of the monitor sees it.
+    pub(crate) sync_in_force: RefCell<StandbyNames>,
+    /// Commits wait at all: the checkpointer tells everybody.
+    pub(crate) sync_defined: Cell<bool>,
+    /// Waiting commits up to here have been released.
+    pub(crate) sync_released: Cell<u64>,
+    /// The checkpointer has not yet looked at the last reload, or writes a checkpoint.
+    pub(crate) checkpointer_busy: Cell<bool>,
+    reloads: Cell<u64>,
     /// Phase, standing.
     pub(crate) state: Bell,
     /// Position.
@@ -110,6 +111,10 @@ impl Postgres {
             promotion: Cell::default(),
             stopping: Cell::default(),
             sync_in_force: RefCell::default(),
+            sync_defined: Cell::default(),
+            sync_released: Cell::default(),
+            checkpointer_busy: Cell::default(),
+            reloads: Cell::default(),
             state: Bell::default(),
             written: Bell::default(),
             confirmed: Bell::default(),

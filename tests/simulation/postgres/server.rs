@@ -4,9 +4,9 @@ use std::rc::Rc;
 
 use howdah::model::DbState;
 
-use super::{Data, Phase, Stop, SyncNames, stream};
+use super::{Data, Phase, Stop, stream, syncrep};
 use crate::{
-    exec::{First, MS, Nanos, SECOND, race},
+    exec::{MS, Nanos, SECOND, race},
     wal::{Branch, Pos},
     world::World,
 };
@@ -25,7 +25,7 @@ pub(crate) fn launch(world: &Rc<World>, node: usize, primary: bool, upstream: Op
     pg.promotion.set(None);
     pg.stopping.set(None);
     pg.upstream.set(upstream);
-    *pg.sync_in_force.borrow_mut() = host.sync_written.borrow().clone();
+    syncrep::begin(world, node);
     if let Some(data) = pg.data.borrow_mut().as_mut() {
         data.standby_signal = !primary;
     }
@@ -294,6 +294,14 @@ async fn fast(world: Rc<World>, node: usize) {
             data.min_recovery = Some(data.end());
         }
     }
+    host.disk(&world).await;
+    // pg_control says so before the receivers have acknowledged it; nothing can be written any more.
+    if let (Some(end), Some(data)) = (end, pg.data.borrow_mut().as_mut()) {
+        data.state = DbState::ShutDown;
+        data.shutdown_end = Some(end);
+        data.checkpoint = data.end();
+        data.min_recovery = None;
+    }
     pg.written.ring(&world.sim);
     if let Some(end) = end {
         loop {
@@ -309,17 +317,11 @@ async fn fast(world: Rc<World>, node: usize) {
             let Some(until) = missing else { break };
             race(pg.confirmed.rung(&world.sim, &mut seen), world.sim.until(until)).await;
         }
-    }
-    if let Some(data) = pg.data.borrow_mut().as_mut() {
-        let consistent = data.consistent_at.is_none();
-        if let Some(end) = end {
-            data.state = DbState::ShutDown;
-            data.shutdown_end = Some(end);
-            data.checkpoint = data.end();
-            data.min_recovery = None;
-        } else if data.state == DbState::InArchiveRecovery && consistent {
-            data.state = DbState::ShutDownInRecovery;
-        }
+    } else if let Some(data) = pg.data.borrow_mut().as_mut()
+        && data.state == DbState::InArchiveRecovery
+        && data.consistent_at.is_none()
+    {
+        data.state = DbState::ShutDownInRecovery;
     }
     pg.gone(&world.sim, true);
 }
@@ -353,33 +355,8 @@ pub(crate) fn kill_postmaster(world: &Rc<World>, node: usize, orphans: Nanos) {
     });
 }
 
-/// Whether enough standbys have confirmed `lsn` (PostgreSQL: `SyncRepReleaseWaiters` in `syncrep.c`).
-fn satisfied(world: &World, node: usize, names: &SyncNames, lsn: u64) -> bool {
-    if names.number == 0 {
-        return true;
-    }
-    let pg = &world.nodes[node].pg;
-    let senders = pg.senders.borrow();
-    let now = world.sim.now();
-    let there = |name: &&Option<usize>| {
-        senders
-            .iter()
-            .any(|sender| Some(sender.node) == **name && sender.until > now)
-    };
-    let confirmed = |name: &Option<usize>| {
-        senders
-            .iter()
-            .any(|sender| Some(sender.node) == *name && sender.flushed >= lsn)
-    };
-    if names.any {
-        return names.names.iter().filter(|name| confirmed(name)).count() >= names.number;
-    }
-    let first: Vec<_> = names.names.iter().filter(there).take(names.number).collect();
-    first.len() >= names.number && first.iter().all(|name| confirmed(name))
-}
-
-/// One commit, until it is acknowledged. `None`: the server refuses writes.
-pub(crate) async fn commit(world: &Rc<World>, node: usize, bytes: u64) -> Option<Pos> {
+/// One commit, until it is acknowledged, and whether a standby had to confirm it. `None`: the server refuses writes.
+pub(crate) async fn commit(world: &Rc<World>, node: usize, bytes: u64) -> Option<(Pos, bool)> {
     let host = &world.nodes[node];
     let pg = &host.pg;
     if !pg.running() && !matches!(pg.phase.get(), Phase::Cleaning { .. }) || !pg.primary.get() {
@@ -403,21 +380,8 @@ pub(crate) async fn commit(world: &Rc<World>, node: usize, bytes: u64) -> Option
         data.flushed = data.flushed.max(pos.lsn);
     }
     pg.written.ring(&world.sim);
-    loop {
-        let mut seen = pg.confirmed.count();
-        let names = pg.sync_in_force.borrow().clone();
-        if satisfied(world, node, &names, pos.lsn) {
-            return Some(pos);
-        }
-        if let First::Two(()) = race(
-            pg.confirmed.rung(&world.sim, &mut seen),
-            world.sim.sleep(10 * SECOND),
-        )
-        .await
-        {
-            // Only a look at the time: a silent standby may have been given up.
-        }
-    }
+    let confirmed = syncrep::wait(world, node, pos).await;
+    Some((pos, confirmed))
 }
 
 impl Data {

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::Sender;
+use super::{Sender, syncrep};
 use crate::{
     exec::{First, MS, SECOND, race},
     wal::Pos,
@@ -172,6 +172,7 @@ fn confirm(world: &Rc<World>, node: usize, from: usize, serial: u64) {
         {
             *slot = (*slot).max(flushed.lsn);
         }
+        syncrep::release(&world, from, serial);
         pg.confirmed.ring(&world.sim);
     });
 }
@@ -210,6 +211,7 @@ async fn connect(world: &Rc<World>, node: usize, from: usize) -> Option<Entry> {
         serial,
         flushed: 0,
         until: world.sim.now() + SILENCE,
+        names: world.nodes[from].sync_file.borrow().clone().unwrap_or_default(),
     });
     let entry = Entry {
         world: Rc::clone(world),

@@ -15,7 +15,10 @@ use std::{
     rc::Rc,
 };
 
-use howdah::ha::{Job, Peers, View};
+use howdah::{
+    ha::{Job, Peers, View},
+    model::{SyncKind, SyncMode},
+};
 
 use crate::{
     exec::{MS, Nanos, SECOND},
@@ -105,6 +108,8 @@ pub(crate) struct Book {
     pub(crate) systems: Cell<u64>,
     /// When a person last asked for a switchover or failover.
     pub(crate) request_at: Cell<Option<Nanos>>,
+    /// When a person last forced a member to lead.
+    pub(crate) failover_at: Cell<Option<Nanos>>,
     pub(crate) samples: RefCell<VecDeque<Sample>>,
     pub(crate) unlocked_since: Cell<Option<Nanos>>,
     pub(crate) last_ack_at: Cell<Nanos>,
@@ -125,6 +130,7 @@ impl Book {
             acquired: (0..members).map(|_| Cell::default()).collect(),
             systems: Cell::default(),
             request_at: Cell::default(),
+            failover_at: Cell::default(),
             samples: RefCell::default(),
             unlocked_since: Cell::default(),
             last_ack_at: Cell::default(),
@@ -157,6 +163,23 @@ impl World {
         format!("n{}", node + 1)
     }
 
+    /// A person forced a member to lead not long ago.
+    pub(crate) fn failover_lately(&self) -> bool {
+        let within = 120 * SECOND;
+        self.book
+            .failover_at
+            .get()
+            .is_some_and(|at| self.sim.now() < at + within)
+    }
+
+    /// Whether the configuration asks for asynchronous replication.
+    pub(crate) fn asynchronous(&self) -> bool {
+        match &self.store.cluster().config {
+            Some(config) => SyncMode::from_map(config).kind == SyncKind::Off,
+            None => self.setup.dynamic.sync.kind == SyncKind::Off,
+        }
+    }
+
     /// A person asked for a change of leader not long ago.
     pub(crate) fn requested_lately(&self) -> bool {
         let within = 120 * SECOND;
@@ -168,7 +191,7 @@ impl World {
     }
 }
 
-pub(crate) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) {
+pub(crate) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos, waited: bool) {
     let book = &world.book;
     book.acknowledged.set(book.acknowledged.get() + 1);
     let now = world.sim.now();
@@ -177,7 +200,6 @@ pub(crate) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) {
     }
     book.last_ack_at.set(now);
     let mut generations = book.generations.borrow_mut();
-    let waited = world.nodes[node].pg.sync_in_force.borrow().number > 0;
     let known = generations.iter_mut().rev().find(|g| g.branch == pos.branch);
     let generation = match known {
         Some(generation) => generation,
@@ -205,6 +227,7 @@ pub(crate) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) {
 pub(crate) fn new_generation(world: &Rc<World>, node: usize, branch: BranchId, from: Option<Pos>, half: bool) {
     s5_no_stale_promotion::new_generation(world, node, half);
     if let Some(from) = from {
+        s1_nothing_lost::new_generation(world, node, from);
         s4_bounded_loss::new_generation(world, node, branch, from);
     }
 }

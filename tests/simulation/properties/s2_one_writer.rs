@@ -6,6 +6,8 @@
 
 use std::rc::Rc;
 
+use howdah::model::DbState;
+
 use super::Property;
 use crate::{exec::MS, wal::Pos, world::World};
 
@@ -51,7 +53,9 @@ pub(super) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) -> bool {
 
 pub(super) fn released(world: &Rc<World>, node: usize) {
     let pg = &world.nodes[node].pg;
-    if pg.live() && (pg.primary.get() || pg.promotion.get().is_some()) {
+    // Shut down, and only serving receivers.
+    let ended = pg.data.borrow().as_ref().is_some_and(|data| data.state == DbState::ShutDown);
+    if pg.live() && !ended && (pg.primary.get() || pg.promotion.get().is_some()) {
         world.violate(Property::OneWriter, || {
             format!(
                 "{} gave the lock away while its postgres could still write",

@@ -21,7 +21,7 @@ pub(super) fn new_generation(world: &Rc<World>, node: usize, branch: BranchId, f
         .wiped_at
         .get()
         .is_some_and(|at| world.sim.now() < at + 300 * SECOND);
-    if world.requested_lately() || wiped {
+    if world.requested_lately() || wiped || !world.asynchronous() {
         return;
     }
     let wal = world.wal.borrow();

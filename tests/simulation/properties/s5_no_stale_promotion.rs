@@ -29,7 +29,8 @@ pub(super) fn electable(world: &World, node: usize, since: Nanos) -> bool {
 }
 
 pub(super) fn promotion_asked(world: &Rc<World>, node: usize) {
-    if world.requested_lately() {
+    // In the synchronous modes others count only by what they were waited for: see S1.
+    if world.requested_lately() || !world.asynchronous() {
         return;
     }
     let now = world.sim.now();

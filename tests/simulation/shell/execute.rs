@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use howdah::{
     dcs::{Key, When},
-    ha::{Action, DcsView, Finished, Job, LeaderFacts, LeaderProbe, Peers, Plan, RunningJob, Shutdown, Upstream, View},
+    ha::{
+        Action, DcsView, Finished, Job, LeaderFacts, LeaderProbe, Peers, Plan, RunningJob, Shutdown, Upstream, View,
+        heirs::Heirs,
+    },
     model::{Lsn, MemberName, PeerStatus, StatusKey, Timeline},
 };
 
@@ -59,6 +62,10 @@ impl Agent {
                     self.ask_consent(of);
                     true
                 }
+                Action::WriteSync(key) => self.write_sync(key).await,
+                Action::DeleteSync(version) => self.delete_sync(*version).await,
+                Action::SetSyncNames(names) => self.set_sync_names(names.as_ref()),
+                Action::MarkSync(names) => self.mark_sync(names).await,
                 Action::Follow(upstream) => self.follow(upstream.as_ref()),
                 Action::LeaderDuties => {
                     if let DcsView::Known { cluster } = &view.dcs {
@@ -125,7 +132,7 @@ impl Agent {
                 matches!(self.in_time(write).await, Ok(Some(_)))
             }
             Action::AbandonInitialize(version) => {
-                matches!(self.in_time(self.dcs.delete_initialize(*version)).await, Ok(true))
+                matches!(self.in_time(self.dcs.delete(Key::Initialize, *version)).await, Ok(true))
             }
             Action::WriteConfig => {
                 let raw = self.dynamic.borrow().raw.clone();
@@ -174,7 +181,7 @@ impl Agent {
         asked_at.is_none_or(|at| self.now().since(at) >= ttl / 2)
     }
 
-    async fn in_time<T>(&self, write: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+    pub(super) async fn in_time<T>(&self, write: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
         match race(write, self.local_sleep(WRITE_LIMIT)).await {
             First::One(done) => done,
             First::Two(()) => Err(Trouble::Timeout),
@@ -186,6 +193,7 @@ impl Agent {
         if self.world.nodes[self.node].disk_full.get() {
             return false;
         }
+        self.prepare_sync_names(pg.primary.get());
         pg.upstream
             .set(upstream.and_then(|up| self.world.index_of(&up.member)));
         pg.asked.ring(&self.world.sim);
@@ -208,12 +216,18 @@ impl Agent {
         let agent = self.world.nodes[self.node].agent.borrow().clone();
         let Some(agent) = agent else { return };
         let status = self.last_status(view);
+        let seen = match &view.dcs {
+            DcsView::Known { cluster } => Some(Arc::clone(cluster)),
+            DcsView::Down { .. } => self.last_cluster.borrow().as_ref().map(|(cluster, _)| Arc::clone(cluster)),
+        };
+        let heirs = seen.map_or_else(Heirs::default, |cluster| Heirs::of(view, &cluster));
         let cluster = self.last_cluster.borrow().as_ref().map(|(cluster, _)| Arc::clone(cluster));
         self.world.sim.spawn(self.proc, async move {
             let context = jobs::Context {
                 agent: Rc::clone(&agent),
                 status,
                 cluster,
+                heirs,
                 cancel,
             };
             let outcome = context.run(&job).await;
@@ -309,7 +323,7 @@ impl Agent {
 }
 
 /// `GET /patroni` of another member.
-async fn ask_peer(world: &Rc<crate::world::World>, from: usize, to: usize) -> Option<PeerStatus> {
+pub(super) async fn ask_peer(world: &Rc<crate::world::World>, from: usize, to: usize) -> Option<PeerStatus> {
     world.net.transit(&world.sim, from, to).await;
     let agent = world.nodes[to].agent.borrow().clone()?;
     let reply = Reply::new();

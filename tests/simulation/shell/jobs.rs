@@ -1,17 +1,23 @@
 //! The long work itself (`src/agent/jobs.rs`, `instance/`).
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use howdah::{
     clock::Boottime,
     dcs::{Key, When},
-    ha::{DemoteMode, Failure, Job, StartAs, Upstream},
+    ha::{
+        DemoteMode, Failure, Job, StartAs, Upstream,
+        heirs::{End, Heirs, Progress},
+    },
     model::{Cluster, DbState, Lsn, StatusKey, Timeline},
 };
 
-use super::{Agent, Cancel, execute::ask_postgres};
+use super::{
+    Agent, Cancel,
+    execute::{ask_peer, ask_postgres},
+};
 use crate::{
-    exec::{First, MS, SECOND, race},
+    exec::{Bell, First, MS, SECOND, race},
     mutants::Mutant,
     postgres::{Data, Phase, Stop, launch, promote, stop_request},
     wal::{Branch, Pos},
@@ -25,10 +31,20 @@ pub(super) struct Context {
     pub(super) agent: Rc<Agent>,
     pub(super) status: StatusKey,
     pub(super) cluster: Option<Arc<Cluster>>,
+    /// Who may lead after a leader that stops.
+    pub(super) heirs: Heirs,
     pub(super) cancel: Rc<Cancel>,
 }
 
 type Outcome = Result<(), Failure>;
+
+/// What becomes of the lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lock {
+    GivenAway,
+    Kept,
+    Untouched,
+}
 
 /// How long each rung of a stop lasts; SIGKILL comes after them.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +87,7 @@ impl Context {
         let cancelled = matches!(race(work, self.cancel.cancelled(world)).await, First::Two(()));
         if cancelled || host.disk_full.get() {
             // Only our own claim, and the outcome is looked at by others.
-            let _tried = agent.dcs.delete_initialize(claim).await;
+            let _tried = agent.dcs.delete(Key::Initialize, claim).await;
             return Self::failed("initdb failed");
         }
         let system = world.note_initdb(agent.node);
@@ -307,6 +323,7 @@ impl Context {
             StartAs::Replica(Some(up)) => world.index_of(&up.member),
             _ => None,
         };
+        agent.prepare_sync_names(*start_as == StartAs::Primary);
         world.note_start(agent.node, *start_as == StartAs::Primary);
         launch(world, agent.node, *start_as == StartAs::Primary, upstream);
         let serial = pg.serial.get();
@@ -348,7 +365,7 @@ impl Context {
             immediate: Duration::from_secs(5),
         };
         let counted = primary && agent.lease.counts();
-        self.stop_until(Stop::Fast, ladder, counted, false).await;
+        self.orderly(ladder, counted, false, Lock::Kept).await;
         if self.cancel.is() {
             if primary {
                 self.release().await;
@@ -379,25 +396,6 @@ impl Context {
             }
         };
         race(self.cancel.cancelled(&self.agent.world), expired).await;
-    }
-
-    /// Stops postgres; when the time is over on the way, by force.
-    async fn stop_until(&self, mode: Stop, ladder: Ladder, counted: bool, cancellable: bool) {
-        let over = async {
-            if mode >= Stop::Immediate {
-                std::future::pending::<()>().await;
-            }
-            if cancellable {
-                self.over(counted).await;
-            } else if counted {
-                self.agent.lease.expired().await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        };
-        if let First::Two(()) = race(self.agent.stop_postgres(mode, ladder), over).await {
-            self.stop_by_force().await;
-        }
     }
 
     async fn stop_by_force(&self) {
@@ -532,20 +530,147 @@ impl Context {
             .await;
         }
         let left = deadline.since(agent.now());
-        let stop = match mode {
-            DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Offline => Stop::Fast,
-            DemoteMode::Immediate | DemoteMode::ImmediateNoLock => Stop::Immediate,
-        };
         let ladder = Ladder {
             fast: left * 6 / 10,
             immediate: left * 3 / 10,
         };
-        self.stop_until(stop, ladder, counted, true).await;
+        let released = match mode {
+            DemoteMode::Graceful | DemoteMode::Fast => {
+                self.orderly(ladder, counted, true, Lock::GivenAway).await
+            }
+            DemoteMode::Offline => self.orderly(ladder, counted, true, Lock::Untouched).await,
+            DemoteMode::Immediate | DemoteMode::ImmediateNoLock => {
+                agent.stop_postgres(Stop::Immediate, ladder).await;
+                false
+            }
+        };
         match mode {
+            DemoteMode::Graceful | DemoteMode::Fast if released => {}
             DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate => self.release().await,
             DemoteMode::ImmediateNoLock | DemoteMode::Offline => agent.lease.forget(),
         }
         Ok(())
+    }
+
+    /// A fast stop that waits for nobody but a successor, and gives the lock away as soon as that is safe
+    /// (`src/agent/orderly_stop.rs`); true: it did.
+    async fn orderly(&self, ladder: Ladder, counted: bool, cancellable: bool, lock: Lock) -> bool {
+        let (agent, world) = (&self.agent, &self.agent.world);
+        let pg = &world.nodes[agent.node].pg;
+        let state = || pg.data.borrow().as_ref().map(|data| data.state);
+        let before = state();
+        let stopping = agent.stop_postgres(Stop::Fast, ladder);
+        let mut stopping = std::pin::pin!(stopping);
+        let shut_down = async {
+            if before.is_none_or(DbState::is_clean) {
+                std::future::pending::<()>().await;
+            }
+            while !state().is_some_and(DbState::is_clean) {
+                world.sim.sleep(20 * MS).await;
+            }
+        };
+        match race(race(stopping.as_mut(), self.too_late(counted, cancellable)), shut_down).await {
+            First::One(First::One(())) => return false,
+            First::One(First::Two(())) => {
+                self.stop_by_force().await;
+                return false;
+            }
+            First::Two(()) => {}
+        }
+        let gives = lock == Lock::GivenAway
+            && state() == Some(DbState::ShutDown)
+            && agent.lease.may_be_ours();
+        let (mut released, mut wait) = (false, Duration::from_secs(1));
+        if gives && !self.heirs.0.is_empty() {
+            let found = race(
+                race(stopping.as_mut(), self.too_late(counted, cancellable)),
+                self.heir(),
+            );
+            match found.await {
+                First::One(First::One(())) => return false,
+                First::One(First::Two(())) => {
+                    self.stop_by_force().await;
+                    return false;
+                }
+                First::Two(true) => {
+                    self.release().await;
+                    released = true;
+                }
+                First::Two(false) => wait = Duration::ZERO,
+            }
+        }
+        let rest = race(
+            race(stopping.as_mut(), self.too_late(false, cancellable)),
+            agent.local_sleep(wait),
+        );
+        if !matches!(rest.await, First::One(First::One(()))) {
+            stop_request(world, agent.node, Stop::Immediate);
+            stopping.await;
+        }
+        released
+    }
+
+    async fn too_late(&self, counted: bool, cancellable: bool) {
+        if cancellable {
+            self.over(counted).await;
+        } else if counted {
+            self.agent.lease.expired().await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether a member that may lead has everything.
+    async fn heir(&self) -> bool {
+        let (agent, world) = (&self.agent, &self.agent.world);
+        let end = {
+            let data = world.nodes[agent.node].pg.data.borrow();
+            let Some(data) = data.as_ref() else { return false };
+            let Some(lsn) = data.shutdown_end else { return false };
+            End {
+                timeline: Timeline(world.wal.borrow().timeline(data.branch)),
+                lsn: Lsn(lsn),
+            }
+        };
+        agent.local_sleep(Duration::from_millis(100)).await;
+        let answers = Rc::new((RefCell::new(Vec::new()), Bell::default()));
+        for (name, _) in &self.heirs.0 {
+            let Some(to) = world.index_of(name) else { continue };
+            let (world, from, answers, name) = (Rc::clone(world), agent.node, Rc::clone(&answers), name.clone());
+            let gone = Rc::downgrade(&answers);
+            drop(answers);
+            world.sim.clone().spawn(agent.proc, async move {
+                while let Some(answers) = gone.upgrade() {
+                    let asked = race(
+                        ask_peer(&world, from, to),
+                        world.local_sleep(from, Duration::from_millis(500)),
+                    );
+                    let answer = match asked.await {
+                        First::One(answer) => answer,
+                        First::Two(()) => None,
+                    };
+                    answers.0.borrow_mut().push((name.clone(), answer));
+                    answers.1.ring(&world.sim);
+                    drop(answers);
+                    world.local_sleep(from, Duration::from_millis(50)).await;
+                }
+            });
+        }
+        let mut progress = Progress::new(end, agent.now());
+        loop {
+            let mut seen = answers.1.count();
+            let heard: Vec<_> = answers.0.borrow_mut().drain(..).collect();
+            for (name, answer) in heard {
+                if progress.hear(&name, answer.as_ref(), agent.now()) {
+                    return true;
+                }
+            }
+            let left = (progress.stalled_since() + Duration::from_secs(2)).since(agent.now());
+            let more = race(answers.1.rung(&world.sim, &mut seen), agent.local_sleep(left));
+            if let First::Two(()) = more.await {
+                return false;
+            }
+        }
     }
 
     async fn release(&self) {

@@ -8,6 +8,7 @@ mod jobs;
 pub(crate) mod lease;
 mod observe;
 mod publish;
+mod sync;
 
 use std::{
     cell::{Cell, RefCell},
@@ -103,6 +104,10 @@ pub(crate) struct Agent {
     /// The last good read of the store, and when it was asked for.
     last_cluster: RefCell<Option<(Arc<Cluster>, Boottime)>>,
     round: RefCell<Option<Rc<canvass::Round>>>,
+    names: RefCell<sync::Names>,
+    mark: RefCell<Option<ha::sync::Mark>>,
+    /// A write of `/sync`, perhaps our predecessor's, may still take place.
+    sync_unsure: Cell<bool>,
     dcs_down_since: Cell<Option<Boottime>>,
     shutdown: Cell<Option<Shutdown>>,
     hurried: Cancel,
@@ -187,6 +192,9 @@ impl Agent {
             sight_at: Cell::new(Boottime(0)),
             last_cluster: RefCell::default(),
             round: RefCell::default(),
+            names: RefCell::default(),
+            mark: RefCell::default(),
+            sync_unsure: Cell::new(true),
             dcs_down_since: Cell::default(),
             shutdown: Cell::new(world.nodes[node].stopping.get().then_some(Shutdown::HandOver)),
             hurried: Cancel::default(),
@@ -370,7 +378,7 @@ impl Agent {
             let quiet = |action: &Action| {
                 matches!(
                     action,
-                    Action::LeaderDuties | Action::ProbePeers { .. } | Action::ProbeLeader(_)
+                    Action::LeaderDuties | Action::ProbePeers { .. } | Action::ProbeLeader(_) | Action::MarkSync(_)
                 )
             };
             let shape: String = plan.because.chars().filter(|c| !c.is_ascii_digit()).collect();

@@ -59,6 +59,7 @@ impl Agent {
             peers: None,
             leader_probe: None,
             failsafe: self.failsafe_sight(),
+            sync: self.sync_sight(),
             shutdown: self.shutdown.get(),
             contained: true,
             memory: self.memory.borrow().clone(),
