@@ -15,6 +15,7 @@
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
 //! | `sync`      | standbys and leaders of clusters in a synchronous mode                      |
 //! | `stop`      | what PostgreSQL's own shutdown waits for: receivers, the archive            |
+//! | `slots`     | who needs WAL: members that are away, leaders that consumers read from      |
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -52,6 +53,8 @@ mod proxy;
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/slots.rs"]
+mod slots;
 #[path = "cluster/stop.rs"]
 mod stop;
 #[path = "cluster/sync.rs"]

@@ -155,6 +155,7 @@ impl Bench {
             dynamic: dynamic.as_object().unwrap(),
             local: local.as_object().unwrap(),
             forced: &[],
+            slot_wal_limit: None,
             known: &self.known,
             replica_of: follow.is_some().then_some(&control),
         });

@@ -166,6 +166,7 @@ impl Agent {
         };
         context.heirs = cluster.map_or_else(Heirs::default, |cluster| Heirs::of(view, cluster));
         self.progress.send_replace(None);
+        self.slots.pause();
         let what = job.clone();
         if !self
             .jobs

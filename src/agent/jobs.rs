@@ -24,6 +24,7 @@ use crate::{
         files,
         postmaster::{StopLadder, StopMode},
         query::{WalSender, Where},
+        replslot::{self, SlotFile},
     },
 };
 
@@ -44,6 +45,8 @@ pub(super) struct Context {
     pub(super) history: Option<Vec<HistoryRow>>,
     /// Slots the other members will stream from once we lead.
     pub(super) slots: Vec<String>,
+    /// What a promotion does for logical slots before.
+    pub(super) final_advance: FinalAdvance,
     /// Our name.
     pub(super) me: MemberName,
     /// Members that may lead after us.
@@ -61,6 +64,18 @@ pub(super) struct Context {
     /// This process was asked to stop fast.
     pub(super) hurried: CancellationToken,
 }
+
+/// Logical slots at the moment of a promotion.
+#[derive(Debug, Default)]
+pub(super) struct FinalAdvance {
+    /// Slot, database, and how far its consumer had come on the last leader.
+    pub(super) slots: Vec<(String, String, Lsn)>,
+    /// Those that may need rows which are gone.
+    pub(super) unready: Vec<String>,
+}
+
+/// How long a promotion may be held up for the sake of logical slots, all of them.
+const FINAL_ADVANCE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Replicas may replay for a long time before they accept connections; the primary's patience is configured.
 const REPLICA_START_LIMIT: Duration = Duration::from_secs(3600);
@@ -101,6 +116,7 @@ async fn carry_out(job: Job, context: &Context, cancel: &CancellationToken) -> O
             stop_for_repair(context).await?;
             context.instance.rewind(&to, &context.dynamic, cancel).await
         }
+        Job::CopySlots { from, slots } => context.instance.copy_slots(&from, &slots, cancel).await,
         Job::Start(start_as) => start(context, &start_as, false, cancel).await,
         Job::Restart => restart(context, cancel).await,
         Job::Promote => promote(context, cancel).await,
@@ -340,10 +356,12 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
         if let Err(error) = context.instance.create_slot(slot).await {
             warn!(
                 slot,
-                error, "could not create the replication slot of a member yet"
+                error = chain(&error),
+                "could not create the replication slot of a member yet"
             );
         }
     }
+    advance_logical_slots(context).await;
     may_lead(context, cancel)?;
     let limit = context
         .dynamic
@@ -382,6 +400,43 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
         "role changed"
     );
     Ok(())
+}
+
+/// What consumers had confirmed on the last leader they need not get again. After a planned hand-over `/status` has the
+/// very last of it.
+async fn advance_logical_slots(context: &Context) {
+    for slot in &context.final_advance.unready {
+        warn!(
+            slot,
+            "this logical slot may need catalog rows that are gone: decoding can fail after this promotion"
+        );
+    }
+    let slots = &context.final_advance.slots;
+    if slots.is_empty() {
+        return;
+    }
+    let advance = async {
+        for (slot, database, to) in slots {
+            let limit = FINAL_ADVANCE_LIMIT;
+            let done = context
+                .instance
+                .advance_logical_slot(slot, database, *to, limit)
+                .await;
+            if let Err(error) = done {
+                warn!(
+                    slot,
+                    error = chain(&error),
+                    "its consumer will see some changes again"
+                );
+            }
+        }
+    };
+    bounded(
+        "moving logical slots before the promotion",
+        FINAL_ADVANCE_LIMIT,
+        advance,
+    )
+    .await;
 }
 
 /// Stops a postgres that is or may become a primary without the right to be one; returns what to say.
@@ -465,7 +520,8 @@ async fn demote(
 /// Only called once postgres is down, or shut down so far that it cannot write any more ([`orderly_stop`]).
 pub(super) async fn release(context: &Context) {
     let end = context.instance.handed_over_at().await;
-    let text = end.and_then(|end| status_at(&context.status, &context.me, end));
+    let left = replslot::read_all(context.instance.data_dir());
+    let text = end.and_then(|end| status_at(&context.status, &context.me, end, &left));
     if !context.lease.may_be_ours() {
         context.lease.forget();
         return;
@@ -475,12 +531,18 @@ pub(super) async fn release(context: &Context) {
     }
 }
 
-fn status_at(last: &StatusKey, me: &MemberName, end: Lsn) -> Option<String> {
+/// `left`: the slots as the stopped server has them, which is later than anything `/status` has heard of.
+fn status_at(last: &StatusKey, me: &MemberName, end: Lsn, left: &[SlotFile]) -> Option<String> {
     let mut status = StatusKey {
         optime: end,
         ..last.clone()
     };
     if let Some(slots) = &mut status.slots {
+        for file in left.iter().filter(|file| file.logical) {
+            if let Some(known) = slots.get_mut(&file.name) {
+                *known = file.confirmed.max(*known);
+            }
+        }
         slots.insert(me.slot(), end);
     }
     serde_json::to_string(&status).ok()
@@ -565,7 +627,21 @@ mod tests {
             slots: Some([("a".into(), Lsn(1))].into()),
             retain_slots: None,
         };
-        let text = status_at(&last, &"a".into(), Lsn(9)).expect("plain data");
+        let text = status_at(&last, &"a".into(), Lsn(9), &[]).expect("plain data");
         assert_eq!(text, r#"{"optime":9,"slots":{"a":9}}"#);
+        let logical = |name: &str, confirmed: u64| SlotFile {
+            name: name.into(),
+            logical: true,
+            restart: Lsn(1),
+            confirmed: Lsn(confirmed),
+        };
+        let last = StatusKey {
+            slots: Some([("l".into(), Lsn(5)), ("m".into(), Lsn(8))].into()),
+            ..last
+        };
+        // Never back, and nothing that was not published before.
+        let left = [logical("l", 7), logical("m", 2), logical("x", 7)];
+        let text = status_at(&last, &"a".into(), Lsn(9), &left).expect("plain data");
+        assert_eq!(text, r#"{"optime":9,"slots":{"a":9,"l":7,"m":8}}"#);
     }
 }

@@ -6,6 +6,7 @@
 //! | loop ([`Agent::run`]) | signals, job ends, lock losses, postmaster states, DCS changes, requests, time | plans carried out, snapshots | a plan that says exit |
 //! | lease keeper ([`lease::Lease::keep`]) | hold, decision to keep | renewals, fence deadlines | the loop's end |
 //! | job ([`job`]) | one plan's job | its outcome | itself, or its token |
+//! | slots ([`slots`]) | changes of one turn | what failed | its last step, or the next job |
 //!
 //! An event only ever wakes the loop; what it means is seen by looking. So a lost event costs at most `loop_wait`.
 
@@ -24,15 +25,12 @@ mod publish;
 mod reload;
 mod requests;
 pub mod signals;
+mod slots;
 pub mod start;
 mod stuck_senders;
 mod sync;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -211,7 +209,7 @@ pub struct Agent {
     claim: Option<Version>,
     /// A new copy was asked for (of the leader's data: true); it begins when the job that runs has ended.
     reinit_wanted: Option<bool>,
-    slots_seen: BTreeMap<String, Boottime>,
+    slots: slots::Slots,
     system_id: Option<SystemId>,
     pending_restart: Map<String, Value>,
     scheduled_restart: Option<ScheduledRestart>,
@@ -245,6 +243,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             pending_restart: Map::new(),
             scheduled_restart: None,
             copies: handle::Copies::default(),
+            slots: Vec::new(),
         },
         dcs: None,
         dcs_last_seen_epoch_s: 0,
@@ -317,7 +316,7 @@ impl Agent {
             finished: None,
             claim: None,
             reinit_wanted: None,
-            slots_seen: BTreeMap::new(),
+            slots: slots::Slots::default(),
             system_id: None,
             pending_restart: Map::new(),
             scheduled_restart: None,
@@ -506,6 +505,9 @@ impl Agent {
 
     /// What every turn ends with.
     async fn after(&mut self, view: &View, plan: &Plan, wait: Duration) {
+        if let DcsView::Known { cluster } = &view.dcs {
+            self.note_feedback(cluster);
+        }
         self.apply_dynamic().await;
         self.note_pending_restart();
         self.outlook = publish::outlook(view, Boottime::now());
@@ -513,13 +515,8 @@ impl Agent {
         self.disarm_when_harmless();
         if self.shutdown.is_none() && self.dcs_down_since.is_none() {
             self.touch_member().await;
-            if let DcsView::Known { cluster } = &view.dcs
-                && cluster
-                    .leader
-                    .as_ref()
-                    .is_some_and(|leader| leader.name != self.identity.member)
-            {
-                self.replica_slots(&Arc::clone(cluster)).await;
+            if let DcsView::Known { cluster } = &view.dcs {
+                Box::pin(self.tend_slots(cluster)).await;
             }
         }
     }
@@ -664,6 +661,7 @@ impl Agent {
         }
         match (&finished.job, &finished.outcome) {
             (Job::Bootstrap, _) => self.claim = None,
+            (Job::CopySlots { slots, .. }, Ok(())) => self.slots.copied(slots),
             (Job::Clone { .. }, Ok(())) => self.copies.made += 1,
             (Job::Clone { .. }, Err(_)) => self.copies.failed += 1,
             _ => {}

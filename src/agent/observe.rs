@@ -63,6 +63,7 @@ impl Agent {
             leader_probe: None,
             failsafe: self.failsafe_sight(),
             sync: self.sync_sight(),
+            missing_slots: self.slots.missing(),
             shutdown: self.shutdown,
             contained: self.guard.is_container(),
             memory: self.memory.clone(),
@@ -177,7 +178,10 @@ impl Agent {
 
     fn directory_is_in_work(&self) -> bool {
         let job = self.jobs.view().map(|running| running.job);
-        matches!(job, Some(Job::Bootstrap | Job::Clone { .. } | Job::Rewind(_)))
+        matches!(
+            job,
+            Some(Job::Bootstrap | Job::Clone { .. } | Job::Rewind(_) | Job::CopySlots { .. })
+        )
     }
 
     fn without_answer(&self, error: &QueryError, now: Boottime) -> Local {

@@ -65,6 +65,7 @@ impl Agent {
                 pending_restart: self.pending_restart.clone(),
                 scheduled_restart: self.scheduled_restart.clone(),
                 copies: self.copies,
+                slots: self.retained_slots(),
             },
             dcs: self.last_cluster.as_ref().map(|seen| DcsView {
                 cluster: Arc::clone(&seen.cluster),
@@ -214,6 +215,7 @@ fn role_and_state(
         (Some(Job::Clone { .. }), _) => return (Role::Uninitialized, PgState::CreatingReplica),
         (Some(Job::Rewind(_)), _) => PgState::Stopped,
         (Some(Job::Restart), _) => PgState::Restarting,
+        (Some(Job::CopySlots { .. }), Local::Down(_) | Local::Stopping { .. }) => PgState::Restarting,
         (Some(Job::Demote { .. }), Local::Running(_) | Local::Stopping { .. } | Local::Silent { .. }) => {
             PgState::Stopping
         }

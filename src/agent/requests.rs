@@ -221,6 +221,7 @@ impl Agent {
             .as_ref()
             .map_or_else(StatusKey::default, |seen| seen.cluster.status.clone());
         let context = self.job_context(status, start_limit);
+        self.slots.pause();
         let what = job.clone();
         let begun = self
             .jobs
@@ -249,6 +250,7 @@ impl Agent {
                 .as_ref()
                 .and_then(|seen| seen.cluster.history.clone()),
             slots: self.slots_to_serve(),
+            final_advance: self.final_advance(),
             me: self.identity.member.clone(),
             successors: self.successors(),
             heirs: Heirs::default(),

@@ -33,7 +33,9 @@ impl Heirs {
         let request = cluster.failover.as_ref();
         let request = request.filter(|request| request.scheduled_at.is_none_or(due));
         let named = request.and_then(|request| request.candidate.as_ref());
-        let candidates = successor::candidates(view, cluster, named);
+        // A failover to a named member is a person's will, also past the promise of a synchronous mode.
+        let promised = request.is_none_or(|request| request.is_switchover() || named.is_none());
+        let candidates = successor::candidates(view, cluster, named, promised);
         let asked = candidates
             .iter()
             .map(|m| (m.name.clone(), m.data.api_url.clone()));

@@ -14,6 +14,7 @@
 //! [`busy`] (a job runs), [`paused`] (a person works on it), [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
 //! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
 //! the question whether another could lead, [`sync`] whom commits wait for, [`handover`] what people ask of a leader,
+//! [`slots`] the replication slots to keep,
 //! [`heirs`] whether another has all that a stopped leader wrote, [`memory`] what turns remember, [`why`] what a person
 //! may want to know.
 //!
@@ -39,6 +40,7 @@ mod paused;
 mod plan;
 mod repair;
 pub mod rewind;
+pub mod slots;
 mod stopping;
 mod successor;
 pub mod sync;
@@ -105,7 +107,12 @@ fn with_view(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> 
             match cluster.leader.as_ref().map(|leader| &leader.name) {
                 None => election::decide(view, cluster, memory, now),
                 Some(name) if *name == view.me => leader::decide(view, cluster, memory, now),
-                Some(_) => follow::decide(view, cluster, memory, now),
+                Some(_) => {
+                    let plan = follow::decide(view, cluster, memory, now);
+                    let idle = plan.actions.is_empty();
+                    let copy = idle.then(|| slots::due(view, cluster, memory, now)).flatten();
+                    copy.unwrap_or(plan)
+                }
             }
         }
     }

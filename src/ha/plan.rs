@@ -59,6 +59,13 @@ pub enum Job {
     },
     /// pg_rewind against the upstream.
     Rewind(Upstream),
+    /// Copy logical slots of the leader into the stopped replica; the next turn starts it again.
+    CopySlots {
+        /// The leader.
+        from: Upstream,
+        /// Their names.
+        slots: Vec<String>,
+    },
     /// Start postgres.
     Start(StartAs),
     /// Stop and start in the same role.
@@ -82,6 +89,7 @@ impl Job {
             Self::Bootstrap => "bootstrap",
             Self::Clone { .. } => "clone",
             Self::Rewind(_) => "rewind",
+            Self::CopySlots { .. } => "copy slots",
             Self::Start(_) => "start",
             Self::Restart => "restart",
             Self::Promote => "promote",

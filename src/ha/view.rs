@@ -303,6 +303,8 @@ pub struct View {
     pub failsafe: failsafe::Sight,
     /// Synchronous replication, as a running primary sees it.
     pub sync: Option<sync::Sight>,
+    /// Permanent logical slots of the leader that this replica does not have.
+    pub missing_slots: Vec<String>,
     /// Asked to stop.
     pub shutdown: Option<Shutdown>,
     /// Nothing outlives this process: it is a container's.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
+    sync::atomic::Ordering,
 };
 
 use serde_json::{Map, Value};
@@ -19,6 +20,7 @@ use crate::{
         conninfo::Conninfo,
         files, hba, listen, pgpass,
         recovery::{Follow, Recovery, recovery_settings},
+        replslot, walvolume,
     },
 };
 
@@ -205,7 +207,8 @@ impl Instance {
         control: Option<&ControlData>,
         sync_names: Option<String>,
     ) -> Effective {
-        let forced: Vec<_> = sync_names.map(|names| (PARAMETER, names)).into_iter().collect();
+        let mut forced = self.forced();
+        forced.extend(sync_names.map(|names| (PARAMETER, names)));
         let settings = self.settings();
         let empty = Map::new();
         let parameters = dynamic
@@ -223,9 +226,35 @@ impl Instance {
             dynamic: parameters,
             local: &settings.parameters,
             forced: &forced,
+            slot_wal_limit: self.slot_wal_limit(),
             known: &self.known,
             replica_of: control,
         })
+    }
+
+    /// What the HA logic insists on.
+    fn forced(&self) -> Vec<(&'static str, String)> {
+        let feedback = self.feedback.load(Ordering::Relaxed);
+        // With a lower level PostgreSQL does not start as long as there are logical slots, whoever made them.
+        let decodes = replslot::read_all(self.data_dir())
+            .iter()
+            .any(|slot| slot.logical);
+        let wanted = [
+            (feedback, "hot_standby_feedback", "on"),
+            (decodes, "wal_level", "logical"),
+        ];
+        let forced = wanted.into_iter().filter(|(forced, ..)| *forced);
+        forced.map(|(_, name, value)| (name, value.to_owned())).collect()
+    }
+
+    /// What slots may hold back, unless the user's own configuration file says it.
+    fn slot_wal_limit(&self) -> Option<String> {
+        let conf = self.conf();
+        let included = conf.custom_conf.clone().unwrap_or_else(|| conf.base());
+        let given = std::fs::read_to_string(included)
+            .is_ok_and(|text| walvolume::mentions(&text, "max_slot_wal_keep_size"));
+        let size = walvolume::size(self.data_dir()).filter(|_| !given)?;
+        walvolume::slot_wal_limit(size)
     }
 
     fn hba_lines(&self, dynamic: &Dynamic) -> Vec<String> {

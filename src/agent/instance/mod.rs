@@ -2,7 +2,7 @@
 //!
 //! Here: starting, stopping, following, small questions. [`config_files`] writes the configuration files,
 //! [`timelines`] knows where the data ends, [`work`] does what takes long (bootstrap, clone, promote), [`rewinding`]
-//! rewinds, [`callbacks`] runs the operator's commands. What should be done is decided in `ha`.
+//! rewinds, [`slots`] makes, moves and copies replication slots, [`callbacks`] runs the operator's commands. What should be done is decided in `ha`.
 //!
 //! Failures are texts for people; where a decision depends on the kind, they are a [`Failure`].
 
@@ -10,6 +10,7 @@ mod callbacks;
 mod config_files;
 mod rewinding;
 mod settings;
+mod slots;
 mod sync_names;
 mod timelines;
 mod work;
@@ -78,6 +79,8 @@ pub struct Instance {
     sync_names: Mutex<sync_names::SyncNames>,
     /// Fingerprints of configurations PostgreSQL has accepted, so that it need not be asked again.
     accepted: Mutex<Vec<u64>>,
+    /// Logical slots kept here need `hot_standby_feedback`.
+    feedback: AtomicBool,
     /// Timelines in use elsewhere, to be kept free by the next promotion.
     reserved: Mutex<Vec<Timeline>>,
     /// Position and end of the last checkpoint record looked up.
@@ -107,6 +110,7 @@ impl Instance {
             raised: Mutex::new(Vec::new()),
             sync_names: Mutex::default(),
             accepted: Mutex::new(Vec::new()),
+            feedback: AtomicBool::new(false),
             reserved: Mutex::new(Vec::new()),
             checkpoint_end: Mutex::new(None),
             identified: Mutex::new(None),
@@ -133,7 +137,7 @@ impl Instance {
         Arc::clone(&self.conf.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn data_dir(&self) -> &Path {
+    pub(super) fn data_dir(&self) -> &Path {
         &self.data_dir
     }
 
@@ -484,24 +488,6 @@ impl Instance {
         let address = Address::Tcp(leader.host.clone());
         let target = settings.target(&settings.rewind, address, leader.port, &settings.database);
         leader_probe(&target, limit).await.map_err(|error| chain(&error))
-    }
-
-    /// A physical slot that keeps WAL from now on.
-    pub async fn create_slot(&self, name: &str) -> Result<(), String> {
-        self.monitor
-            .create_physical_slot(name, SMALL)
-            .await
-            .map(drop)
-            .map_err(|error| chain(&error))
-    }
-
-    /// Drops a slot nobody uses.
-    pub async fn drop_slot(&self, name: &str) -> Result<(), String> {
-        self.monitor
-            .drop_slot(name, SMALL)
-            .await
-            .map(drop)
-            .map_err(|error| chain(&error))
     }
 }
 

@@ -14,13 +14,7 @@ const LOOP_WAIT: &str = "bootstrap.dcs.loop_wait";
 const RETRY_TIMEOUT: &str = "bootstrap.dcs.retry_timeout";
 
 /// Keys of the dynamic configuration that are known but read by nobody yet, and do no harm unread.
-const NOT_YET: &[&str] = &[
-    "slots",
-    "permanent_slots",
-    "permanent_replication_slots",
-    "ignore_slots",
-    "member_slots_ttl",
-];
+const NOT_YET: &[&str] = &[];
 
 /// Keys of the dynamic configuration (contract: environment §4).
 #[rustfmt::skip]

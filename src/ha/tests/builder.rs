@@ -162,6 +162,7 @@ pub(super) fn view() -> Build {
         leader_probe: None,
         failsafe: crate::ha::failsafe::Sight::default(),
         sync: None,
+        missing_slots: Vec::new(),
         shutdown: None,
         contained: true,
         memory: Memory::default(),

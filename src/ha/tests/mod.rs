@@ -15,6 +15,7 @@ mod leader;
 mod life;
 mod manual;
 mod pause;
+mod slots;
 mod stopping;
 mod sync;
 mod walk;
