@@ -63,6 +63,8 @@ impl Context {
             Job::Restart => self.restart().await,
             Job::Promote => self.promote().await,
             Job::Demote { mode, deadline } => self.demote(*mode, *deadline).await,
+            // There are no logical slots in this world.
+            Job::CopySlots { .. } => Ok(()),
         };
         done.map_err(|failure| {
             if self.cancel.is() {

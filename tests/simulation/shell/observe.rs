@@ -60,6 +60,7 @@ impl Agent {
             leader_probe: None,
             failsafe: self.failsafe_sight(),
             sync: self.sync_sight(),
+            missing_slots: Vec::new(),
             shutdown: self.shutdown.get(),
             contained: true,
             memory: self.memory.borrow().clone(),

@@ -162,37 +162,21 @@ impl Agent {
         wanted.filter_map(|member| self.world.index_of(&member.name)).collect()
     }
 
-    /// A replica has slots only for the members that stream from it.
+    /// A replica that may lead keeps the slots of all others, and moves them along with what they publish.
     pub(super) fn replica_slots(&self, cluster: &Arc<Cluster>) {
-        let pg = &self.world.nodes[self.node].pg;
-        if !matches!(&*self.sight.borrow(), Local::Running(running) if !running.is_primary()) {
+        let host = &self.world.nodes[self.node];
+        let running = matches!(&*self.sight.borrow(), Local::Running(running) if !running.is_primary());
+        if !running || host.pg.primary.get() || !self.dynamic.borrow().use_slots {
             return;
         }
-        let me = &self.world.nodes[self.node].name;
-        let leader = cluster.leader.as_ref().map(|leader| &leader.name);
-        let from_us = |member: &&howdah::model::Member| {
-            let tags = member.tags();
-            member.name != *me
-                && Some(&member.name) != leader
-                && !tags.nostream()
-                && tags.replicatefrom().is_some_and(|from| from == me.0)
-        };
-        let wanted: Vec<usize> = cluster
-            .members
-            .iter()
-            .filter(from_us)
-            .filter_map(|member| self.world.index_of(&member.name))
-            .collect();
-        let active: Vec<usize> = pg.senders.borrow().iter().map(|sender| sender.node).collect();
-        if pg.primary.get() {
-            return;
-        }
-        if let Some(data) = pg.data.borrow_mut().as_mut() {
-            for node in &wanted {
-                data.slots.entry(*node).or_insert(data.wal_from.max(data.checkpoint.lsn));
+        if let Some(data) = host.pg.data.borrow_mut().as_mut() {
+            for member in cluster.members.iter().filter(|member| member.name != host.name) {
+                let Some(node) = self.world.index_of(&member.name) else { continue };
+                let published = member.data.xlog_location.map_or(0, |lsn| lsn.0);
+                let begin = data.wal_from.max(data.checkpoint.lsn.min(published.max(1)));
+                let slot = data.slots.entry(node).or_insert(begin);
+                *slot = (*slot).max(published.min(data.flushed));
             }
-            data.slots
-                .retain(|node, _| wanted.contains(node) || active.contains(node));
         }
     }
 }
