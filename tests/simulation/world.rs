@@ -382,6 +382,9 @@ impl World {
             let missed = self.sim.now() - host.frozen_since.get();
             host.clock.missed.set(host.clock.missed.get() + missed);
         }
+        if !on && !host.frozen.get() {
+            host.thawed_at.set(Some(self.sim.now()));
+        }
         self.apply_freezes(node);
     }
 
@@ -403,7 +406,6 @@ impl World {
             if freeze && !frozen {
                 self.sim.freeze(proc);
             } else if !freeze && frozen {
-                host.thawed_at.set(Some(self.sim.now()));
                 self.sim.thaw(proc, self.between(0, 5 * MS));
             }
         }
