@@ -84,8 +84,9 @@ pub(crate) fn setup(seed: u64) -> Setup {
             if index > 1 && rng.chance(10) {
                 tags.insert("nofailover".to_owned(), json!(true));
             }
+            // Of an earlier one, so that there is no circle.
             if index > 1 && rng.chance(10) {
-                tags.insert("replicatefrom".to_owned(), json!(format!("n{}", 1 + rng.index(members))));
+                tags.insert("replicatefrom".to_owned(), json!(format!("n{}", 1 + rng.index(index))));
             }
             if rng.chance(15) {
                 tags.insert("failover_priority".to_owned(), json!(rng.range(1, 4)));
@@ -161,7 +162,7 @@ fn finish(world: &Rc<World>) -> Outcome {
         members,
         summary: format!(
             "{members} members, ttl {} s, loop_wait {} s, retry_timeout {} s, maximum_lag_on_failover {}, {} bytes per \
-             commit, slots {}, {:?}{}, failsafe {}",
+             commit, slots {}, {:?}{}, failsafe {}, tags {}",
             timing.ttl.as_secs(),
             timing.loop_wait.as_secs(),
             timing.retry_timeout.as_secs(),
@@ -171,6 +172,13 @@ fn finish(world: &Rc<World>) -> Outcome {
             world.setup.dynamic.sync.kind,
             if world.setup.dynamic.sync.strict { " strict" } else { "" },
             if world.setup.dynamic.failsafe_mode { "on" } else { "off" },
+            world
+                .setup
+                .tags
+                .iter()
+                .map(|tags| serde_json::to_string(tags).unwrap_or_default())
+                .collect::<Vec<_>>()
+                .join(" "),
         ),
     };
     // Tasks hold the world and the world holds them.

@@ -10,8 +10,14 @@ pub(crate) struct Story(RefCell<Vec<(Nanos, Option<usize>, String)>>);
 const WIDTH: usize = 38;
 
 impl Story {
+    /// What a member has said a moment ago it need not say again.
     pub(crate) fn line(&self, at: Nanos, node: Option<usize>, text: String) {
-        self.0.borrow_mut().push((at, node, text));
+        let mut lines = self.0.borrow_mut();
+        let lately = lines.iter().rev().filter(|(_, who, _)| *who == node).take(4);
+        let again = node.is_some() && lately.map(|(.., said)| said).any(|said| *said == text);
+        if !again {
+            lines.push((at, node, text));
+        }
     }
 
     /// What was told so far.

@@ -197,9 +197,11 @@ async fn connect(world: &Rc<World>, node: usize, from: usize) -> Option<Entry> {
         let data = server.data.borrow();
         let data = data.as_ref()?;
         if world.setup.use_slots && !data.slots.contains_key(&node) {
+            world.say(node, || format!("cannot stream from n{}: no slot", from + 1));
             return None;
         }
         if ours.lsn < data.wal_from {
+            world.say(node, || format!("cannot stream from n{}: the WAL is gone", from + 1));
             return None;
         }
     }

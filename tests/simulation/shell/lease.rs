@@ -199,6 +199,13 @@ impl Lease {
         self.world.mutant == Some(Mutant::NoDeadline) || self.now() < deadlines(hold).demote_at
     }
 
+    fn left(&self, hold: &Hold) -> Duration {
+        match self.world.mutant {
+            Some(Mutant::NoDeadline) => Duration::from_secs(3600),
+            _ => deadlines(hold).demote_at.since(self.now()),
+        }
+    }
+
     pub(crate) fn counts(&self) -> bool {
         self.hold().as_ref().is_some_and(|hold| self.counting(hold))
     }
@@ -237,7 +244,7 @@ impl Lease {
             let Some(current) = self.hold().filter(|hold| self.counting(hold)) else {
                 return;
             };
-            let left = deadlines(&current).demote_at.since(self.now());
+            let left = self.left(&current);
             race(
                 self.changed.rung(self.sim(), &mut seen),
                 self.world.local_sleep(self.node, left),
@@ -344,7 +351,7 @@ impl Lease {
                 let left = match self.hold() {
                     Some(hold) if self.counting(&hold) => {
                         limited = true;
-                        Some(deadlines(&hold).demote_at.since(self.now()))
+                        Some(self.left(&hold))
                     }
                     Some(_) if limited => return,
                     None if limited && self.losses.get() != losses => return,

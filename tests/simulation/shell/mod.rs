@@ -108,6 +108,8 @@ pub(crate) struct Agent {
     mark: RefCell<Option<ha::sync::Mark>>,
     /// A write of `/sync`, perhaps our predecessor's, may still take place.
     sync_unsure: Cell<bool>,
+    /// Postgres has not been given the present settings yet.
+    unapplied: Cell<bool>,
     dcs_down_since: Cell<Option<Boottime>>,
     shutdown: Cell<Option<Shutdown>>,
     hurried: Cancel,
@@ -195,6 +197,7 @@ impl Agent {
             names: RefCell::default(),
             mark: RefCell::default(),
             sync_unsure: Cell::new(true),
+            unapplied: Cell::new(false),
             dcs_down_since: Cell::default(),
             shutdown: Cell::new(world.nodes[node].stopping.get().then_some(Shutdown::HandOver)),
             hurried: Cancel::default(),
@@ -409,6 +412,7 @@ impl Agent {
     }
 
     async fn after(&self, view: &View) {
+        self.apply_dynamic();
         self.publish();
         self.disarm_when_harmless();
         if self.shutdown.get().is_none() && self.dcs_down_since.get().is_none() {

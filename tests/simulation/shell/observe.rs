@@ -96,6 +96,7 @@ impl Agent {
         let dynamic = Arc::new(Dynamic::from_map(raw));
         self.config_version.set(cluster.config_version);
         let old = self.dynamic.replace(Arc::clone(&dynamic));
+        self.unapplied.set(true);
         self.lease.set_fenced(!dynamic.pause);
         if old.timing != dynamic.timing {
             self.dcs.set_timing(dynamic.timing.ttl, dynamic.timing.retry_timeout);

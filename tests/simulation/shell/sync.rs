@@ -144,6 +144,11 @@ impl Agent {
         if !primary {
             *self.names.borrow_mut() = Names::Standby;
         }
+        self.rewrite_sync_names(primary);
+    }
+
+    /// The file as the present settings want it.
+    fn rewrite_sync_names(&self, primary: bool) {
         let dynamic = self.dynamic.borrow();
         let kind = sync::kind(&dynamic);
         let names = self.names.borrow().clone();
@@ -162,5 +167,16 @@ impl Agent {
         };
         drop(dynamic);
         self.write_sync_file(value);
+    }
+
+    /// Gives postgres the settings it does not have yet; not beside a job, which writes the same files.
+    pub(super) fn apply_dynamic(&self) {
+        let pg = &self.world.nodes[self.node].pg;
+        if self.unapplied.get() && self.job().is_none() {
+            self.unapplied.set(false);
+            if pg.running() {
+                self.rewrite_sync_names(pg.primary.get());
+            }
+        }
     }
 }
