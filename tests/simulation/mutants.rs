@@ -1,0 +1,257 @@
+//! Seeded bugs: each is a change around the shipped core (to the view before the decision, to the plan after it) or to a
+//! rule of the modelled shell. The simulation is worth something because it finds every one of them.
+
+use std::sync::Arc;
+
+use howdah::{
+    ha::{Action, DcsView, DemoteMode, Job, Local, Plan, View},
+    model::{Cluster, Lsn, StatusKey, Timeline},
+};
+
+use crate::{
+    properties::Property::{
+        self, BoundedLoss, NoNeedlessDemotion, NoStalePromotion, OneWriter, Recovery, SelfFence,
+    },
+    world::World,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    NoDeadline,
+    WallClock,
+    StoppedClock,
+    NoFence,
+    OldBelief,
+    OldDataLeads,
+    NoPeerAhead,
+    NoTimelineCheck,
+    ReplicaRegisters,
+    ReleaseFirst,
+    UncheckedTimeline,
+    CloneInPlace,
+    ErrorDemotes,
+    ReusedTimeline,
+    FailsafeIgnoresNo,
+}
+
+/// One row of the table.
+pub(crate) struct Row {
+    pub(crate) mutant: Mutant,
+    pub(crate) name: &'static str,
+    /// What is wrong with it.
+    pub(crate) what: &'static str,
+    /// Within how many seeds it has to be found.
+    pub(crate) within: u64,
+    /// By one of these.
+    pub(crate) caught_by: &'static [Property],
+}
+
+const fn row(
+    mutant: Mutant,
+    name: &'static str,
+    within: u64,
+    caught_by: &'static [Property],
+    what: &'static str,
+) -> Row {
+    Row {
+        mutant,
+        name,
+        what,
+        within,
+        caught_by,
+    }
+}
+
+pub(crate) const TABLE: &[Row] = &[
+    row(
+        Mutant::NoDeadline,
+        "no_deadline_check",
+        200,
+        &[OneWriter, SelfFence],
+        "a hold on the lock counts for ever",
+    ),
+    row(
+        Mutant::WallClock,
+        "wall_clock_instead_of_monotonic",
+        2000,
+        &[OneWriter, SelfFence, NoNeedlessDemotion],
+        "leases are judged by a clock that people can set",
+    ),
+    row(
+        Mutant::StoppedClock,
+        "stale_view_trusted_after_a_thaw",
+        500,
+        &[OneWriter, SelfFence],
+        "the time during which a host was frozen is not seen",
+    ),
+    row(
+        Mutant::NoFence,
+        "no_fence_in_init",
+        500,
+        &[OneWriter, SelfFence],
+        "nobody ends a primary whose agent does not",
+    ),
+    row(
+        Mutant::OldBelief,
+        "race_won_on_old_belief",
+        2000,
+        &[NoStalePromotion, BoundedLoss],
+        "answers of peers count however old they are",
+    ),
+    row(
+        Mutant::OldDataLeads,
+        "old_data_leads_after_a_cold_start",
+        2000,
+        &[OneWriter, BoundedLoss, NoStalePromotion],
+        "a member that was away leads with what it has",
+    ),
+    row(
+        Mutant::NoPeerAhead,
+        "no_peer_ahead_check",
+        2000,
+        &[NoStalePromotion, BoundedLoss],
+        "a peer that has more is no objection",
+    ),
+    row(
+        Mutant::NoTimelineCheck,
+        "no_timeline_check",
+        2000,
+        &[OneWriter, BoundedLoss, NoStalePromotion],
+        "the cluster's timeline is not looked at",
+    ),
+    row(
+        Mutant::ReplicaRegisters,
+        "initialize_restored_by_a_replica",
+        2000,
+        &[NoStalePromotion],
+        "a replica tells an empty store whose data this is",
+    ),
+    row(
+        Mutant::ReleaseFirst,
+        "lock_released_before_postgres_is_down",
+        200,
+        &[OneWriter],
+        "the lock is given away before postgres is stopped",
+    ),
+    row(
+        Mutant::UncheckedTimeline,
+        "replica_does_not_compare_a_new_timeline",
+        2000,
+        &[Recovery],
+        "a replica follows without asking whether it can",
+    ),
+    row(
+        Mutant::CloneInPlace,
+        "copy_made_in_place",
+        2000,
+        &[NoStalePromotion],
+        "a copy that broke off looks like data",
+    ),
+    row(
+        Mutant::ErrorDemotes,
+        "an_error_of_the_store_demotes",
+        500,
+        &[NoNeedlessDemotion],
+        "a failed read of the store counts as a lost lock",
+    ),
+    row(
+        Mutant::ReusedTimeline,
+        "timeline_number_used_twice",
+        3000,
+        &[Recovery, OneWriter, BoundedLoss],
+        "numbers of timelines that others have used are not kept free",
+    ),
+    row(
+        Mutant::FailsafeIgnoresNo,
+        "failsafe_ignores_a_no",
+        1000,
+        &[OneWriter],
+        "a primary without the store goes on whatever the others say",
+    ),
+];
+
+/// The view of the store, to be changed.
+fn cluster(view: &mut View) -> Option<&mut Cluster> {
+    match &mut view.dcs {
+        DcsView::Known { cluster } => Some(Arc::make_mut(cluster)),
+        DcsView::Down { .. } => None,
+    }
+}
+
+/// What the core is shown.
+pub(crate) fn before(world: &World, node: usize, view: &mut View) {
+    let Some(mutant) = world.mutant else { return };
+    let now = world.nodes[node].local(world);
+    match mutant {
+        Mutant::NoDeadline => {
+            if let Some(hold) = &mut view.hold {
+                hold.sent_at = now;
+            }
+        }
+        Mutant::OldBelief => {
+            let mut beliefs = world.book.beliefs.borrow_mut();
+            match &mut view.peers {
+                Some(peers) => beliefs[node] = Some(peers.clone()),
+                None => {
+                    view.peers = beliefs[node].clone().map(|mut peers| {
+                        peers.at = now;
+                        peers
+                    });
+                }
+            }
+        }
+        Mutant::OldDataLeads => {
+            view.memory.followed = true;
+            if let Some(cluster) = cluster(view) {
+                cluster.history = None;
+                cluster.status = StatusKey::default();
+            }
+        }
+        Mutant::NoPeerAhead => {
+            for peer in view.peers.iter_mut().flat_map(|peers| peers.answers.values_mut()).flatten() {
+                peer.position = Lsn(0);
+                peer.timeline = Timeline::UNKNOWN;
+            }
+        }
+        Mutant::NoTimelineCheck => {
+            if let Some(cluster) = cluster(view) {
+                cluster.history = None;
+            }
+        }
+        Mutant::UncheckedTimeline => {
+            if let DcsView::Known { cluster } = &view.dcs
+                && let Some(leader) = &cluster.leader
+            {
+                let published = cluster.member(&leader.name).and_then(|member| member.data.timeline);
+                view.memory.compared_with = Some((leader.name.clone(), published.unwrap_or(Timeline::UNKNOWN)));
+                view.memory.not_streaming_since = None;
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What is made of its plan.
+pub(crate) fn after(world: &World, node: usize, view: &View, plan: &mut Plan) {
+    let Some(mutant) = world.mutant else { return };
+    match (mutant, &view.dcs, &view.local) {
+        (Mutant::ReplicaRegisters, DcsView::Known { cluster }, Local::Running(running))
+            if cluster.initialize.is_none() && !running.is_primary() =>
+        {
+            if let Some(id) = &running.system_id {
+                plan.actions.insert(0, Action::WriteInitialize(id.clone(), None));
+            }
+        }
+        (Mutant::ErrorDemotes, DcsView::Down { .. }, Local::Running(running))
+            if running.is_primary() && view.job.is_none() && view.shutdown.is_none() =>
+        {
+            let deadline = view.stop_by(world.nodes[node].local(world));
+            plan.actions = vec![Action::Begin(Job::Demote {
+                mode: DemoteMode::Offline,
+                deadline,
+            })];
+            plan.keep_lock = false;
+        }
+        _ => {}
+    }
+}

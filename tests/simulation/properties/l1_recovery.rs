@@ -1,0 +1,80 @@
+//! L1: once everything is healed, writes work again within two leases and a minute, and all members stream in the end,
+//! without a hand laid on anything.
+
+use std::rc::Rc;
+
+use super::Property;
+use crate::{exec::SECOND, world::World};
+
+/// After the healing, writes work again within this.
+pub(crate) fn bound(world: &World) -> u64 {
+    let ttl = u64::try_from(world.setup.dynamic.timing.ttl.as_nanos()).unwrap_or(0);
+    2 * ttl + 60 * SECOND
+}
+
+pub(super) fn settled(world: &Rc<World>) {
+    let now = world.sim.now();
+    if world.book.last_ack_at.get() + 10 * SECOND < now {
+        world.violate(Property::Recovery, || {
+            format!(
+                "nobody acknowledges commits {} s after everything was healed ({})",
+                (now - world.setup.heal_at) / SECOND,
+                report(world)
+            )
+        });
+    }
+}
+
+pub(super) fn at_end(world: &Rc<World>) {
+    let Some(leader) = world
+        .store
+        .cluster()
+        .leader
+        .as_ref()
+        .and_then(|leader| world.index_of(&leader.name))
+    else {
+        world.violate(Property::Recovery, || format!("nobody leads at the end ({})", report(world)));
+        return;
+    };
+    let primary = &world.nodes[leader].pg;
+    let Some(end) = primary.position() else { return };
+    for (index, node) in world.nodes.iter().enumerate() {
+        if node.absent.get() {
+            continue;
+        }
+        let well = if index == leader {
+            primary.running() && primary.primary.get()
+        } else {
+            let own = node.pg.position();
+            let fits = own.is_some_and(|own| world.wal.borrow().contains(end, own));
+            node.pg.running() && !node.pg.primary.get() && node.pg.streaming.get() && fits
+        };
+        if !well {
+            world.violate(Property::Recovery, || {
+                format!(
+                    "{} does not take part {} s after everything was healed ({})",
+                    World::member_name(index),
+                    (world.sim.now() - world.setup.heal_at) / SECOND,
+                    report(world)
+                )
+            });
+        }
+    }
+}
+
+fn report(world: &World) -> String {
+    let line = |(index, node): (usize, &crate::world::Node)| {
+        let pg = &node.pg;
+        format!(
+            "{}: {} {:?}{}{}",
+            World::member_name(index),
+            if node.up.get() { "up" } else { "down" },
+            pg.phase.get(),
+            if pg.primary.get() { " primary" } else { "" },
+            if pg.streaming.get() { " streaming" } else { "" },
+        )
+    };
+    let members: Vec<String> = world.nodes.iter().enumerate().map(line).collect();
+    let leader = world.store.cluster().leader.as_ref().map(|leader| leader.name.0.clone());
+    format!("lock: {}; {}", leader.as_deref().unwrap_or("free"), members.join("; "))
+}

@@ -1,0 +1,47 @@
+//! S1: nothing that a commit acknowledged after a synchronous standby had confirmed it is missing, neither where another
+//! member is promoted nor in the end. A failover that a person forces upon a member is that person's will.
+
+use std::rc::Rc;
+
+use super::Property;
+use crate::{wal::Pos, world::World};
+
+fn check(world: &Rc<World>, node: usize, end: Pos) {
+    let forced = world.failover_lately();
+    for generation in world.book.generations.borrow_mut().iter_mut() {
+        let Some(lsn) = generation.last_sync else { continue };
+        let last = Pos {
+            branch: generation.branch,
+            lsn,
+        };
+        if world.wal.borrow().contains(end, last) {
+            continue;
+        }
+        if forced {
+            generation.last_sync = None;
+            continue;
+        }
+        world.violate(Property::NothingLost, || {
+            format!(
+                "{} acknowledged a commit at {lsn} that a synchronous standby had confirmed, and the primary {} does not \
+                 have it",
+                World::member_name(generation.node),
+                World::member_name(node)
+            )
+        });
+    }
+}
+
+pub(super) fn new_generation(world: &Rc<World>, node: usize, from: Pos) {
+    check(world, node, from);
+}
+
+pub(super) fn at_end(world: &Rc<World>) {
+    let primary = |node: &crate::world::Node| node.pg.running() && node.pg.primary.get();
+    let Some(primary) = world.nodes.iter().position(primary) else {
+        return;
+    };
+    if let Some(end) = world.nodes[primary].pg.position() {
+        check(world, primary, end);
+    }
+}
