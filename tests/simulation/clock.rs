@@ -58,6 +58,9 @@ impl Clock {
     /// True time that passes while this clock counts `time`.
     pub(crate) fn lasts(&self, time: Duration) -> Nanos {
         let exact = time.as_nanos() * 1_000_000 / u128::from(self.rate.get());
-        u64::try_from(exact).unwrap_or(u64::MAX / 4).saturating_add(1).min(u64::MAX / 4)
+        u64::try_from(exact)
+            .unwrap_or(u64::MAX / 4)
+            .saturating_add(1)
+            .min(u64::MAX / 4)
     }
 }

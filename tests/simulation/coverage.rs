@@ -51,12 +51,39 @@ const EVENTS: &[&str] = &[
 ];
 
 const LOCALS: [&str; 13] = [
-    "empty", "broken", "unknown", "down clean", "down crashed primary", "down replica", "starting primary",
-    "starting replica", "stopping", "primary", "streaming replica", "idle replica", "silent",
+    "empty",
+    "broken",
+    "unknown",
+    "down clean",
+    "down crashed primary",
+    "down replica",
+    "starting primary",
+    "starting replica",
+    "stopping",
+    "primary",
+    "streaming replica",
+    "idle replica",
+    "silent",
 ];
-const LOCKS: [&str; 6] = ["free", "ours", "ours expired", "ours unheld", "another's", "store down"];
+const LOCKS: [&str; 6] = [
+    "free",
+    "ours",
+    "ours expired",
+    "ours unheld",
+    "another's",
+    "store down",
+];
 const JOBS: [&str; 10] = [
-    "-", "bootstrap", "clone", "rewind", "start primary", "start replica", "restart", "promote", "hand over", "demote",
+    "-",
+    "bootstrap",
+    "clone",
+    "rewind",
+    "start primary",
+    "start replica",
+    "restart",
+    "promote",
+    "hand over",
+    "demote",
 ];
 
 #[derive(Debug, Clone, Default)]
@@ -67,7 +94,10 @@ pub(crate) struct Coverage {
 impl Coverage {
     /// The bit of an event. An event nobody has named here would be a mistake in this table.
     pub(crate) fn event(name: &str) -> u64 {
-        EVENTS.iter().position(|event| *event == name).map_or(1, |at| 1 << at)
+        EVENTS
+            .iter()
+            .position(|event| *event == name)
+            .map_or(1, |at| 1 << at)
     }
 
     pub(crate) fn visit(&mut self, view: &View, plan: &Plan, events: u64) {
@@ -92,7 +122,8 @@ impl Coverage {
 
     /// One number per line, for the state file.
     pub(crate) fn store(&self) -> String {
-        let line = |((situation, event), count): (&(u16, u8), &u64)| format!("pair {situation} {event} {count}\n");
+        let line =
+            |((situation, event), count): (&(u16, u8), &u64)| format!("pair {situation} {event} {count}\n");
         self.pairs.iter().map(line).collect()
     }
 
@@ -165,7 +196,7 @@ fn situation(view: &View) -> u16 {
         Local::Running(running) if running.is_streaming() => 10,
         Local::Running(_) => 11,
         Local::Silent {
-            why: Silence::NoAnswer | Silence::Refused,
+            why: Silence::Stopped | Silence::NoAnswer | Silence::NoSession | Silence::Slow | Silence::Refused,
             ..
         } => 12,
     };

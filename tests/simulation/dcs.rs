@@ -145,11 +145,21 @@ impl Store {
         loop {
             let mut seen = store.granted.count();
             store.change(&world, |_, _| ());
-            let next = store.inner.borrow().leases.values().map(|grant| grant.until).min();
+            let next = store
+                .inner
+                .borrow()
+                .leases
+                .values()
+                .map(|grant| grant.until)
+                .min();
             let next = next.filter(|_| store.mood.get().down == 0);
             match next {
                 Some(at) => {
-                    race(world.sim.until(at.max(world.sim.now() + MS)), store.granted.rung(&world.sim, &mut seen)).await;
+                    race(
+                        world.sim.until(at.max(world.sim.now() + MS)),
+                        store.granted.rung(&world.sim, &mut seen),
+                    )
+                    .await;
                 }
                 None => store.granted.rung(&world.sim, &mut seen).await,
             }
@@ -158,7 +168,11 @@ impl Store {
 
     pub(crate) fn set_down(&self, world: &Rc<World>, down: bool) {
         let mut mood = self.mood.get();
-        mood.down = if down { mood.down + 1 } else { mood.down.saturating_sub(1) };
+        mood.down = if down {
+            mood.down + 1
+        } else {
+            mood.down.saturating_sub(1)
+        };
         self.mood.set(mood);
         self.bad_at.set(world.sim.now());
         if mood.down == 0 {
@@ -469,8 +483,16 @@ impl Client {
         let alive = Alive {
             sent_at,
             true_sent,
-            ttl: if lease.asked.is_zero() { wanted } else { lease.asked },
-            asked: if lease.asked.is_zero() { wanted } else { lease.asked },
+            ttl: if lease.asked.is_zero() {
+                wanted
+            } else {
+                lease.asked
+            },
+            asked: if lease.asked.is_zero() {
+                wanted
+            } else {
+                lease.asked
+            },
             id,
         };
         if self.lease.get().is_some_and(|known| known.id == id) {
@@ -529,7 +551,11 @@ impl Client {
     async fn read_leader(&self) -> Result<Option<(MemberName, i64)>, Trouble> {
         self.ask(|inner, _, _| {
             let lease = inner.leader_lease;
-            inner.cluster.leader.as_ref().map(|leader| (leader.name.clone(), lease))
+            inner
+                .cluster
+                .leader
+                .as_ref()
+                .map(|leader| (leader.name.clone(), lease))
         })
         .await
     }
@@ -594,7 +620,12 @@ impl Client {
                 inner.revision += 1;
                 *woken = true;
                 if let Some(status) = status {
-                    inner.put(Key::Status, When::Always, |cluster, _| cluster.status = status, woken);
+                    inner.put(
+                        Key::Status,
+                        When::Always,
+                        |cluster, _| cluster.status = status,
+                        woken,
+                    );
                 }
             }
         });

@@ -272,7 +272,10 @@ impl Sim {
         let Some(mut work) = work else { return };
         self.0.polls.set(self.0.polls.get() + 1);
         let before = self.0.current.replace(id);
-        let done = work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        let done = work
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_ready();
         self.0.current.set(before);
         let mut slots = self.0.slots.borrow_mut();
         let slot = &mut slots[id.index as usize];

@@ -421,11 +421,14 @@ fn begin(world: &Rc<World>, fault: &Fault) {
         Kind::Failover(candidate) => {
             touch_all(world, "failover");
             world.book.failover_at.set(Some(world.sim.now()));
-            request(world, FailoverKey {
-                leader: None,
-                candidate: Some(world.nodes[*candidate].name.clone()),
-                scheduled_at: None,
-            });
+            request(
+                world,
+                FailoverKey {
+                    leader: None,
+                    candidate: Some(world.nodes[*candidate].name.clone()),
+                    scheduled_at: None,
+                },
+            );
         }
         Kind::GracefulStop(node) => graceful_stop(world, *node, "graceful stop"),
         Kind::Settings(settings) => {
@@ -465,24 +468,34 @@ fn set_mood(world: &World, flaky: Mood2) {
 
 fn request(world: &Rc<World>, key: FailoverKey) {
     world.book.request_at.set(Some(world.sim.now()));
-    world.store.put(world, Key::Failover, When::Always, |cluster, version| {
-        cluster.failover = Some(key);
-        cluster.failover_version = Some(version);
-    });
+    world
+        .store
+        .put(world, Key::Failover, When::Always, |cluster, version| {
+            cluster.failover = Some(key);
+            cluster.failover_version = Some(version);
+        });
 }
 
 fn switchover(world: &Rc<World>, candidate: Option<usize>) {
     touch_all(world, "switchover");
-    let leader = world.store.cluster().leader.as_ref().map(|leader| leader.name.clone());
+    let leader = world
+        .store
+        .cluster()
+        .leader
+        .as_ref()
+        .map(|leader| leader.name.clone());
     let candidate = candidate.map(|node| world.nodes[node].name.clone());
     if leader.is_none() || candidate == leader {
         return;
     }
-    request(world, FailoverKey {
-        leader,
-        candidate,
-        scheduled_at: None,
-    });
+    request(
+        world,
+        FailoverKey {
+            leader,
+            candidate,
+            scheduled_at: None,
+        },
+    );
 }
 
 /// `docker stop`: SIGTERM, and SIGKILL to everything ten seconds later.
@@ -516,10 +529,12 @@ fn change_settings(world: &Rc<World>, settings: &Map<String, Value>) {
     for (name, value) in settings {
         config.insert(name.clone(), value.clone());
     }
-    world.store.put(world, Key::Config, When::Always, |cluster, version| {
-        cluster.config = Some(config);
-        cluster.config_version = Some(version);
-    });
+    world
+        .store
+        .put(world, Key::Config, When::Always, |cluster, version| {
+            cluster.config = Some(config);
+            cluster.config_version = Some(version);
+        });
 }
 
 async fn finish(world: &Rc<World>, fault: &Fault) {
@@ -553,12 +568,15 @@ async fn finish(world: &Rc<World>, fault: &Fault) {
             world.store.bad_at.set(sim.now());
         }
         Kind::StoreDown => world.store.set_down(world, false),
-        Kind::StoreFlaky(_) => set_mood(world, Mood2 {
-            refuses: 0,
-            loses_request: 0,
-            loses_answer: 0,
-            slow: 0,
-        }),
+        Kind::StoreFlaky(_) => set_mood(
+            world,
+            Mood2 {
+                refuses: 0,
+                loses_request: 0,
+                loses_answer: 0,
+                slow: 0,
+            },
+        ),
         Kind::WatchLost(node) => {
             let lost = &world.store.watch_lost[*node];
             lost.set(lost.get().saturating_sub(1));
@@ -584,7 +602,8 @@ async fn finish(world: &Rc<World>, fault: &Fault) {
         Kind::ReplayLag(node, _) => world.nodes[*node].replay_lag.set(0),
         Kind::GracefulStop(node) => {
             let after = sim.now() + 12 * SECOND;
-            sim.until(after.min(world.setup.heal_at.max(sim.now() + 11 * SECOND))).await;
+            sim.until(after.min(world.setup.heal_at.max(sim.now() + 11 * SECOND)))
+                .await;
             world.nodes[*node].held_down.add(false);
             world.nodes[*node].stopping.set(false);
             world.starts_again(*node);

@@ -98,7 +98,9 @@ fn main() -> ExitCode {
     };
     let begun = Instant::now();
     let cores = thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let threads = arguments.threads.map_or(cores, |n| usize::try_from(n).unwrap_or(1).max(1));
+    let threads = arguments
+        .threads
+        .map_or(cores, |n| usize::try_from(n).unwrap_or(1).max(1));
     let results = match arguments.seed {
         Some(seed) => match one(seed, &arguments) {
             Ok(held) => vec![(format!("seed_{seed}"), held)],
@@ -165,15 +167,26 @@ fn many(arguments: &Arguments, threads: usize) -> Vec<(String, bool)> {
 /// The lines `tests/run` counts.
 fn conclude(results: &[(String, bool)], begun: Instant) -> ExitCode {
     for (name, held) in results {
-        println!("        {} simulation {name}", if *held { "PASS" } else { "FAIL" });
+        println!(
+            "        {} simulation {name}",
+            if *held { "PASS" } else { "FAIL" }
+        );
     }
     let passed = results.iter().filter(|(_, held)| *held).count();
     let failed = results.len() - passed;
-    let failures = if failed == 0 { String::new() } else { format!(", {failed} failed") };
+    let failures = if failed == 0 {
+        String::new()
+    } else {
+        format!(", {failed} failed")
+    };
     println!(
         "     Summary [{:8.3}s] {} tests run: {passed} passed{failures}, 0 skipped",
         begun.elapsed().as_secs_f32(),
         results.len()
     );
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -208,7 +208,12 @@ pub(crate) fn before(world: &World, node: usize, view: &mut View) {
             }
         }
         Mutant::NoPeerAhead => {
-            for peer in view.peers.iter_mut().flat_map(|peers| peers.answers.values_mut()).flatten() {
+            for peer in view
+                .peers
+                .iter_mut()
+                .flat_map(|peers| peers.answers.values_mut())
+                .flatten()
+            {
                 peer.position = Lsn(0);
                 peer.timeline = Timeline::UNKNOWN;
             }
@@ -222,8 +227,11 @@ pub(crate) fn before(world: &World, node: usize, view: &mut View) {
             if let DcsView::Known { cluster } = &view.dcs
                 && let Some(leader) = &cluster.leader
             {
-                let published = cluster.member(&leader.name).and_then(|member| member.data.timeline);
-                view.memory.compared_with = Some((leader.name.clone(), published.unwrap_or(Timeline::UNKNOWN)));
+                let published = cluster
+                    .member(&leader.name)
+                    .and_then(|member| member.data.timeline);
+                view.memory.compared_with =
+                    Some((leader.name.clone(), published.unwrap_or(Timeline::UNKNOWN)));
                 view.memory.not_streaming_since = None;
             }
         }

@@ -50,7 +50,10 @@ pub(crate) fn setup(seed: u64) -> Setup {
     set("ttl", json!(ttl));
     set("loop_wait", json!(loop_wait));
     set("retry_timeout", json!(retry));
-    set("maximum_lag_on_failover", json!(rng.pick(&[1_048_576, 100_000, 10_000_000])));
+    set(
+        "maximum_lag_on_failover",
+        json!(rng.pick(&[1_048_576, 100_000, 10_000_000])),
+    );
     if rng.chance(20) {
         set("primary_start_timeout", json!(rng.pick(&[0, 5, 30])));
     }
@@ -86,7 +89,10 @@ pub(crate) fn setup(seed: u64) -> Setup {
             }
             // Of an earlier one, so that there is no circle.
             if index > 1 && rng.chance(10) {
-                tags.insert("replicatefrom".to_owned(), json!(format!("n{}", 1 + rng.index(index))));
+                tags.insert(
+                    "replicatefrom".to_owned(),
+                    json!(format!("n{}", 1 + rng.index(index))),
+                );
             }
             if rng.chance(15) {
                 tags.insert("failover_priority".to_owned(), json!(rng.range(1, 4)));
@@ -170,8 +176,16 @@ fn finish(world: &Rc<World>) -> Outcome {
             world.setup.commit_bytes,
             if world.setup.use_slots { "on" } else { "off" },
             world.setup.dynamic.sync.kind,
-            if world.setup.dynamic.sync.strict { " strict" } else { "" },
-            if world.setup.dynamic.failsafe_mode { "on" } else { "off" },
+            if world.setup.dynamic.sync.strict {
+                " strict"
+            } else {
+                ""
+            },
+            if world.setup.dynamic.failsafe_mode {
+                "on"
+            } else {
+                "off"
+            },
             world
                 .setup
                 .tags

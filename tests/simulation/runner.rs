@@ -175,11 +175,17 @@ fn take(total: &mut Total, chunk: Chunk) {
     total.at_thaw += chunk.at_thaw;
     total.at_thaw_latest = total.at_thaw_latest.max(chunk.at_thaw_latest);
     for (seed, violation) in chunk.violations {
-        println!("seed {seed}, {:.1} s: {violation}", violation.at as f64 / SECOND as f64);
-        total.violations.insert(seed, Violation2 {
-            property: violation.property.name().to_owned(),
-            what: violation.what,
-        });
+        println!(
+            "seed {seed}, {:.1} s: {violation}",
+            violation.at as f64 / SECOND as f64
+        );
+        total.violations.insert(
+            seed,
+            Violation2 {
+                property: violation.property.name().to_owned(),
+                what: violation.what,
+            },
+        );
     }
 }
 
@@ -213,16 +219,24 @@ fn report(wish: &Wish, total: &Total, took: Duration) -> Vec<(String, bool)> {
 pub(crate) fn story(seed: u64, options: &Options) -> bool {
     let outcome = run::run(seed, options);
     let Some(violation) = outcome.violation else {
-        println!("seed {seed}: nothing is wrong ({} commits acknowledged)", outcome.acknowledged);
+        println!(
+            "seed {seed}: nothing is wrong ({} commits acknowledged)",
+            outcome.acknowledged
+        );
         return false;
     };
     let schedule = shrink::shrink(seed, options, violation.property);
-    let from = schedule.first().map_or(0, |fault| fault.at.saturating_sub(2 * SECOND));
-    let told = run::run(seed, &Options {
-        mutant: options.mutant,
-        schedule: Some(schedule.clone()),
-        telling: true,
-    });
+    let from = schedule
+        .first()
+        .map_or(0, |fault| fault.at.saturating_sub(2 * SECOND));
+    let told = run::run(
+        seed,
+        &Options {
+            mutant: options.mutant,
+            schedule: Some(schedule.clone()),
+            telling: true,
+        },
+    );
     println!("\nseed {seed}: {}", told.summary);
     for fault in &schedule {
         println!("  {fault}");
@@ -249,7 +263,11 @@ fn hunt(row: &Row, threads: usize) -> (bool, String) {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let found = caught.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|c| c.0);
+                    let found = caught
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .as_ref()
+                        .map(|c| c.0);
                     if seed >= row.within || found.is_some_and(|found| found < seed) {
                         return;
                     }
@@ -270,17 +288,26 @@ fn hunt(row: &Row, threads: usize) -> (bool, String) {
     });
     match caught.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some((seed, violation)) => (true, format!("caught by seed {seed}: {violation}")),
-        None => (false, format!("not caught within {} seeds: {}", row.within, row.what)),
+        None => (
+            false,
+            format!("not caught within {} seeds: {}", row.within, row.what),
+        ),
     }
 }
 
 /// Runs the table of mutants, or one of them.
 pub(crate) fn mutants(only: Option<&str>, threads: usize) -> Vec<(String, bool)> {
-    let rows = TABLE.iter().filter(|row| only.is_none_or(|name| row.name == name));
+    let rows = TABLE
+        .iter()
+        .filter(|row| only.is_none_or(|name| row.name == name));
     rows.map(|row| {
         let begun = Instant::now();
         let (caught, how) = hunt(row, threads);
-        println!("mutant {} ({:.1} s): {how}", row.name, begun.elapsed().as_secs_f32());
+        println!(
+            "mutant {} ({:.1} s): {how}",
+            row.name,
+            begun.elapsed().as_secs_f32()
+        );
         (format!("mutant_{}_is_caught", row.name), caught)
     })
     .collect()
@@ -323,10 +350,17 @@ fn save(path: &PathBuf, total: &Total) {
 }
 
 fn restore(path: &PathBuf, total: &mut Total) {
-    let Ok(text) = fs::read_to_string(path) else { return };
+    let Ok(text) = fs::read_to_string(path) else {
+        return;
+    };
     for line in text.lines() {
         let words: Vec<&str> = line.splitn(4, ' ').collect();
-        let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        let number = |at: usize| {
+            words
+                .get(at)
+                .and_then(|word| word.parse::<u64>().ok())
+                .unwrap_or(0)
+        };
         match words.first() {
             Some(&"seeds") => total.seeds = number(1),
             Some(&"acknowledged") => total.acknowledged = number(1),
@@ -337,10 +371,13 @@ fn restore(path: &PathBuf, total: &mut Total) {
             }
             Some(&"violation") => {
                 let text = |at: usize| words.get(at).map_or_else(String::new, |word| (*word).to_owned());
-                total.violations.insert(number(1), Violation2 {
-                    property: text(2),
-                    what: text(3),
-                });
+                total.violations.insert(
+                    number(1),
+                    Violation2 {
+                        property: text(2),
+                        what: text(3),
+                    },
+                );
             }
             Some(&"pair") => total.coverage.restore(line),
             _ => {}

@@ -38,7 +38,11 @@ impl Story {
                 None => text += &format!("{seconds} = {what}\n"),
                 Some(node) => {
                     for (index, part) in wrap(what).into_iter().enumerate() {
-                        let head = if index == 0 { seconds.clone() } else { " ".repeat(9) };
+                        let head = if index == 0 {
+                            seconds.clone()
+                        } else {
+                            " ".repeat(9)
+                        };
                         text += &head;
                         for column in 0..members {
                             let cell = if column == *node { part.as_str() } else { "" };

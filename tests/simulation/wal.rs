@@ -142,7 +142,9 @@ impl Wal {
             Some(theirs.lsn)
         } else {
             let rows = self.history(theirs.branch);
-            rows.iter().find(|row| row.timeline.0 == mine).map(|row| row.lsn.0)
+            rows.iter()
+                .find(|row| row.timeline.0 == mine)
+                .map(|row| row.lsn.0)
         };
         match end {
             Some(end) if ours.lsn <= end && mine <= server => Err(Refused::Content),

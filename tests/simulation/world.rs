@@ -421,7 +421,10 @@ impl World {
         if refused == Refused::Content {
             self.cover(node, "event:hidden-fork");
             self.say(node, || {
-                format!("cannot stream from n{}: the records there are of another history", from + 1)
+                format!(
+                    "cannot stream from n{}: the records there are of another history",
+                    from + 1
+                )
             });
         }
     }
@@ -429,7 +432,9 @@ impl World {
     pub(crate) fn note_new_generation(self: &Rc<Self>, node: usize, data: &Data, from: Option<Pos>) {
         let timeline = self.wal.borrow().timeline(data.branch);
         let (branch, half) = (data.branch, data.half);
-        self.say(node, || format!("begins to write timeline {timeline} at {:?}", from.map(|p| p.lsn)));
+        self.say(node, || {
+            format!("begins to write timeline {timeline} at {:?}", from.map(|p| p.lsn))
+        });
         crate::properties::new_generation(self, node, branch, from, half);
     }
 

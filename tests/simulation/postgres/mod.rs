@@ -24,12 +24,21 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// `requested`: by a stop.
-    Stopped { requested: bool },
-    Starting { since: Boottime },
+    Stopped {
+        requested: bool,
+    },
+    Starting {
+        since: Boottime,
+    },
     Running,
-    Stopping { since: Boottime },
+    Stopping {
+        since: Boottime,
+    },
     /// The postmaster is gone, its children are being ended.
-    Cleaning { since: Boottime, requested: bool },
+    Cleaning {
+        since: Boottime,
+        requested: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,7 +165,10 @@ impl Postgres {
     }
 
     pub(crate) fn timeline(&self, wal: &Wal) -> u32 {
-        self.data.borrow().as_ref().map_or(0, |data| wal.timeline(data.branch))
+        self.data
+            .borrow()
+            .as_ref()
+            .map_or(0, |data| wal.timeline(data.branch))
     }
 
     /// Everything that ran here is gone at this moment; what it leaves in `pg_control` stays.

@@ -29,7 +29,12 @@ pub(crate) fn launch(world: &Rc<World>, node: usize, primary: bool, upstream: Op
     if let Some(data) = pg.data.borrow_mut().as_mut() {
         data.standby_signal = !primary;
     }
-    pg.set_phase(&world.sim, Phase::Starting { since: host.local(world) });
+    pg.set_phase(
+        &world.sim,
+        Phase::Starting {
+            since: host.local(world),
+        },
+    );
     world.sim.spawn(server, run(Rc::clone(world), node, primary));
     if host.frozen.get() || host.pg_frozen.get() {
         world.sim.freeze(server);
@@ -40,13 +45,20 @@ pub(crate) fn launch(world: &Rc<World>, node: usize, primary: bool, upstream: Op
 async fn run(world: Rc<World>, node: usize, primary: bool) {
     let host = &world.nodes[node];
     let pg = &host.pg;
-    world.sim.sleep(world.between(40 * MS, 300 * MS) + host.slow_start.get()).await;
+    world
+        .sim
+        .sleep(world.between(40 * MS, 300 * MS) + host.slow_start.get())
+        .await;
     host.disk(&world).await;
     if host.disk_full.get() || host.start_fails.get() {
         pg.gone(&world.sim, false);
         return;
     }
-    let up = if primary { recover(&world, node).await } else { replay(&world, node).await };
+    let up = if primary {
+        recover(&world, node).await
+    } else {
+        replay(&world, node).await
+    };
     if !up {
         pg.gone(&world.sim, false);
         return;
@@ -54,7 +66,10 @@ async fn run(world: Rc<World>, node: usize, primary: bool) {
     pg.set_phase(&world.sim, Phase::Running);
     if let Some(backends) = pg.backends.get() {
         for session in 0..world.setup.sessions {
-            world.sim.spawn(backends, crate::clients::session(Rc::clone(&world), node, session));
+            world.sim.spawn(
+                backends,
+                crate::clients::session(Rc::clone(&world), node, session),
+            );
         }
     }
     let server = pg.server.get();
@@ -78,7 +93,11 @@ async fn run(world: Rc<World>, node: usize, primary: bool) {
 async fn recover(world: &Rc<World>, node: usize) -> bool {
     let host = &world.nodes[node];
     let pg = &host.pg;
-    let crashed = pg.data.borrow().as_ref().is_some_and(|data| data.state != DbState::ShutDown);
+    let crashed = pg
+        .data
+        .borrow()
+        .as_ref()
+        .is_some_and(|data| data.state != DbState::ShutDown);
     if crashed {
         if let Some(data) = pg.data.borrow_mut().as_mut() {
             data.state = DbState::InCrashRecovery;
@@ -157,7 +176,10 @@ async fn finish_recovery(world: &Rc<World>, node: usize) {
     let host = &world.nodes[node];
     let pg = &host.pg;
     pg.asked.ring(&world.sim);
-    world.sim.sleep(world.between(5 * MS, 150 * MS) + host.replay_lag.get() + host.slow_promotion.get()).await;
+    world
+        .sim
+        .sleep(world.between(5 * MS, 150 * MS) + host.replay_lag.get() + host.slow_promotion.get())
+        .await;
     host.disk(world).await;
     if host.disk_full.get() {
         pg.gone(&world.sim, false);
@@ -252,7 +274,12 @@ pub(crate) fn stop_request(world: &Rc<World>, node: usize, stop: Stop) {
     }
     pg.stopping.set(Some(stop));
     if !matches!(pg.phase.get(), Phase::Stopping { .. }) {
-        pg.set_phase(&world.sim, Phase::Stopping { since: host.local(world) });
+        pg.set_phase(
+            &world.sim,
+            Phase::Stopping {
+                since: host.local(world),
+            },
+        );
     }
     let Some(server) = pg.server.get() else { return };
     let work = Rc::clone(world);
@@ -278,7 +305,10 @@ async fn fast(world: Rc<World>, node: usize) {
         world.sim.kill(backends);
     }
     host.disk(&world).await;
-    world.sim.sleep(world.between(5 * MS, 200 * MS) + host.slow_stop.get()).await;
+    world
+        .sim
+        .sleep(world.between(5 * MS, 200 * MS) + host.slow_stop.get())
+        .await;
     if host.disk_full.get() {
         pg.gone(&world.sim, false);
         return;

@@ -59,7 +59,9 @@ impl Drop for Entry {
 /// One connection, from its begin to its end.
 async fn session(world: &Rc<World>, node: usize, from: usize) {
     let connected = race(connect(world, node, from), world.sim.sleep(10 * SECOND)).await;
-    let First::One(Some(entry)) = connected else { return };
+    let First::One(Some(entry)) = connected else {
+        return;
+    };
     let pg = &world.nodes[node].pg;
     pg.streaming.set(true);
     world.note_stream(node, from);
@@ -80,14 +82,20 @@ async fn session(world: &Rc<World>, node: usize, from: usize) {
             race(news, world.sim.sleep(SILENCE)).await;
             return;
         }
-        let (Some(theirs), Some(ours)) = (server.flushed(), pg.position()) else { return };
+        let (Some(theirs), Some(ours)) = (server.flushed(), pg.position()) else {
+            return;
+        };
         if !world.wal.borrow().contains(theirs, ours) {
             return;
         }
         let usable = !server.hung.get() || theirs == ours;
         if theirs == ours || !usable {
             confirm(world, node, from, entry.serial);
-            race(server.written.rung(&world.sim, &mut seen), world.sim.sleep(10 * SECOND)).await;
+            race(
+                server.written.rung(&world.sim, &mut seen),
+                world.sim.sleep(10 * SECOND),
+            )
+            .await;
             if !world.net.up(from, node) {
                 // Nothing arrives; after a minute without a word the connection is given up.
                 let healed = world.net.transit(&world.sim, from, node);
@@ -156,7 +164,9 @@ async fn store(world: &Rc<World>, node: usize, theirs: Pos) -> bool {
 
 /// The reply of a standby, on its way back.
 fn confirm(world: &Rc<World>, node: usize, from: usize, serial: u64) {
-    let Some(flushed) = world.nodes[node].pg.flushed() else { return };
+    let Some(flushed) = world.nodes[node].pg.flushed() else {
+        return;
+    };
     let world = Rc::clone(world);
     world.sim.clone().spawn(world.proc, async move {
         world.net.transit(&world.sim, node, from).await;
@@ -201,7 +211,9 @@ async fn connect(world: &Rc<World>, node: usize, from: usize) -> Option<Entry> {
             return None;
         }
         if ours.lsn < data.wal_from {
-            world.say(node, || format!("cannot stream from n{}: the WAL is gone", from + 1));
+            world.say(node, || {
+                format!("cannot stream from n{}: the WAL is gone", from + 1)
+            });
             return None;
         }
     }

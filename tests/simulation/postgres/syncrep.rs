@@ -35,7 +35,12 @@ pub(crate) fn reload(world: &Rc<World>, node: usize) {
             if pg.reloads.get() != reload {
                 return;
             }
-            for sender in pg.senders.borrow_mut().iter_mut().filter(|sender| sender.serial == serial) {
+            for sender in pg
+                .senders
+                .borrow_mut()
+                .iter_mut()
+                .filter(|sender| sender.serial == serial)
+            {
                 sender.names = names.clone();
             }
         });
@@ -76,7 +81,11 @@ pub(super) fn begin(world: &World, node: usize) {
 pub(super) fn release(world: &World, node: usize, serial: u64) {
     let pg = &world.nodes[node].pg;
     let senders = pg.senders.borrow();
-    let Some(names) = senders.iter().find(|sender| sender.serial == serial).map(|s| &s.names) else {
+    let Some(names) = senders
+        .iter()
+        .find(|sender| sender.serial == serial)
+        .map(|s| &s.names)
+    else {
         return;
     };
     let me = senders.iter().find(|sender| sender.serial == serial);

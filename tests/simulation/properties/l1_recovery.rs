@@ -33,7 +33,9 @@ pub(super) fn at_end(world: &Rc<World>) {
         .as_ref()
         .and_then(|leader| world.index_of(&leader.name))
     else {
-        world.violate(Property::Recovery, || format!("nobody leads at the end ({})", report(world)));
+        world.violate(Property::Recovery, || {
+            format!("nobody leads at the end ({})", report(world))
+        });
         return;
     };
     let primary = &world.nodes[leader].pg;
@@ -75,6 +77,15 @@ fn report(world: &World) -> String {
         )
     };
     let members: Vec<String> = world.nodes.iter().enumerate().map(line).collect();
-    let leader = world.store.cluster().leader.as_ref().map(|leader| leader.name.0.clone());
-    format!("lock: {}; {}", leader.as_deref().unwrap_or("free"), members.join("; "))
+    let leader = world
+        .store
+        .cluster()
+        .leader
+        .as_ref()
+        .map(|leader| leader.name.0.clone());
+    format!(
+        "lock: {}; {}",
+        leader.as_deref().unwrap_or("free"),
+        members.join("; ")
+    )
 }

@@ -211,7 +211,9 @@ pub(crate) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos, waited: boo
                 last_at: now,
                 last_sync: None,
             });
-            let Some(last) = generations.last_mut() else { return };
+            let Some(last) = generations.last_mut() else {
+                return;
+            };
             last
         }
     };
@@ -224,7 +226,13 @@ pub(crate) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos, waited: boo
     }
 }
 
-pub(crate) fn new_generation(world: &Rc<World>, node: usize, branch: BranchId, from: Option<Pos>, half: bool) {
+pub(crate) fn new_generation(
+    world: &Rc<World>,
+    node: usize,
+    branch: BranchId,
+    from: Option<Pos>,
+    half: bool,
+) {
     s5_no_stale_promotion::new_generation(world, node, half);
     if let Some(from) = from {
         s1_nothing_lost::new_generation(world, node, from);

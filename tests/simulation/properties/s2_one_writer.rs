@@ -22,7 +22,9 @@ pub(super) fn in_thaw(world: &World, node: usize) -> Option<u64> {
 /// False: it does not count.
 pub(super) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) -> bool {
     let generations = world.book.generations.borrow();
-    let known = generations.iter().position(|generation| generation.branch == pos.branch);
+    let known = generations
+        .iter()
+        .position(|generation| generation.branch == pos.branch);
     let overtaken = known.is_some_and(|at| at + 1 < generations.len());
     let born_late = known.is_none()
         && generations
@@ -31,7 +33,9 @@ pub(super) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) -> bool {
     if !overtaken && !born_late {
         return true;
     }
-    let Some(newest) = generations.last().copied() else { return true };
+    let Some(newest) = generations.last().copied() else {
+        return true;
+    };
     if let Some(since) = in_thaw(world, node) {
         let book = &world.book;
         book.at_thaw.set(book.at_thaw.get() + 1);
@@ -54,7 +58,11 @@ pub(super) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) -> bool {
 pub(super) fn released(world: &Rc<World>, node: usize) {
     let pg = &world.nodes[node].pg;
     // Shut down, and only serving receivers.
-    let ended = pg.data.borrow().as_ref().is_some_and(|data| data.state == DbState::ShutDown);
+    let ended = pg
+        .data
+        .borrow()
+        .as_ref()
+        .is_some_and(|data| data.state == DbState::ShutDown);
     if pg.live() && !ended && (pg.primary.get() || pg.promotion.get().is_some()) {
         world.violate(Property::OneWriter, || {
             format!(

@@ -19,7 +19,10 @@ pub(super) fn acknowledged(world: &Rc<World>, node: usize) {
     let now = world.sim.now();
     let Some((sent, ttl)) = host.renewal.get() else {
         world.violate(Property::SelfFence, || {
-            format!("{} acknowledged a commit without ever having had the lock", World::member_name(node))
+            format!(
+                "{} acknowledged a commit without ever having had the lock",
+                World::member_name(node)
+            )
         });
         return;
     };

@@ -14,11 +14,9 @@ use crate::{
 /// A running replica with an agent that answers, reachable for everybody since then.
 pub(super) fn electable(world: &World, node: usize, since: Nanos) -> bool {
     let host = &world.nodes[node];
-    let agent_up = host
-        .agent
-        .borrow()
-        .as_ref()
-        .is_some_and(|agent| agent.started_at <= since && !matches!(agent.present(), Some(job) if job.since > Boottime(0)));
+    let agent_up = host.agent.borrow().as_ref().is_some_and(|agent| {
+        agent.started_at <= since && !matches!(agent.present(), Some(job) if job.since > Boottime(0))
+    });
     agent_up
         && host.bad_at.get() <= since
         && host.pg.running()
@@ -34,7 +32,9 @@ pub(super) fn promotion_asked(world: &Rc<World>, node: usize) {
         return;
     }
     let now = world.sim.now();
-    let Some(taken) = world.book.acquired[node].get() else { return };
+    let Some(taken) = world.book.acquired[node].get() else {
+        return;
+    };
     // Whoever had a reason against it had the time to lead itself.
     let ttl = u64::try_from(world.setup.dynamic.timing.ttl.as_nanos()).unwrap_or(0);
     let long_free = world
@@ -45,9 +45,15 @@ pub(super) fn promotion_asked(world: &Rc<World>, node: usize) {
     if long_free || taken + 2 * SECOND < now {
         return;
     }
-    let Some(mine) = world.nodes[node].pg.position() else { return };
+    let Some(mine) = world.nodes[node].pg.position() else {
+        return;
+    };
     let samples = world.book.samples.borrow();
-    let Some(then) = samples.iter().rev().find(|sample| sample.at + 3 * SECOND <= taken) else {
+    let Some(then) = samples
+        .iter()
+        .rev()
+        .find(|sample| sample.at + 3 * SECOND <= taken)
+    else {
         return;
     };
     let Some(lately) = samples.iter().rev().find(|sample| sample.at <= taken) else {
@@ -58,7 +64,9 @@ pub(super) fn promotion_asked(world: &Rc<World>, node: usize) {
         if other == node || !able || !world.net.good_since(then.at, node, other) {
             continue;
         }
-        let Some(theirs) = then.positions[other] else { continue };
+        let Some(theirs) = then.positions[other] else {
+            continue;
+        };
         let wal = world.wal.borrow();
         let ahead = wal.contains(theirs, mine) && theirs != mine && theirs.lsn > mine.lsn;
         drop(wal);
@@ -77,7 +85,12 @@ pub(super) fn promotion_asked(world: &Rc<World>, node: usize) {
 }
 
 pub(super) fn start(world: &Rc<World>, node: usize, primary: bool) {
-    let half = world.nodes[node].pg.data.borrow().as_ref().is_some_and(|data| data.half);
+    let half = world.nodes[node]
+        .pg
+        .data
+        .borrow()
+        .as_ref()
+        .is_some_and(|data| data.half);
     if primary && half {
         half_copied(world, node);
     }
@@ -92,13 +105,19 @@ pub(super) fn new_generation(world: &Rc<World>, node: usize, half: bool) {
 pub(super) fn registers(world: &Rc<World>, node: usize) {
     if !world.nodes[node].pg.primary.get() {
         world.violate(Property::NoStalePromotion, || {
-            format!("{} is no primary and restores the key /initialize", World::member_name(node))
+            format!(
+                "{} is no primary and restores the key /initialize",
+                World::member_name(node)
+            )
         });
     }
 }
 
 fn half_copied(world: &Rc<World>, node: usize) {
     world.violate(Property::NoStalePromotion, || {
-        format!("{} leads with a data directory that was only half copied", World::member_name(node))
+        format!(
+            "{} leads with a data directory that was only half copied",
+            World::member_name(node)
+        )
     });
 }

@@ -3,9 +3,7 @@
 
 use std::rc::Rc;
 
-use howdah::{
-    ha::{Job, Local, View},
-};
+use howdah::ha::{Job, Local, View};
 
 use super::Property;
 use crate::{

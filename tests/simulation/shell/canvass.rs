@@ -115,10 +115,14 @@ async fn canvass(agent: &Rc<Agent>, round: &Rc<Round>) {
     }
     if lease.lost_to().is_none() || lease.right().is_some() {
         for name in round.of.keys() {
-            give_back(agent, name, Question {
-                round: round.number,
-                number,
-            });
+            give_back(
+                agent,
+                name,
+                Question {
+                    round: round.number,
+                    number,
+                },
+            );
         }
     }
 }
@@ -172,13 +176,19 @@ async fn exchange(
     question: Question,
     theirs: Duration,
 ) -> bool {
-    let Some(to) = world.index_of(name) else { return false };
+    let Some(to) = world.index_of(name) else {
+        return false;
+    };
     world.net.transit(&world.sim, from, to).await;
     let Some(other) = world.nodes[to].agent.borrow().clone() else {
         return false;
     };
     let reply = crate::exec::Reply::new();
-    let (answer, sim, me) = (Rc::clone(&reply), world.sim.clone(), world.nodes[from].name.clone());
+    let (answer, sim, me) = (
+        Rc::clone(&reply),
+        world.sim.clone(),
+        world.nodes[from].name.clone(),
+    );
     world.sim.spawn(other.proc, async move {
         let accepted = accept(&other, me, question, theirs);
         answer.send(&sim, accepted);
@@ -199,7 +209,9 @@ fn accept(agent: &Agent, to: MemberName, question: Question, theirs: Duration) -
     );
     let accepted = agent.lease.promise(to.clone(), question, ttl);
     if accepted {
-        agent.world.say(agent.node, || format!("promises {to} not to lead"));
+        agent
+            .world
+            .say(agent.node, || format!("promises {to} not to lead"));
     }
     accepted
 }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 use howdah::{
     dcs::{Key, When},
     ha::{
-        Action, DcsView, Finished, Job, LeaderFacts, LeaderProbe, Peers, Plan, RunningJob, Shutdown, Upstream, View,
-        heirs::Heirs,
+        Action, DcsView, Finished, Job, LeaderFacts, LeaderProbe, Peers, Plan, RunningJob, Shutdown,
+        Upstream, View, heirs::Heirs,
     },
     model::{Lsn, MemberName, PeerStatus, StatusKey, Timeline},
 };
@@ -132,7 +132,10 @@ impl Agent {
                 matches!(self.in_time(write).await, Ok(Some(_)))
             }
             Action::AbandonInitialize(version) => {
-                matches!(self.in_time(self.dcs.delete(Key::Initialize, *version)).await, Ok(true))
+                matches!(
+                    self.in_time(self.dcs.delete(Key::Initialize, *version)).await,
+                    Ok(true)
+                )
             }
             Action::WriteConfig => {
                 let raw = self.dynamic.borrow().raw.clone();
@@ -181,7 +184,10 @@ impl Agent {
         asked_at.is_none_or(|at| self.now().since(at) >= ttl / 2)
     }
 
-    pub(super) async fn in_time<T>(&self, write: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+    pub(super) async fn in_time<T>(
+        &self,
+        write: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
         match race(write, self.local_sleep(WRITE_LIMIT)).await {
             First::One(done) => done,
             First::Two(()) => Err(Trouble::Timeout),
@@ -218,10 +224,18 @@ impl Agent {
         let status = self.last_status(view);
         let seen = match &view.dcs {
             DcsView::Known { cluster } => Some(Arc::clone(cluster)),
-            DcsView::Down { .. } => self.last_cluster.borrow().as_ref().map(|(cluster, _)| Arc::clone(cluster)),
+            DcsView::Down { .. } => self
+                .last_cluster
+                .borrow()
+                .as_ref()
+                .map(|(cluster, _)| Arc::clone(cluster)),
         };
         let heirs = seen.map_or_else(Heirs::default, |cluster| Heirs::of(view, &cluster));
-        let cluster = self.last_cluster.borrow().as_ref().map(|(cluster, _)| Arc::clone(cluster));
+        let cluster = self
+            .last_cluster
+            .borrow()
+            .as_ref()
+            .map(|(cluster, _)| Arc::clone(cluster));
         self.world.sim.spawn(self.proc, async move {
             let context = jobs::Context {
                 agent: Rc::clone(&agent),
@@ -315,7 +329,12 @@ impl Agent {
         let Some(to) = self.world.index_of(&leader.member) else {
             return Err("unknown host".to_owned());
         };
-        match race(ask_postgres(&self.world, self.node, to), self.local_sleep(LEADER_LIMIT)).await {
+        match race(
+            ask_postgres(&self.world, self.node, to),
+            self.local_sleep(LEADER_LIMIT),
+        )
+        .await
+        {
             First::One(facts) => facts.map(|probe| probe.0),
             First::Two(()) => Err("no answer".to_owned()),
         }
@@ -350,14 +369,21 @@ pub(super) async fn ask_postgres(
     }
     let facts = {
         let data = pg.data.borrow();
-        let data = data.as_ref().filter(|_| pg.running()).ok_or("connection refused")?;
+        let data = data
+            .as_ref()
+            .filter(|_| pg.running())
+            .ok_or("connection refused")?;
         let wal = world.wal.borrow();
         let in_recovery = !pg.primary.get();
         let facts = LeaderFacts {
             in_recovery,
             timeline: Timeline(wal.timeline(data.branch)),
             history: wal.history(data.branch),
-            flushed: Lsn(if in_recovery { pg.replayed.get() } else { data.flushed }),
+            flushed: Lsn(if in_recovery {
+                pg.replayed.get()
+            } else {
+                data.flushed
+            }),
         };
         (facts, wal.timeline(data.checkpoint.branch))
     };

@@ -48,11 +48,15 @@ pub(crate) async fn guard(world: Rc<World>, node: usize) {
     loop {
         let mut seen = host.init.armed.count();
         match host.init.fence() {
-            Some(_) if world.mutant == Some(Mutant::NoFence) => host.init.armed.rung(&world.sim, &mut seen).await,
+            Some(_) if world.mutant == Some(Mutant::NoFence) => {
+                host.init.armed.rung(&world.sim, &mut seen).await
+            }
             Some((at, _)) if at <= host.local(&world) => {
                 // From the look at the clock to the last signal.
                 world.sim.sleep(world.between(0, 8 * MS)).await;
-                world.say(node, || "init: fence deadline passed, killing everything".to_owned());
+                world.say(node, || {
+                    "init: fence deadline passed, killing everything".to_owned()
+                });
                 world.cover(node, "event:fenced");
                 world.container_ends(node, Some(world.between(SECOND, 4 * SECOND)));
                 return;
@@ -91,7 +95,7 @@ pub(crate) fn agent_crashed(world: &Rc<World>, node: usize) {
         world.container_ends(node, Some(world.between(SECOND, 4 * SECOND)));
         return;
     }
-    let pause = if used == 0 { 0 } else { 100 * MS << (used - 1) };
+    let pause = if used == 0 { 0 } else { (100 * MS) << (used - 1) };
     let Some(proc) = host.init.proc.get() else { return };
     let world = Rc::clone(world);
     world.sim.clone().spawn(proc, async move {

@@ -106,10 +106,12 @@ impl Context {
             *host.pg.data.borrow_mut() = Some(data);
         }
         let id = crate::postgres::system_id(system).0;
-        let write = agent.dcs.write(Key::Initialize, When::Version(claim), move |cluster, version| {
-            cluster.initialize = Some(id);
-            cluster.initialize_version = Some(version);
-        });
+        let write = agent
+            .dcs
+            .write(Key::Initialize, When::Version(claim), move |cluster, version| {
+                cluster.initialize = Some(id);
+                cluster.initialize_version = Some(version);
+            });
         if matches!(write.await, Ok(None)) {
             if let Some(data) = host.pg.data.borrow_mut().as_mut() {
                 data.incomplete = true;
@@ -117,10 +119,12 @@ impl Context {
             return Self::failed("another member has initialized the cluster meanwhile");
         }
         let raw = agent.dynamic.borrow().raw.clone();
-        let write = agent.dcs.write(Key::Config, When::Absent, move |cluster, version| {
-            cluster.config = Some(raw);
-            cluster.config_version = Some(version);
-        });
+        let write = agent
+            .dcs
+            .write(Key::Config, When::Absent, move |cluster, version| {
+                cluster.config = Some(raw);
+                cluster.config_version = Some(version);
+            });
         // The leader writes what is missing as one of its duties.
         let _later = write.await;
         Ok(())
@@ -180,10 +184,13 @@ impl Context {
         let copy = {
             let server = world.nodes[source].pg.data.borrow();
             server.as_ref().zip(start).map(|(data, start)| {
-                let mut copy = Data::copy_of(data, Pos {
-                    branch: data.branch,
-                    lsn: data.flushed,
-                });
+                let mut copy = Data::copy_of(
+                    data,
+                    Pos {
+                        branch: data.branch,
+                        lsn: data.flushed,
+                    },
+                );
                 copy.wal_from = start.lsn.min(copy.wal_from);
                 copy
             })
@@ -240,10 +247,14 @@ impl Context {
         world.sim.sleep(world.between(100 * MS, 2 * SECOND)).await;
         let (ours, mine, theirs) = {
             let data = host.pg.data.borrow();
-            let Some(data) = data.as_ref() else { return Self::failed("no data") };
+            let Some(data) = data.as_ref() else {
+                return Self::failed("no data");
+            };
             let wal = world.wal.borrow();
             let server = world.nodes[source].pg.data.borrow();
-            let Some(server) = server.as_ref() else { return Self::failed("no data there") };
+            let Some(server) = server.as_ref() else {
+                return Self::failed("no data there");
+            };
             (data.end(), wal.timeline(data.branch), wal.timeline(server.branch))
         };
         if mine == theirs {
@@ -259,12 +270,19 @@ impl Context {
         let cancelled = matches!(race(work, self.cancel.cancelled(world)).await, First::Two(()));
         let server = &world.nodes[source].pg;
         let reachable = world.net.up(agent.node, source) && world.net.up(source, agent.node);
-        if cancelled || !server.running() || server.serial.get() != serial || !reachable || host.disk_full.get() {
+        if cancelled
+            || !server.running()
+            || server.serial.get() != serial
+            || !reachable
+            || host.disk_full.get()
+        {
             return Self::failed("pg_rewind failed (directory unusable)");
         }
         let rewound = {
             let data = server.data.borrow();
-            let Some(data) = data.as_ref() else { return Self::failed("no data there") };
+            let Some(data) = data.as_ref() else {
+                return Self::failed("no data there");
+            };
             let end = Pos {
                 branch: data.branch,
                 lsn: data.flushed,
@@ -274,7 +292,11 @@ impl Context {
             };
             // All of the source's pg_wal is copied, so nothing has to be streamed before it is consistent.
             let mut rewound = Data::copy_of(data, end);
-            rewound.checkpoint = if common.lsn < data.checkpoint.lsn { common } else { data.checkpoint };
+            rewound.checkpoint = if common.lsn < data.checkpoint.lsn {
+                common
+            } else {
+                data.checkpoint
+            };
             rewound
         };
         world.cover(agent.node, "event:rewound");
@@ -301,7 +323,11 @@ impl Context {
                 if !free {
                     self.may_lead()?;
                 }
-                agent.dynamic.borrow().primary_start_timeout.max(Duration::from_secs(1))
+                agent
+                    .dynamic
+                    .borrow()
+                    .primary_start_timeout
+                    .max(Duration::from_secs(1))
             }
             StartAs::Replica(_) => REPLICA_START_LIMIT,
         };
@@ -358,7 +384,11 @@ impl Context {
         let primary = pg.primary.get();
         let upstream = pg.upstream.get();
         let ladder = Ladder {
-            fast: agent.dynamic.borrow().primary_stop_timeout.max(Duration::from_secs(30)),
+            fast: agent
+                .dynamic
+                .borrow()
+                .primary_stop_timeout
+                .max(Duration::from_secs(30)),
             immediate: Duration::from_secs(5),
         };
         let counted = primary && agent.lease.counts();
@@ -396,7 +426,12 @@ impl Context {
     }
 
     async fn stop_by_force(&self) {
-        let left = self.agent.lease.fence_left().unwrap_or(FORCED_STOP).min(FORCED_STOP);
+        let left = self
+            .agent
+            .lease
+            .fence_left()
+            .unwrap_or(FORCED_STOP)
+            .min(FORCED_STOP);
         let forced = Ladder {
             fast: Duration::ZERO,
             immediate: left * 6 / 10,
@@ -413,7 +448,9 @@ impl Context {
             let wanted = agent.wanted_slots(cluster);
             if let Some(data) = pg.data.borrow_mut().as_mut() {
                 for node in wanted {
-                    data.slots.entry(node).or_insert(data.wal_from.max(data.checkpoint.lsn));
+                    data.slots
+                        .entry(node)
+                        .or_insert(data.wal_from.max(data.checkpoint.lsn));
                 }
             }
         }
@@ -507,12 +544,16 @@ impl Context {
         let begun = agent.now();
         let counted = agent.lease.counts();
         if world.mutant == Some(Mutant::ReleaseFirst)
-            && matches!(mode, DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate)
+            && matches!(
+                mode,
+                DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate
+            )
         {
             self.release().await;
         }
         if mode == DemoteMode::Graceful {
-            self.await_receiver(RECEIVER_WAIT.min(deadline.since(begun) / 4), counted).await;
+            self.await_receiver(RECEIVER_WAIT.min(deadline.since(begun) / 4), counted)
+                .await;
             let checkpoint = async {
                 let pg = &world.nodes[agent.node].pg;
                 while pg.hung.get() || world.sim_frozen(pg.server.get()) {
@@ -566,7 +607,12 @@ impl Context {
                 world.sim.sleep(20 * MS).await;
             }
         };
-        match race(race(stopping.as_mut(), self.too_late(counted, cancellable)), shut_down).await {
+        match race(
+            race(stopping.as_mut(), self.too_late(counted, cancellable)),
+            shut_down,
+        )
+        .await
+        {
             First::One(First::One(())) => return false,
             First::One(First::Two(())) => {
                 self.stop_by_force().await;
@@ -574,9 +620,8 @@ impl Context {
             }
             First::Two(()) => {}
         }
-        let gives = lock == Lock::GivenAway
-            && state() == Some(DbState::ShutDown)
-            && agent.lease.may_be_ours();
+        let gives =
+            lock == Lock::GivenAway && state() == Some(DbState::ShutDown) && agent.lease.may_be_ours();
         let (mut released, mut wait) = (false, Duration::from_secs(1));
         if gives && !self.heirs.0.is_empty() {
             let found = race(
@@ -623,7 +668,9 @@ impl Context {
         let end = {
             let data = world.nodes[agent.node].pg.data.borrow();
             let Some(data) = data.as_ref() else { return false };
-            let Some(lsn) = data.shutdown_end else { return false };
+            let Some(lsn) = data.shutdown_end else {
+                return false;
+            };
             End {
                 timeline: Timeline(world.wal.borrow().timeline(data.branch)),
                 lsn: Lsn(lsn),
@@ -633,7 +680,8 @@ impl Context {
         let answers = Rc::new((RefCell::new(Vec::new()), Bell::default()));
         for (name, _) in &self.heirs.0 {
             let Some(to) = world.index_of(name) else { continue };
-            let (world, from, answers, name) = (Rc::clone(world), agent.node, Rc::clone(&answers), name.clone());
+            let (world, from, answers, name) =
+                (Rc::clone(world), agent.node, Rc::clone(&answers), name.clone());
             let gone = Rc::downgrade(&answers);
             drop(answers);
             world.sim.clone().spawn(agent.proc, async move {
@@ -673,16 +721,11 @@ impl Context {
     async fn release(&self) {
         let agent = &self.agent;
         let host = &agent.world.nodes[agent.node];
-        let end = host
-            .pg
-            .data
-            .borrow()
-            .as_ref()
-            .and_then(|data| match data.state {
-                DbState::ShutDown => data.shutdown_end,
-                DbState::ShutDownInRecovery => data.min_recovery.map(|pos| pos.lsn),
-                _ => None,
-            });
+        let end = host.pg.data.borrow().as_ref().and_then(|data| match data.state {
+            DbState::ShutDown => data.shutdown_end,
+            DbState::ShutDownInRecovery => data.min_recovery.map(|pos| pos.lsn),
+            _ => None,
+        });
         if !agent.lease.may_be_ours() {
             agent.lease.forget();
             return;

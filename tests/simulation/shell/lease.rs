@@ -289,7 +289,11 @@ impl Lease {
                     return Err(Trouble::Answer);
                 };
                 me.unsure.set(true);
-                let answer = if free { me.dcs.acquire().await } else { me.dcs.renew().await };
+                let answer = if free {
+                    me.dcs.acquire().await
+                } else {
+                    me.dcs.renew().await
+                };
                 answer.map(|answer| me.wanted(answer, given_up))
             };
             let answer = answer.await;
@@ -442,7 +446,9 @@ impl Lease {
         if !self.keep.get() || self.hold().is_none() {
             return;
         }
-        let Some(_asking) = self.begin_asking() else { return };
+        let Some(_asking) = self.begin_asking() else {
+            return;
+        };
         let limit = attempt_limit(current.ttl);
         let answer = race(self.dcs.renew(), self.world.local_sleep(self.node, limit)).await;
         match answer {

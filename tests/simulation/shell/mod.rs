@@ -22,7 +22,10 @@ use howdah::{
     clock::Boottime,
     dcs::Hold,
     exit::Exit,
-    ha::{self, Action, DcsView, Finished, Job, Local, Memory, Plan, RunningJob, Shutdown, View, lease::hold_of_record},
+    ha::{
+        self, Action, DcsView, Finished, Job, Local, Memory, Plan, RunningJob, Shutdown, View,
+        lease::hold_of_record,
+    },
     model::{Cluster, Dynamic, MemberData, PeerStatus, Version},
 };
 
@@ -316,7 +319,9 @@ impl Agent {
     }
 
     async fn turn(&self) -> Result<Duration, Exit> {
-        if self.verdict.get().is_none() && self.lease.lost_to().as_ref() == Some(&self.world.nodes[self.node].name) {
+        if self.verdict.get().is_none()
+            && self.lease.lost_to().as_ref() == Some(&self.world.nodes[self.node].name)
+        {
             self.verdict.set(Some(Exit::DuplicateName));
             self.ask_to_stop(Shutdown::Fast);
         }
@@ -359,11 +364,7 @@ impl Agent {
         if exit == Exit::DuplicateName || self.lease.outlives_us() {
             return;
         }
-        race(
-            self.dcs.remove_member(),
-            self.local_sleep(Duration::from_secs(1)),
-        )
-        .await;
+        race(self.dcs.remove_member(), self.local_sleep(Duration::from_secs(1))).await;
     }
 
     fn note_plan(&self, plan: &Plan, view: &mut View) {
@@ -381,7 +382,10 @@ impl Agent {
             let quiet = |action: &Action| {
                 matches!(
                     action,
-                    Action::LeaderDuties | Action::ProbePeers { .. } | Action::ProbeLeader(_) | Action::MarkSync(_)
+                    Action::LeaderDuties
+                        | Action::ProbePeers { .. }
+                        | Action::ProbeLeader(_)
+                        | Action::MarkSync(_)
                 )
             };
             let shape: String = plan.because.chars().filter(|c| !c.is_ascii_digit()).collect();
@@ -449,11 +453,14 @@ impl Agent {
 fn short(action: &Action) -> String {
     match action {
         Action::Begin(Job::Demote { mode, .. }) => format!("demote {mode:?}"),
-        Action::Begin(Job::Start(how)) => format!("start {}", match how {
-            ha::StartAs::Primary => "as primary".to_owned(),
-            ha::StartAs::Replica(None) => "as replica".to_owned(),
-            ha::StartAs::Replica(Some(up)) => format!("as replica of {}", up.member),
-        }),
+        Action::Begin(Job::Start(how)) => format!(
+            "start {}",
+            match how {
+                ha::StartAs::Primary => "as primary".to_owned(),
+                ha::StartAs::Replica(None) => "as replica".to_owned(),
+                ha::StartAs::Replica(Some(up)) => format!("as replica of {}", up.member),
+            }
+        ),
         Action::Begin(job) => job.name().to_owned(),
         Action::Follow(Some(up)) => format!("follow {}", up.member),
         other => {

@@ -62,6 +62,7 @@ impl Agent {
             sync: self.sync_sight(),
             missing_slots: Vec::new(),
             shutdown: self.shutdown.get(),
+            watchdog_failed: false,
             contained: true,
             memory: self.memory.borrow().clone(),
         }
@@ -99,7 +100,8 @@ impl Agent {
         self.unapplied.set(true);
         self.lease.set_fenced(!dynamic.pause);
         if old.timing != dynamic.timing {
-            self.dcs.set_timing(dynamic.timing.ttl, dynamic.timing.retry_timeout);
+            self.dcs
+                .set_timing(dynamic.timing.ttl, dynamic.timing.retry_timeout);
             if self.lease.counts() {
                 // Its outcome is noted by the lease itself.
                 let _noted = self.lease.renew().await;
@@ -201,7 +203,9 @@ impl Agent {
             };
         }
         let data = pg.data.borrow();
-        let Some(data) = data.as_ref() else { return Local::Empty };
+        let Some(data) = data.as_ref() else {
+            return Local::Empty;
+        };
         let standing = if pg.primary.get() {
             Standing::Primary {
                 flushed: Lsn(data.flushed),
@@ -211,10 +215,7 @@ impl Agent {
                 received: Lsn(data.written),
                 replayed: Lsn(pg.replayed.get()),
                 streaming: pg.streaming.get(),
-                upstream: pg
-                    .upstream
-                    .get()
-                    .map(|up| (world.nodes[up].host.clone(), 5432)),
+                upstream: pg.upstream.get().map(|up| (world.nodes[up].host.clone(), 5432)),
                 paused_for_parameters: false,
             }
         };

@@ -19,7 +19,11 @@ impl Agent {
         let host = &self.world.nodes[self.node];
         let status = match &*self.sight.borrow() {
             Local::Running(running) => Some(PeerStatus {
-                role: if running.is_primary() { Role::Primary } else { Role::Replica },
+                role: if running.is_primary() {
+                    Role::Primary
+                } else {
+                    Role::Replica
+                },
                 in_recovery: !running.is_primary(),
                 position: running.position(),
                 timeline: running.timeline,
@@ -83,8 +87,12 @@ impl Agent {
     }
 
     pub(super) async fn leader_duties(&self, cluster: &Cluster) {
-        let Local::Running(running) = self.sight.borrow().clone() else { return };
-        let Standing::Primary { flushed } = running.standing else { return };
+        let Local::Running(running) = self.sight.borrow().clone() else {
+            return;
+        };
+        let Standing::Primary { flushed } = running.standing else {
+            return;
+        };
         let pg = &self.world.nodes[self.node].pg;
         self.keep_slots(cluster);
         let mut slots: BTreeMap<String, Lsn> = BTreeMap::new();
@@ -103,9 +111,9 @@ impl Agent {
             retain_slots: (!retain.is_empty()).then_some(retain),
         };
         if status != cluster.status {
-            let write = self
-                .dcs
-                .write(Key::Status, When::Always, move |cluster, _| cluster.status = status);
+            let write = self.dcs.write(Key::Status, When::Always, move |cluster, _| {
+                cluster.status = status
+            });
             race(write, self.local_sleep(WRITE_LIMIT)).await;
         }
         let rows = self.local_history(pg.data.borrow().as_ref().map(|data| data.branch));
@@ -130,9 +138,9 @@ impl Agent {
     }
 
     pub(super) async fn write_history(&self, rows: Vec<HistoryRow>) {
-        let write = self
-            .dcs
-            .write(Key::History, When::Always, move |cluster, _| cluster.history = Some(rows));
+        let write = self.dcs.write(Key::History, When::Always, move |cluster, _| {
+            cluster.history = Some(rows)
+        });
         // What was not written is written by a later turn.
         let _later = write.await;
     }
@@ -145,7 +153,9 @@ impl Agent {
         let wanted = self.wanted_slots(cluster);
         if let Some(data) = self.world.nodes[self.node].pg.data.borrow_mut().as_mut() {
             for node in wanted {
-                data.slots.entry(node).or_insert(data.wal_from.max(data.checkpoint.lsn));
+                data.slots
+                    .entry(node)
+                    .or_insert(data.wal_from.max(data.checkpoint.lsn));
             }
         }
     }
@@ -159,7 +169,9 @@ impl Agent {
                 .is_some_and(|from| from != me.0 && cluster.member(&from.into()).is_some());
             member.name != *me && !tags.nostream() && !elsewhere
         });
-        wanted.filter_map(|member| self.world.index_of(&member.name)).collect()
+        wanted
+            .filter_map(|member| self.world.index_of(&member.name))
+            .collect()
     }
 
     /// A replica that may lead keeps the slots of all others, and moves them along with what they publish.
@@ -171,7 +183,9 @@ impl Agent {
         }
         if let Some(data) = host.pg.data.borrow_mut().as_mut() {
             for member in cluster.members.iter().filter(|member| member.name != host.name) {
-                let Some(node) = self.world.index_of(&member.name) else { continue };
+                let Some(node) = self.world.index_of(&member.name) else {
+                    continue;
+                };
                 let published = member.data.xlog_location.map_or(0, |lsn| lsn.0);
                 let begin = data.wal_from.max(data.checkpoint.lsn.min(published.max(1)));
                 let slot = data.slots.entry(node).or_insert(begin);

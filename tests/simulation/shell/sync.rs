@@ -131,7 +131,9 @@ impl Agent {
             postgres::write_record(&self.world, self.node, 50),
             self.local_sleep(MARK_LIMIT),
         );
-        let First::One(Some(pos)) = marked.await else { return false };
+        let First::One(Some(pos)) = marked.await else {
+            return false;
+        };
         *self.mark.borrow_mut() = Some(Mark {
             names: names.clone(),
             lsn: Lsn(pos.lsn),
