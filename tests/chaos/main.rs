@@ -3,8 +3,8 @@
 //!
 //! Checked after every fault: nothing acknowledged is lost (in the synchronous modes, and wherever the fault is an
 //! orderly one), never do two generations acknowledge side by side, no needless demotion, everything heals by itself.
-//! Without synchronous replication an acknowledgement in the very moment of a thaw cannot be excluded; those are
-//! counted, with how late the latest was.
+//! An acknowledgement in the very moment of a thaw cannot be excluded; those are counted, with how late the latest was. In
+//! the synchronous modes they are of commits that the next leader has.
 #![allow(
     unreachable_pub,
     dead_code,
