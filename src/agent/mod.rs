@@ -204,6 +204,10 @@ pub struct Agent {
     claim: Option<Version>,
     /// A new copy was asked for; it begins when the job that runs has ended.
     reinit_wanted: bool,
+    /// And it is to come from the leader, by `pg_basebackup`.
+    reinit_from_leader: bool,
+    /// The copy that begins next is to be made by `pg_basebackup`, whatever the configured ways are.
+    basebackup_only: bool,
     slots_seen: BTreeMap<String, Boottime>,
     system_id: Option<SystemId>,
     pending_restart: Map<String, Value>,
@@ -303,6 +307,8 @@ impl Agent {
             finished: None,
             claim: None,
             reinit_wanted: false,
+            reinit_from_leader: false,
+            basebackup_only: false,
             slots_seen: BTreeMap::new(),
             system_id: None,
             pending_restart: Map::new(),
@@ -544,8 +550,8 @@ impl Agent {
         for promise in dynamic.unkept_promises() {
             error!(
                 promise,
-                "the cluster's configuration asks for what this build does not do: replication stays asynchronous and \
-                 no other cluster is followed; take it out of /config"
+                "the cluster's configuration asks for what this build does not do: replication stays asynchronous; take \
+                 it out of /config"
             );
         }
         let old = std::mem::replace(&mut self.dynamic, dynamic);
@@ -632,9 +638,9 @@ impl Agent {
             }
         }
         match (&finished.job, &finished.outcome) {
-            (Job::Bootstrap, _) => self.claim = None,
-            (Job::Clone { .. }, Ok(())) => self.copies.made += 1,
-            (Job::Clone { .. }, Err(_)) => self.copies.failed += 1,
+            (Job::Bootstrap | Job::BootstrapStandby, _) => self.claim = None,
+            (Job::Clone { .. } | Job::Restore, Ok(())) => self.copies.made += 1,
+            (Job::Clone { .. } | Job::Restore, Err(_)) => self.copies.failed += 1,
             _ => {}
         }
         self.progress.send_replace(None);

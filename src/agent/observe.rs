@@ -56,6 +56,7 @@ impl Agent {
             finished: self.finished.clone(),
             peers: None,
             leader_probe: None,
+            can_restore: self.instance.can_restore(&self.dynamic),
             shutdown: self.shutdown,
             memory: self.memory.clone(),
         }
@@ -164,7 +165,10 @@ impl Agent {
 
     fn directory_is_in_work(&self) -> bool {
         let job = self.jobs.view().map(|running| running.job);
-        matches!(job, Some(Job::Bootstrap | Job::Clone { .. } | Job::Rewind(_)))
+        matches!(
+            job,
+            Some(Job::Bootstrap | Job::BootstrapStandby | Job::Restore | Job::Clone { .. } | Job::Rewind(_))
+        )
     }
 
     fn without_answer(&self, error: &QueryError, now: Boottime) -> Local {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clock::Boottime,
-    ha::{Job, Local, Upstream},
+    ha::{Job, Local, Source, Upstream},
     model::{MemberName, StatusKey},
 };
 
@@ -58,10 +58,10 @@ impl Agent {
             }
             Request::Reinitialize {
                 force,
-                from_leader: _,
+                from_leader,
                 reply,
             } => {
-                let answer = self.reinitialize(force);
+                let answer = self.reinitialize(force, from_leader);
                 let _gone = reply.send(answer);
                 true
             }
@@ -123,6 +123,9 @@ impl Agent {
         if !self.reinit_wanted || self.jobs.view().is_some() {
             return;
         }
+        if self.shutdown.is_none() {
+            self.basebackup_only = std::mem::take(&mut self.reinit_from_leader);
+        }
         self.reinit_wanted = false;
         if self.shutdown.is_some() {
             return;
@@ -136,20 +139,25 @@ impl Agent {
         }
     }
 
-    fn reinitialize(&mut self, force: bool) -> Result<(), ReinitRefused> {
+    fn reinitialize(&mut self, force: bool, from_leader: bool) -> Result<(), ReinitRefused> {
         let from = self.clone_source()?;
         let Some(running) = self.jobs.view() else {
+            self.basebackup_only = from_leader;
             self.begin_request(Job::Clone { from, keep: false }, "a new copy was asked for", None);
             return Ok(());
         };
         // These end soon, and broken off they leave something worse behind.
-        let let_it_end = matches!(running.job, Job::Promote | Job::Demote { .. } | Job::Bootstrap);
+        let let_it_end = matches!(
+            running.job,
+            Job::Promote | Job::Demote { .. } | Job::Bootstrap | Job::BootstrapStandby
+        );
         if !force || let_it_end {
             return Err(ReinitRefused::Busy(running.job.name().to_owned()));
         }
         info!(job = running.job.name(), "broken off for a new copy");
         self.jobs.cancel();
         self.reinit_wanted = true;
+        self.reinit_from_leader = from_leader;
         Ok(())
     }
 
@@ -169,6 +177,7 @@ impl Agent {
             member: leader.name.clone(),
             host,
             port,
+            source: Source::Member,
         })
     }
 
@@ -195,7 +204,7 @@ impl Agent {
     }
 
     /// What a job that begins now works with.
-    pub(super) fn job_context(&self, status: StatusKey, start_limit: Option<Duration>) -> jobs::Context {
+    pub(super) fn job_context(&mut self, status: StatusKey, start_limit: Option<Duration>) -> jobs::Context {
         jobs::Context {
             instance: Arc::clone(&self.instance),
             lease: Arc::clone(&self.lease),
@@ -211,6 +220,8 @@ impl Agent {
             successors: self.successors(),
             progress: self.progress.clone(),
             claim: self.claim,
+            expected: self.last_cluster.as_ref().and_then(|seen| seen.cluster.system_id()),
+            basebackup_only: std::mem::take(&mut self.basebackup_only),
             start_limit,
             hurried: self.hurried.clone(),
         }

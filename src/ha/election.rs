@@ -11,6 +11,7 @@ use super::{
     Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, bootstrap,
     down::giving_way,
     follow::{silent, stopped_replaying},
+    standby,
     view::upstream,
 };
 use crate::{
@@ -64,7 +65,11 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     };
     match rule(view, cluster, memory, candidate, now) {
         Ruling::Yes(because) => {
-            let mut actions = vec![Action::AcquireLock, Action::Begin(Job::Promote)];
+            let mut actions = vec![Action::AcquireLock];
+            // The leader of a cluster that follows another stays a replica.
+            if view.dynamic.standby.is_none() {
+                actions.push(Action::Begin(Job::Promote));
+            }
             if cluster.failover.is_some() {
                 actions.push(Action::ClearFailover);
             }
@@ -113,6 +118,9 @@ fn running_primary(
             None => view.demote(DemoteMode::ImmediateNoLock, now, because),
         };
     }
+    if view.dynamic.standby.is_some() && !view.dynamic.pause {
+        return standby::stop_primary(view, now);
+    }
     if running.timeline < cluster.timeline() {
         return view.demote(
             DemoteMode::ImmediateNoLock,
@@ -151,7 +159,10 @@ pub(super) fn former_primary(
     }
     match rule(view, cluster, memory, candidate, now) {
         Ruling::Yes(because) => {
-            let mut actions = vec![Action::AcquireLock, Action::Begin(Job::Start(StartAs::Primary))];
+            let mut actions = vec![Action::AcquireLock];
+            if view.dynamic.standby.is_none() {
+                actions.push(Action::Begin(Job::Start(StartAs::Primary)));
+            }
             // Else the request that made us stop would make us stop again, for ever if its candidate cannot lead.
             if cluster.failover.as_ref().is_some_and(|key| due(view, key)) {
                 actions.push(Action::ClearFailover);
@@ -176,7 +187,9 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     }
     // A failover names no leader: somebody wants exactly this member.
     let wanted = named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover());
-    if cluster.initialize.is_none() && !candidate.last_primary && !memory.followed && !wanted {
+    // A standby cluster has no data but the remote cluster's, and nobody in it is promoted.
+    let own_data = view.dynamic.standby.is_none();
+    if cluster.initialize.is_none() && !candidate.last_primary && !memory.followed && !wanted && own_data {
         return no(
             "the DCS knows no cluster: a replica that has followed nobody since it was started must not register one",
         );
@@ -268,7 +281,8 @@ fn own(
     now: Boottime,
 ) -> Option<Ruling> {
     let cold = !memory.followed;
-    let behind = candidate.timeline < cluster.timeline();
+    // The history of a cluster that follows another is what it was when it led itself.
+    let behind = candidate.timeline < cluster.timeline() && view.dynamic.standby.is_none();
     if behind && (cold || view.dynamic.check_timeline || candidate.last_primary) {
         return Some(Ruling::No(format!(
             "our timeline {} is older than the cluster's {}",

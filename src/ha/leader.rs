@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View,
     handover::{self, Request},
-    lease, successor,
+    lease, standby, successor,
     view::give_up,
 };
 use crate::{clock::Boottime, model::Cluster};
@@ -18,9 +18,16 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         return without_hold(view, now);
     };
     let until_demotion = lease::deadlines(hold).demote_at.since(now);
+    let following = standby::remote(view);
     let plan = match &view.local {
+        Local::Running(running) if running.is_primary() && following.is_some() && !view.dynamic.pause => {
+            standby::stop_primary(view, now)
+        }
         Local::Running(running) if running.is_primary() => primary(view, cluster, running, now),
-        Local::Running(running) => replica(view, cluster, memory, running, now),
+        Local::Running(running) => match following {
+            Some(remote) => standby::leader(view, cluster, memory, running, remote, now),
+            None => replica(view, cluster, memory, running, now),
+        },
         Local::Silent { since, why, .. } => silent(view, cluster, *since, *why, now),
         _ => Plan::wait("the local postgres is not there"),
     };
@@ -105,17 +112,8 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
 }
 
 fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Plan {
-    match handover::requested(view, cluster, running.position(), now) {
-        None => {}
-        Some(Request::Drop(why)) => return handover::dropped(why),
-        Some(Request::Ask(ask)) => return handover::asking(ask),
-        Some(Request::DueIn(left)) => {
-            return Plan::act("a scheduled switchover is due soon", [Action::LeaderDuties]).again_in(left);
-        }
-        Some(Request::HandOver(because)) => {
-            let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
-            return Plan::begin(because, Job::Demote { mode, deadline });
-        }
+    if let Some(plan) = asked(view, cluster, running, now) {
+        return plan;
     }
     if running.timeline < cluster.timeline() {
         // The lock came back after others had led: what this primary has written since is another history.
@@ -134,4 +132,19 @@ fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> 
     }
     actions.push(Action::LeaderDuties);
     Plan::act("the leader with the lock", actions)
+}
+
+/// What people ask of a leader whose postgres answers.
+pub(super) fn asked(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Option<Plan> {
+    Some(match handover::requested(view, cluster, running.position(), now)? {
+        Request::Drop(why) => handover::dropped(why),
+        Request::Ask(ask) => handover::asking(ask),
+        Request::DueIn(left) => {
+            Plan::act("a scheduled switchover is due soon", [Action::LeaderDuties]).again_in(left)
+        }
+        Request::HandOver(because) => {
+            let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
+            Plan::begin(because, Job::Demote { mode, deadline })
+        }
+    })
 }

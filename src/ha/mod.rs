@@ -11,7 +11,7 @@
 //!
 //! One file per situation: [`bootstrap`] (no data), [`down`] (data, no postgres), [`election`] (lock free),
 //! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`busy`] (a job runs),
-//! [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
+//! [`stopping`] (shutdown asked for), [`standby`] (the cluster follows another). [`lease`] has the times everything is judged by, [`rewind`] the question
 //! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
 //! the question whether another could lead, [`handover`] what people ask of a leader, [`memory`] what turns remember.
 //!
@@ -33,6 +33,7 @@ mod memory;
 mod plan;
 mod repair;
 pub mod rewind;
+mod standby;
 mod stopping;
 mod successor;
 #[cfg(test)]
@@ -43,7 +44,7 @@ use std::time::Duration;
 
 pub use failure::Failure;
 pub use memory::Memory;
-pub use plan::{Action, DemoteMode, Job, Plan, StartAs, Upstream};
+pub use plan::{Action, DemoteMode, Job, Plan, Source, StartAs, Upstream};
 pub use view::{
     DcsView, Down, Finished, LeaderFacts, LeaderProbe, Local, Parent, Peers, Running, RunningJob, Shutdown,
     Silence, Standing, View,

@@ -1,7 +1,7 @@
 //! Making a member follow again whose data does not fit or does not start: rewind where that can work, else copy anew.
 //! Both need a leader that answers; what may exist nowhere else is kept (design: invariant 4).
 
-use super::{Job, Memory, Plan, Upstream, View};
+use super::{Job, Memory, Plan, Upstream, View, standby};
 use crate::clock::Boottime;
 
 /// What is wrong with the directory.
@@ -37,7 +37,9 @@ impl Fault {
         match self {
             Self::Diverged { .. } => {
                 let after_rewind = rewind_tried && dynamic.remove_data_directory_on_rewind_failure;
-                !after_rewind && !dynamic.remove_data_directory_on_diverged_timelines
+                let wanted_gone = after_rewind || dynamic.remove_data_directory_on_diverged_timelines;
+                // Whether the remote cluster is the right one is known to people only (contract: HA rules §12b).
+                dynamic.standby.is_some() || !wanted_gone
             }
             Self::DoesNotStart | Self::NeverConsistent => true,
             Self::WalGone => false,
@@ -57,8 +59,13 @@ pub(super) fn repair(
     let why = fault.why();
     let rewindable = view.dynamic.use_pg_rewind && fault == Fault::Diverged { rewindable: true };
     if rewindable && memory.may_rewind() {
-        let because = format!("{why}: rewinding to leader '{}'", leader.member);
-        return Some(Plan::begin(because, Job::Rewind(leader)));
+        // pg_rewind wants a source that is no standby itself.
+        let source = standby::remote(view).filter(Upstream::streams).unwrap_or(leader);
+        let because = match source.is_remote() {
+            true => format!("{why}: rewinding to the remote cluster '{}'", source.member),
+            false => format!("{why}: rewinding to leader '{}'", source.member),
+        };
+        return Some(Plan::begin(because, Job::Rewind(source)));
     }
     if let Some(left) = Memory::backoff(memory.clone_failures, now) {
         let because = "the last clone failed, waiting before the next attempt";

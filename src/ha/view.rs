@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Upstream, lease};
+use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Source, Upstream, lease};
 use crate::{
     clock::Boottime,
     dcs::Hold,
@@ -298,6 +298,8 @@ pub struct View {
     pub peers: Option<Peers>,
     /// Answer of the leader's postgres, if asked for.
     pub leader_probe: Option<LeaderProbe>,
+    /// A replica can be made here with nobody to copy from (a method with `no_leader`).
+    pub can_restore: bool,
     /// Asked to stop.
     pub shutdown: Option<Shutdown>,
     /// From the last turn.
@@ -382,5 +384,6 @@ pub(super) fn upstream(cluster: &Cluster, name: &MemberName) -> Option<Upstream>
         member: name.clone(),
         host,
         port,
+        source: Source::Member,
     })
 }

@@ -9,6 +9,7 @@ mod dynamic;
 mod failover;
 mod lsn;
 mod member;
+mod method;
 mod names;
 mod peer;
 mod role;
@@ -25,6 +26,7 @@ pub use dynamic::{
 pub use failover::FailoverKey;
 pub use lsn::{Lsn, ParseLsnError};
 pub use member::{Member, MemberData};
+pub use method::{BASEBACKUP, BootstrapMethod, MethodError, ReplicaCommand, ReplicaMethod};
 pub use names::{MemberName, SystemId, slot_name};
 pub use peer::PeerStatus;
 pub use role::{PgState, Role};

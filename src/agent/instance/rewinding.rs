@@ -132,6 +132,33 @@ impl Instance {
             .map_err(|error| format!("crash recovery before the rewind: {}", chain(&error)))
     }
 
+    /// Archives everything a stopped primary has, with the segment its shutdown checkpoint is in: whoever follows from an
+    /// archive sees the end only with it. Returns whether WAL is archived at all.
+    pub async fn archive_end(&self, dynamic: &Dynamic, cancel: &CancellationToken) -> bool {
+        let args = self.arguments_now(dynamic);
+        let mode = self.value_at_start(&args, "archive_mode").await;
+        let command = self.value_at_start(&args, "archive_command").await;
+        let Some(command) = command.filter(|command| !command.is_empty()) else {
+            return false;
+        };
+        if !matches!(mode.as_deref(), Some("on" | "always")) {
+            return false;
+        }
+        let marked = match self.control().await {
+            Ok(control) => archive::mark_ready(self.data_dir(), control.timeline, control.checkpoint)
+                .map_err(|error| chain(&error)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = marked {
+            warn!(error, "the segment of the shutdown checkpoint cannot be archived");
+        }
+        match archive::archive_ready(self.data_dir(), &command, None, cancel).await {
+            Ok(segments) => info!(segments, "archived the end of our WAL"),
+            Err(error) => warn!(error = chain(&error), "could not archive the end of our WAL"),
+        }
+        true
+    }
+
     /// The end of our timeline may exist nowhere else; pg_rewind removes what the leader does not have.
     async fn archive_ready(&self, args: &[String], cancel: &CancellationToken) {
         let mode = self.value_at_start(args, "archive_mode").await;

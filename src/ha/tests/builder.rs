@@ -11,7 +11,7 @@ use crate::{
     dcs::Hold,
     ha::{
         Action, DcsView, Down, Finished, Job, LeaderFacts, LeaderProbe, Local, Memory, Peers, Plan, Running,
-        RunningJob, Shutdown, Silence, Standing, Upstream, View, decide, lease,
+        RunningJob, Shutdown, Silence, Source, Standing, Upstream, View, decide, lease,
     },
     model::{
         Cluster, ControlData, DbState, Dynamic, FailoverKey, HistoryRow, Leader, Lsn, Member, MemberData,
@@ -36,6 +36,7 @@ pub(super) fn at(name: &str) -> Upstream {
         member: name.into(),
         host: name.into(),
         port: 5432,
+        source: Source::Member,
     }
 }
 
@@ -160,6 +161,7 @@ pub(super) fn view() -> Build {
         finished: None,
         peers: None,
         leader_probe: None,
+        can_restore: false,
         shutdown: None,
         memory: Memory::default(),
     };

@@ -89,6 +89,7 @@ impl Dynamic {
         let postgresql = raw.get("postgresql").and_then(Value::as_object);
         // A year is as good as for ever, and no sum of it with a clock overflows.
         let seconds = |n: i64| Duration::from_secs(n.clamp(0, 366 * 86_400).unsigned_abs());
+        let standby = StandbyCluster::from_map(raw);
         Self {
             timing: Timing::adjusted(
                 int(&["ttl"], 30),
@@ -102,9 +103,14 @@ impl Dynamic {
             primary_stop_timeout: seconds(int(&["primary_stop_timeout", "master_stop_timeout"], 0)),
             max_timelines_history: usize::try_from(int(&["max_timelines_history"], 0)).unwrap_or(0),
             primary_race_backoff: seconds(int(&["primary_race_backoff"], 0)),
-            sync: SyncMode::from_map(raw),
+            // A cluster that follows another has no commits of its own to wait for.
+            sync: if standby.is_some() {
+                SyncMode::from_map(&Map::new())
+            } else {
+                SyncMode::from_map(raw)
+            },
             failsafe_mode: flag(Some(raw), "failsafe_mode", false),
-            standby: StandbyCluster::from_map(raw),
+            standby,
             member_slots_ttl: raw
                 .get("member_slots_ttl")
                 .and_then(read_duration)
@@ -140,18 +146,14 @@ impl Dynamic {
     }
 }
 
-/// Promises of a `/config` document about durability and about whose data this is that the core does not keep yet. They
+/// Promises of a `/config` document about durability that the core does not keep yet. They
 /// must never look kept: a member's own configuration that asks for one is refused, a stored one is complained about.
 #[must_use]
 pub fn unkept_promises(document: &Map<String, Value>) -> Vec<&'static str> {
     let synchronous = document
         .get("synchronous_mode")
         .is_some_and(|value| !value.is_null() && read_bool(value) != Some(false));
-    let standby = document
-        .get("standby_cluster")
-        .and_then(Value::as_object)
-        .is_some_and(|section| !section.is_empty());
-    [(synchronous, "synchronous_mode"), (standby, "standby_cluster")]
+    [(synchronous, "synchronous_mode")]
         .into_iter()
         .filter_map(|(asked, name)| asked.then_some(name))
         .collect()
@@ -194,7 +196,7 @@ mod tests {
             (json!({"synchronous_mode": "quorum"}), &["synchronous_mode"]),
             (
                 json!({"synchronous_mode": "on", "standby_cluster": {"host": "h"}}),
-                &["synchronous_mode", "standby_cluster"],
+                &["synchronous_mode"],
             ),
         ] {
             let dynamic = Dynamic::from_map(&map(document.clone()));
