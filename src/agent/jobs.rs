@@ -90,7 +90,7 @@ async fn carry_out(job: Job, context: &Context, cancel: &CancellationToken) -> O
         Job::Bootstrap => Ok(bootstrap(context, None, cancel).await?),
         Job::BootstrapStandby => {
             let standby = context.dynamic.standby.as_ref();
-            let remote = standby.map(Upstream::remote).ok_or("no remote cluster is configured any more")?;
+            let remote = standby.map(Upstream::remote).ok_or_else(|| "no remote cluster is configured any more".to_owned())?;
             Ok(bootstrap(context, Some(&remote), cancel).await?)
         }
         Job::Restore => replace(context, None, false, cancel).await,

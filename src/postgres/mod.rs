@@ -18,6 +18,7 @@ pub mod files;
 pub mod guc;
 pub mod hba;
 pub mod initdb;
+pub mod inplace;
 pub mod initscripts;
 mod lines;
 pub mod listen;

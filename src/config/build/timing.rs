@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::Builder;
 use crate::{
     config::{document::is_role_override, mistakes::Mistake, other_names::nearest, vars},
-    model::{Timing, merge_patch, read_bool, unkept_promises},
+    model::{StandbyCluster, Timing, merge_patch, read_bool, unkept_promises},
 };
 
 const TTL: &str = "bootstrap.dcs.ttl";
@@ -130,7 +130,7 @@ impl Builder {
         given
     }
 
-    /// A promise the core does not keep yet (durability, following another cluster) must not look kept.
+    /// A promise the core does not keep yet (durability) must not look kept.
     fn refuse_what_would_be_ignored(&mut self, document: &Map<String, Value>) {
         for promise in unkept_promises(document) {
             let var = vars::by_path("bootstrap.dcs").map_or_else(String::new, vars::Var::name);
@@ -139,6 +139,13 @@ impl Builder {
                 name: if origin.is_empty() { var } else { origin },
                 what: format!("{promise} is"),
             });
+        }
+        let section = document.get("standby_cluster").and_then(Value::as_object);
+        if section.is_some_and(|section| !section.is_empty()) && StandbyCluster::from_map(document).is_none() {
+            self.inconsistent(
+                &["bootstrap.dcs"],
+                "standby_cluster has no source (host, port or restore_command)",
+            );
         }
         for key in NOT_YET
             .iter()

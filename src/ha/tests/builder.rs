@@ -15,7 +15,7 @@ use crate::{
     },
     model::{
         Cluster, ControlData, DbState, Dynamic, FailoverKey, HistoryRow, Leader, Lsn, Member, MemberData,
-        MemberName, PeerStatus, PgState, Role, StatusKey, SystemId, Tags, Timeline, Version,
+        MemberName, PeerStatus, PgState, Role, StandbyCluster, StatusKey, SystemId, Tags, Timeline, Version,
     },
 };
 
@@ -272,6 +272,17 @@ impl Build {
     pub(super) fn dcs_down_for(mut self, time: Duration) -> Self {
         self.down = Some(self.now.minus(time));
         self
+    }
+
+    /// The cluster follows the one at `remote:5432`.
+    pub(super) fn standby_of_remote(self) -> Self {
+        self.dynamic(|dynamic| {
+            dynamic.standby = Some(StandbyCluster {
+                host: Some("remote".into()),
+                restore_command: Some("cp /archive/%f %p".into()),
+                ..StandbyCluster::default()
+            });
+        })
     }
 
     // --- ourselves

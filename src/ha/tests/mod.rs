@@ -12,5 +12,6 @@ mod grid;
 mod leader;
 mod life;
 mod manual;
+mod standby;
 mod stopping;
 mod world;
