@@ -5,11 +5,13 @@
 //!
 //! | module      | what is broken there                                                       |
 //! |-------------|----------------------------------------------------------------------------|
+//! | `bootstrap` | nothing: commands of the operator's make clusters and replicas             |
 //! | `comeback`  | all members stop and return, in any order                                   |
 //! | `footprint` | nothing: a member does not grow                                             |
 //! | `outage`    | etcd                                                                        |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
+//! | `standby`   | the leader of a cluster that follows another                                |
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -21,6 +23,8 @@
     reason = "tests: a panic is a failure, and waits poll a condition with a deadline"
 )]
 
+#[path = "cluster/bootstrap.rs"]
+mod bootstrap;
 #[path = "cluster/comeback.rs"]
 mod comeback;
 #[path = "common/etcd.rs"]
@@ -39,6 +43,8 @@ mod outage;
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/standby.rs"]
+mod standby;
 #[path = "common/witness.rs"]
 mod witness;
 

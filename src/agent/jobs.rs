@@ -90,7 +90,9 @@ async fn carry_out(job: Job, context: &Context, cancel: &CancellationToken) -> O
         Job::Bootstrap => Ok(bootstrap(context, None, cancel).await?),
         Job::BootstrapStandby => {
             let standby = context.dynamic.standby.as_ref();
-            let remote = standby.map(Upstream::remote).ok_or_else(|| "no remote cluster is configured any more".to_owned())?;
+            let remote = standby
+                .map(Upstream::remote)
+                .ok_or_else(|| "no remote cluster is configured any more".to_owned())?;
             Ok(bootstrap(context, Some(&remote), cancel).await?)
         }
         Job::Restore => replace(context, None, false, cancel).await,
@@ -143,7 +145,9 @@ async fn bootstrap(
     let made = match remote {
         None => {
             let instance = &context.instance;
-            instance.bootstrap(&context.dynamic, &context.progress, cancel).await
+            instance
+                .bootstrap(&context.dynamic, &context.progress, cancel)
+                .await
         }
         Some(_) => match replace(context, remote, false, cancel).await {
             Ok(()) => context.instance.control().await.map(|control| control.system_id),
@@ -240,7 +244,9 @@ fn may_lead(context: &Context, cancel: &CancellationToken) -> Result<(), String>
         return Err("cancelled".to_owned());
     }
     if let Some(standby) = &context.dynamic.standby {
-        return Err(format!("this cluster follows another one ({standby:?}), nobody in it is a primary"));
+        return Err(format!(
+            "this cluster follows another one ({standby:?}), nobody in it is a primary"
+        ));
     }
     match context.lease.hold() {
         None => Err("the lock is not held".to_owned()),

@@ -53,7 +53,9 @@ impl Agent {
         );
         let state = match *self.progress.borrow() {
             Some(Progress::CustomBootstrap) if state == PgState::Initializing => PgState::CustomBootstrap,
-            Some(Progress::Recovering) if state == PgState::Initializing => PgState::StartingAfterCustomBootstrap,
+            Some(Progress::Recovering) if state == PgState::Initializing => {
+                PgState::StartingAfterCustomBootstrap
+            }
             _ => state,
         };
         let standby_cluster = self.dynamic.standby.is_some();
@@ -204,7 +206,9 @@ fn role_and_state(
     };
     let state = match (job, local) {
         (Some(Job::Bootstrap), _) => return (Role::Uninitialized, PgState::Initializing),
-        (Some(Job::Clone { .. } | Job::Restore | Job::BootstrapStandby), _) => return (Role::Uninitialized, PgState::CreatingReplica),
+        (Some(Job::Clone { .. } | Job::Restore | Job::BootstrapStandby), _) => {
+            return (Role::Uninitialized, PgState::CreatingReplica);
+        }
         (Some(Job::Rewind(_)), _) => PgState::Stopped,
         (Some(Job::Restart), _) => PgState::Restarting,
         (Some(Job::Demote { .. }), Local::Running(_) | Local::Stopping { .. } | Local::Silent { .. }) => {

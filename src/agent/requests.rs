@@ -220,7 +220,10 @@ impl Agent {
             successors: self.successors(),
             progress: self.progress.clone(),
             claim: self.claim,
-            expected: self.last_cluster.as_ref().and_then(|seen| seen.cluster.system_id()),
+            expected: self
+                .last_cluster
+                .as_ref()
+                .and_then(|seen| seen.cluster.system_id()),
             basebackup_only: std::mem::take(&mut self.basebackup_only),
             start_limit,
             hurried: self.hurried.clone(),

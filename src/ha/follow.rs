@@ -156,7 +156,9 @@ fn compare(
         Verdict::Diverged { rewindable } => Some(Fault::Diverged { rewindable }),
         // Our look at ourselves and the one at the leader are a moment apart; what lasts is no accident.
         // Two that follow a third may be ahead of each other.
-        Verdict::Ahead if stuck && view.dynamic.standby.is_none() => Some(Fault::Diverged { rewindable: false }),
+        Verdict::Ahead if stuck && view.dynamic.standby.is_none() => {
+            Some(Fault::Diverged { rewindable: false })
+        }
         Verdict::Follow if running.position() < facts.flushed && stands_still(view, memory, now) => {
             Some(Fault::WalGone)
         }

@@ -136,15 +136,17 @@ fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> 
 
 /// What people ask of a leader whose postgres answers.
 pub(super) fn asked(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Option<Plan> {
-    Some(match handover::requested(view, cluster, running.position(), now)? {
-        Request::Drop(why) => handover::dropped(why),
-        Request::Ask(ask) => handover::asking(ask),
-        Request::DueIn(left) => {
-            Plan::act("a scheduled switchover is due soon", [Action::LeaderDuties]).again_in(left)
-        }
-        Request::HandOver(because) => {
-            let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
-            Plan::begin(because, Job::Demote { mode, deadline })
-        }
-    })
+    Some(
+        match handover::requested(view, cluster, running.position(), now)? {
+            Request::Drop(why) => handover::dropped(why),
+            Request::Ask(ask) => handover::asking(ask),
+            Request::DueIn(left) => {
+                Plan::act("a scheduled switchover is due soon", [Action::LeaderDuties]).again_in(left)
+            }
+            Request::HandOver(because) => {
+                let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
+                Plan::begin(because, Job::Demote { mode, deadline })
+            }
+        },
+    )
 }

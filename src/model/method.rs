@@ -34,7 +34,9 @@ pub enum MethodError {
     #[error("{0}: {1} is not a single value")]
     Value(String, Value),
     /// A recovery setting with which the recovery would never end by itself.
-    #[error("recovery_conf: recovery_target_action must be promote, with {0} the recovery never ends by itself")]
+    #[error(
+        "recovery_conf: recovery_target_action must be promote, with {0} the recovery never ends by itself"
+    )]
     Action(Value),
 }
 
@@ -69,11 +71,15 @@ impl BootstrapMethod {
             Some(Value::Object(map)) => Some(map.clone()),
             Some(other) => return Err(MethodError::Value("recovery_conf".to_owned(), other.clone())),
         };
-        let action = recovery_conf.as_ref().and_then(|conf| conf.get("recovery_target_action"));
+        let action = recovery_conf
+            .as_ref()
+            .and_then(|conf| conf.get("recovery_target_action"));
         if let Some(action) = action.filter(|action| action.as_str() != Some("promote")) {
             return Err(MethodError::Action(action.clone()));
         }
-        let own = section.iter().filter(|(key, _)| !OF_BOOTSTRAP.contains(&key.as_str()));
+        let own = section
+            .iter()
+            .filter(|(key, _)| !OF_BOOTSTRAP.contains(&key.as_str()));
         Ok(Self {
             name: name.to_owned(),
             command: command(section).ok_or_else(|| MethodError::NoCommand(name.to_owned()))?,
@@ -251,7 +257,10 @@ mod tests {
             Some(json!({"command": "x", "recovery_conf": "y"})),
             Some(pause),
         ] {
-            assert!(BootstrapMethod::read("m", section.as_ref()).is_err(), "{section:?}");
+            assert!(
+                BootstrapMethod::read("m", section.as_ref()).is_err(),
+                "{section:?}"
+            );
         }
     }
 
@@ -271,7 +280,8 @@ mod tests {
                 "--connstring=host=a",
             ]
         );
-        let section = json!({"command": "/r", "keep_data": true, "no_leader": true, "no_params": true, "b": 2});
+        let section =
+            json!({"command": "/r", "keep_data": true, "no_leader": true, "no_params": true, "b": 2});
         let silent = replica(&section);
         assert_eq!(silent.arguments("demo", "/d", ""), ["--b=2"]);
         assert!(silent.in_place() && silent.no_leader);

@@ -147,8 +147,14 @@ mod tests {
     fn a_position_is_in_its_segment() {
         const MB: u64 = 1 << 20;
         let name = |lsn, size| segment_name(Timeline(2), Lsn(lsn), size);
-        assert_eq!(name(0x2_0300_0028, 16 * MB).as_deref(), Some("000000020000000200000003"));
-        assert_eq!(name(0x2_0300_0028, MB).as_deref(), Some("000000020000000200000030"));
+        assert_eq!(
+            name(0x2_0300_0028, 16 * MB).as_deref(),
+            Some("000000020000000200000003")
+        );
+        assert_eq!(
+            name(0x2_0300_0028, MB).as_deref(),
+            Some("000000020000000200000030")
+        );
         assert_eq!(name(1, 0), None);
     }
 
@@ -160,7 +166,10 @@ mod tests {
         let segment = "000000010000000000000002";
         fs::write(dir.path().join("pg_wal").join(segment), vec![0; 1 << 20]).expect("file");
         mark_ready(dir.path(), Timeline(1), Lsn((2 << 20) + 40)).expect("marked");
-        let (ready, done) = (status.join(format!("{segment}.ready")), status.join(format!("{segment}.done")));
+        let (ready, done) = (
+            status.join(format!("{segment}.ready")),
+            status.join(format!("{segment}.done")),
+        );
         assert!(ready.exists());
         fs::rename(&ready, &done).expect("archived");
         mark_ready(dir.path(), Timeline(1), Lsn((2 << 20) + 40)).expect("marked");

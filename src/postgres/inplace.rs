@@ -138,7 +138,10 @@ mod tests {
         fs::write(dir.join("half"), "new").expect("file");
         place.give_up().expect("given up");
         assert!(matches!(classify(&dir, None), DataDir::Valid(_)));
-        assert_eq!(fs::read_to_string(dir.join("global/pg_control")).expect("there"), "old");
+        assert_eq!(
+            fs::read_to_string(dir.join("global/pg_control")).expect("there"),
+            "old"
+        );
         assert_eq!(names(root.path()), ["data"]);
     }
 
@@ -151,7 +154,10 @@ mod tests {
         assert_eq!(classify(&dir, None), DataDir::Incomplete, "not before the end");
         place.finish().expect("finished");
         assert!(matches!(classify(&dir, None), DataDir::Valid(_)));
-        assert_eq!(fs::read_to_string(dir.join("global/pg_control")).expect("there"), "new");
+        assert_eq!(
+            fs::read_to_string(dir.join("global/pg_control")).expect("there"),
+            "new"
+        );
         assert_eq!(names(root.path()), ["data"]);
     }
 
@@ -160,7 +166,10 @@ mod tests {
         let root = tempfile::tempdir().expect("temporary directory");
         let dir = data(root.path(), "old");
         let place = InPlace::begin(&dir, true).expect("begun");
-        assert_eq!(fs::read_to_string(dir.join("global/pg_control")).expect("there"), "old");
+        assert_eq!(
+            fs::read_to_string(dir.join("global/pg_control")).expect("there"),
+            "old"
+        );
         place.give_up().expect("given up");
         assert_eq!(classify(&dir, None), DataDir::Incomplete);
         // What an attempt has left is no data.

@@ -103,7 +103,10 @@ pub fn target_settings(major: Major, given: &Map<String, Value>) -> BTreeMap<Str
     for (name, value) in given {
         let name = name.to_ascii_lowercase();
         let exists = RECOVERY_PARAMETERS.contains(&name.as_str())
-            && !matches!(name.as_str(), "standby_mode" | "trigger_file" | "promote_trigger_file")
+            && !matches!(
+                name.as_str(),
+                "standby_mode" | "trigger_file" | "promote_trigger_file"
+            )
             && major.has_parameter(&name);
         if let Some(value) = guc::text_of(value).filter(|_| exists) {
             settings.insert(name, value);
@@ -246,7 +249,12 @@ mod tests {
         let names: Vec<&str> = settings.keys().map(String::as_str).collect();
         assert_eq!(
             names,
-            ["recovery_target_action", "recovery_target_inclusive", "recovery_target_time", "restore_command"]
+            [
+                "recovery_target_action",
+                "recovery_target_inclusive",
+                "recovery_target_time",
+                "restore_command"
+            ]
         );
         assert_eq!(settings["recovery_target_action"], "promote");
         assert_eq!(settings["recovery_target_inclusive"], "off");

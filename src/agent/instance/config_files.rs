@@ -96,7 +96,13 @@ impl Instance {
         let superuser = &self.settings().superuser.login.username;
         let hba = hba::render(&hba::custom_bootstrap_lines(superuser)).unwrap_or_default();
         let written = conf.write(&conf.hba(), &hba);
-        let written = written.and_then(|_| if own_recovery { Ok(false) } else { conf.strip_auto_conf() });
+        let written = written.and_then(|_| {
+            if own_recovery {
+                Ok(false)
+            } else {
+                conf.strip_auto_conf()
+            }
+        });
         written.map_err(|error| chain(&error))?;
         let mut args = self.arguments(&effective);
         args.push(format!("--hba_file={}", conf.hba().display()));

@@ -92,10 +92,7 @@ impl Instance {
                 return Err("cancelled".to_owned());
             }
             let made = match self.method(&name, dynamic) {
-                Ok(method) => {
-                    self.by(&method, replacement, dynamic, progress, cancel)
-                        .await
-                }
+                Ok(method) => self.by(&method, replacement, dynamic, progress, cancel).await,
                 Err(error) => Err(error),
             };
             match made {
@@ -182,7 +179,11 @@ impl Instance {
 
     /// Puts a complete copy in the place of what is there.
     fn install(&self, staging: &Staging, keep: bool) -> Result<(), String> {
-        let old = if keep { OldData::KeepRenamed } else { OldData::Remove };
+        let old = if keep {
+            OldData::KeepRenamed
+        } else {
+            OldData::Remove
+        };
         // Whatever happens next, this copy must never be started as a primary.
         write_standby_signal(staging.dir())?;
         let kept = staging
@@ -230,7 +231,10 @@ impl Instance {
         };
         done?;
         if let Err(error) = datadir::repair_mode(dir) {
-            warn!(error = chain(&error), "the mode of the data directory cannot be put right");
+            warn!(
+                error = chain(&error),
+                "the mode of the data directory cannot be put right"
+            );
         }
         Ok(())
     }
@@ -279,7 +283,9 @@ impl Instance {
         let major = Major::parse_pg_version(&text).map_err(|error| chain(&error))?;
         let ours = self.binaries.major();
         if major != ours {
-            return Err(format!("it left data of PostgreSQL {major}, this is PostgreSQL {ours}"));
+            return Err(format!(
+                "it left data of PostgreSQL {major}, this is PostgreSQL {ours}"
+            ));
         }
         let read = Box::pin(control::read(&self.binaries, dir, None, cancel)).await;
         let found = read.map_err(|error| chain(&error))?.control.system_id;
@@ -300,7 +306,10 @@ fn method_names(settings: &Settings, dynamic: &Dynamic, from: Option<&Upstream>)
     let of_remote: Vec<String> = of_remote.flat_map(|s| s.create_replica_methods.clone()).collect();
     let shared = dynamic
         .postgresql()
-        .and_then(|pg| pg.get("create_replica_methods").or_else(|| pg.get("create_replica_method")))
+        .and_then(|pg| {
+            pg.get("create_replica_methods")
+                .or_else(|| pg.get("create_replica_method"))
+        })
         .and_then(Value::as_array);
     let shared: Vec<String> = shared
         .into_iter()
@@ -308,9 +317,15 @@ fn method_names(settings: &Settings, dynamic: &Dynamic, from: Option<&Upstream>)
         .filter_map(Value::as_str)
         .map(str::to_owned)
         .collect();
-    let own = if remote { Vec::new() } else { settings.create_replica_methods.clone() };
+    let own = if remote {
+        Vec::new()
+    } else {
+        settings.create_replica_methods.clone()
+    };
     let shared = if remote { Vec::new() } else { shared };
-    let given = [of_remote, own, shared].into_iter().find(|names| !names.is_empty());
+    let given = [of_remote, own, shared]
+        .into_iter()
+        .find(|names| !names.is_empty());
     given.unwrap_or_else(|| vec![BASEBACKUP.to_owned()])
 }
 

@@ -43,7 +43,10 @@ impl Instance {
         settings: &Settings,
         cancel: &CancellationToken,
     ) -> Result<(), String> {
-        info!(method = method.name, "creating the cluster with a method of the operator's");
+        info!(
+            method = method.name,
+            "creating the cluster with a method of the operator's"
+        );
         let failed = |error: String| format!("bootstrap method {}: {error}", method.name);
         if method.no_params {
             // It knows no place but its own, which has to be the data directory.
@@ -77,7 +80,9 @@ impl Instance {
             Err(error) => Err(error),
         };
         if let Err(error) = made {
-            place.give_up().map_err(|left| format!("{error}; and {}", chain(&left)))?;
+            place
+                .give_up()
+                .map_err(|left| format!("{error}; and {}", chain(&left)))?;
             return Err(error);
         }
         // It stays marked until the cluster is ready.
@@ -143,7 +148,10 @@ impl Instance {
         let deadline = Instant::now() + RECOVERY_LIMIT;
         let mut last = String::new();
         while Instant::now() < deadline {
-            if matches!(self.postmaster.state(), State::Stopped { .. } | State::Cleaning { .. }) {
+            if matches!(
+                self.postmaster.state(),
+                State::Stopped { .. } | State::Cleaning { .. }
+            ) {
                 return Err(format!(
                     "postgres ended before its recovery did; the reason is in its own lines above {last}"
                 ));
@@ -160,6 +168,9 @@ impl Instance {
                 () = sleep(LOOK_EVERY) => {}
             }
         }
-        Err(format!("recovery has not ended within {} h {last}", RECOVERY_LIMIT.as_secs() / 3600))
+        Err(format!(
+            "recovery has not ended within {} h {last}",
+            RECOVERY_LIMIT.as_secs() / 3600
+        ))
     }
 }

@@ -457,7 +457,10 @@ impl PromoteFailed {
 /// Removes a side directory that is of no use.
 pub(super) fn discard(staging: &Staging) {
     if let Err(error) = staging.discard() {
-        warn!(error = chain(&error), "could not remove an unfinished data directory");
+        warn!(
+            error = chain(&error),
+            "could not remove an unfinished data directory"
+        );
     }
 }
 

@@ -53,7 +53,10 @@ impl Builder {
     /// Paths of the sections something refers to.
     pub(super) fn used_sections(&self, config: &Config) -> Vec<String> {
         let names_in = |map: Option<&Map<String, Value>>| -> Vec<String> {
-            let list = map.and_then(|map| map.get("create_replica_methods").or_else(|| map.get("create_replica_method")));
+            let list = map.and_then(|map| {
+                map.get("create_replica_methods")
+                    .or_else(|| map.get("create_replica_method"))
+            });
             let names = list.and_then(Value::as_array).into_iter().flatten();
             names.filter_map(Value::as_str).map(str::to_owned).collect()
         };

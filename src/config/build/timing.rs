@@ -141,7 +141,8 @@ impl Builder {
             });
         }
         let section = document.get("standby_cluster").and_then(Value::as_object);
-        if section.is_some_and(|section| !section.is_empty()) && StandbyCluster::from_map(document).is_none() {
+        if section.is_some_and(|section| !section.is_empty()) && StandbyCluster::from_map(document).is_none()
+        {
             self.inconsistent(
                 &["bootstrap.dcs"],
                 "standby_cluster has no source (host, port or restore_command)",

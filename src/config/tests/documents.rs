@@ -137,7 +137,10 @@ fn methods_of_ones_own_are_read_with_their_sections() {
     )]);
     assert_eq!(loaded.warnings, [""; 0]);
     let method = loaded.config.bootstrap.method.expect("a method");
-    assert_eq!((method.name.as_str(), method.command.as_str()), ("clone", "/clone"));
+    assert_eq!(
+        (method.name.as_str(), method.command.as_str()),
+        ("clone", "/clone")
+    );
     let postgresql = loaded.config.postgresql;
     assert_eq!(postgresql.create_replica_methods, ["wal_e", "basebackup"]);
     assert_eq!(postgresql.method_sections["wal_e"]["command"], "/restore");

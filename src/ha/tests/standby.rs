@@ -46,10 +46,7 @@ const STANDBY: &str = "standby leader with the lock";
 #[test]
 fn the_first_member_copies_the_remote_cluster() {
     check(
-        view()
-            .local(Local::Empty)
-            .initialize(None)
-            .standby_of_remote(),
+        view().local(Local::Empty).initialize(None).standby_of_remote(),
         &[Action::ClaimInitialize, Action::Begin(Job::BootstrapStandby)],
         DROP,
         "new standby leader",
@@ -143,7 +140,9 @@ fn the_old_history_of_a_cluster_that_follows_does_not_count() {
         .peers(&[("a", Some(replica_at(900)))])
         .standby_of_remote();
     check(
-        demoted.replica_of("a", 1000, false).dynamic(|d| d.check_timeline = true),
+        demoted
+            .replica_of("a", 1000, false)
+            .dynamic(|d| d.check_timeline = true),
         &[Action::AcquireLock],
         KEEP,
         "nobody leads",
@@ -178,12 +177,7 @@ fn a_primary_stops_when_the_cluster_is_to_follow() {
 #[test]
 fn a_demoted_leader_compares_itself_with_the_remote_cluster_before_it_starts() {
     let down = leading().clean_primary(1500);
-    check(
-        down.clone(),
-        &[Action::ProbeLeader(remote())],
-        KEEP,
-        "comparing",
-    );
+    check(down.clone(), &[Action::ProbeLeader(remote())], KEEP, "comparing");
     // The remote cluster left our history at 1000.
     check(
         remote_on(down.clone(), 2),
@@ -276,12 +270,7 @@ fn without_the_section_the_leader_is_promoted_as_after_any_election() {
     let promoted = following(leading())
         .dynamic(|dynamic| dynamic.standby = None)
         .replica_of("remote", 1000, true);
-    check(
-        promoted,
-        &[Action::Begin(Job::Promote)],
-        KEEP,
-        "promoting",
-    );
+    check(promoted, &[Action::Begin(Job::Promote)], KEEP, "promoting");
 }
 
 #[test]
