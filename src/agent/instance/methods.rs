@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Instance, Progress, Settings, chain, work::discard};
+use super::{Instance, Progress, chain, work::discard};
 use crate::{
     ha::{StartAs, Upstream},
     model::{BASEBACKUP, Dynamic, ReplicaCommand, ReplicaMethod, SystemId},
@@ -48,7 +48,7 @@ impl Instance {
     /// A way is configured that needs nobody to copy from.
     #[must_use]
     pub fn can_restore(&self, dynamic: &Dynamic) -> bool {
-        let names = method_names(&self.settings(), dynamic, None);
+        let names = method_names(&self.settings().create_replica_methods, dynamic, None);
         let methods = names.iter().filter_map(|name| self.method(name, dynamic).ok());
         methods.into_iter().any(|method| method.needs_no_leader())
     }
@@ -117,7 +117,7 @@ impl Instance {
         if replacement.basebackup_only {
             return vec![BASEBACKUP.to_owned()];
         }
-        let names = method_names(&self.settings(), dynamic, replacement.from);
+        let names = method_names(&self.settings().create_replica_methods, dynamic, replacement.from);
         let usable = |name: &String| {
             // What is wrong with a method is said when it is tried.
             replacement.from.is_some_and(Upstream::streams)
@@ -300,35 +300,50 @@ impl Instance {
 
 /// The ways to make a replica, in order: of a remote cluster those of its section, else this member's own, else the
 /// cluster's.
-fn method_names(settings: &Settings, dynamic: &Dynamic, from: Option<&Upstream>) -> Vec<String> {
-    let remote = from.is_some_and(Upstream::is_remote);
-    let of_remote = dynamic.standby.iter().filter(|_| remote);
-    let of_remote: Vec<String> = of_remote.flat_map(|s| s.create_replica_methods.clone()).collect();
-    let shared = dynamic
-        .postgresql()
-        .and_then(|pg| {
-            pg.get("create_replica_methods")
-                .or_else(|| pg.get("create_replica_method"))
-        })
-        .and_then(Value::as_array);
-    let shared: Vec<String> = shared
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect();
-    let own = if remote {
-        Vec::new()
-    } else {
-        settings.create_replica_methods.clone()
+fn method_names(own: &[String], dynamic: &Dynamic, from: Option<&Upstream>) -> Vec<String> {
+    let remote = dynamic.standby.as_ref();
+    let given = match remote.filter(|_| from.is_some_and(Upstream::is_remote)) {
+        Some(remote) => remote.create_replica_methods.clone(),
+        None if own.is_empty() => shared_names(dynamic),
+        None => own.to_vec(),
     };
-    let shared = if remote { Vec::new() } else { shared };
-    let given = [of_remote, own, shared]
-        .into_iter()
-        .find(|names| !names.is_empty());
-    given.unwrap_or_else(|| vec![BASEBACKUP.to_owned()])
+    match given.is_empty() {
+        true => vec![BASEBACKUP.to_owned()],
+        false => given,
+    }
+}
+
+/// What the cluster's configuration says, also under its older name.
+fn shared_names(dynamic: &Dynamic) -> Vec<String> {
+    let list = dynamic.postgresql().and_then(|pg| {
+        pg.get("create_replica_methods")
+            .or_else(|| pg.get("create_replica_method"))
+    });
+    let names = list.and_then(Value::as_array).into_iter().flatten();
+    names.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 fn write_standby_signal(dir: &Path) -> Result<(), String> {
     files::write_atomic(&dir.join("standby.signal"), b"", 0o600).map_err(|error| chain(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_members_own_ways_come_before_the_clusters() {
+        let document = json!({"postgresql": {"create_replica_methods": ["shared", "basebackup"]},
+            "standby_cluster": {"host": "h", "create_replica_methods": ["far"]}});
+        let dynamic = Dynamic::from_map(document.as_object().expect("a map"));
+        let own = ["own".to_owned()];
+        let remote = dynamic.standby.as_ref().map(Upstream::remote);
+        assert_eq!(method_names(&own, &dynamic, None), ["own"]);
+        assert_eq!(method_names(&[], &dynamic, None), ["shared", "basebackup"]);
+        assert_eq!(method_names(&own, &dynamic, remote.as_ref()), ["far"]);
+        let plain = Dynamic::default();
+        assert_eq!(method_names(&[], &plain, None), [BASEBACKUP]);
+        assert_eq!(method_names(&own, &plain, remote.as_ref()), ["own"]);
+    }
 }

@@ -225,13 +225,18 @@ impl Instance {
     /// is first is noticed by looking.
     fn ask_for_checkpoint(&self, leader: &Upstream) -> tokio::task::JoinHandle<()> {
         let settings = self.settings();
-        let address = Address::Tcp(leader.host.clone());
-        let monitor =
-            Monitor::new(settings.target(&settings.superuser, address, leader.port, &settings.database));
+        let monitor = |host: &str| {
+            let address = Address::Tcp(host.trim().to_owned());
+            Monitor::new(settings.target(&settings.superuser, address, leader.port, &settings.database))
+        };
+        // Of a remote cluster there may be several; a replica that is asked too comes to no harm.
+        let monitors: Vec<Monitor> = leader.host.split(',').map(monitor).collect();
         let member = leader.member.clone();
         tokio::spawn(async move {
-            if let Err(error) = monitor.execute_long("CHECKPOINT", LEADER_CHECKPOINT_LIMIT).await {
-                warn!(error = chain(&error), leader = %member, "could not checkpoint the leader before the rewind");
+            for monitor in monitors {
+                if let Err(error) = monitor.execute_long("CHECKPOINT", LEADER_CHECKPOINT_LIMIT).await {
+                    warn!(error = chain(&error), leader = %member, "could not checkpoint the leader before the rewind");
+                }
             }
         })
     }
