@@ -132,6 +132,17 @@ impl Guard {
         }
     }
 
+    /// As [`Guard::stopping`]; what this agent leaves behind goes on without init. Never waits.
+    pub fn leaving(&self) -> Result<(), GuardError> {
+        self.send(Message::Leaving)
+    }
+
+    /// Whether init is the first process of its container: then nothing outlives it.
+    #[must_use]
+    pub fn is_container(&self) -> bool {
+        self.socket.is_some() && getppid().as_raw() == 1
+    }
+
     /// Resolves when init has died; without init, never. Nobody fences then, so postgres must stop
     /// at once. Cancel-safe: it only looks. Needs a tokio runtime with I/O enabled.
     pub async fn init_gone(&self) {

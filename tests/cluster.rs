@@ -7,8 +7,11 @@
 //! |-------------|----------------------------------------------------------------------------|
 //! | `bootstrap` | nothing: commands of the operator's make clusters and replicas             |
 //! | `comeback`  | all members stop and return, in any order                                   |
+//! | `failsafe`  | etcd, while the members see each other                                      |
 //! | `footprint` | nothing: a member does not grow                                             |
+//! | `manual`    | nothing: people ask for things, now and later                               |
 //! | `outage`    | etcd                                                                        |
+//! | `pause`     | what runs, while nobody is to do anything about it                          |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
 //! | `standby`   | the leader of a cluster that follows another                                |
@@ -33,12 +36,20 @@ mod comeback;
     reason = "shared with the DCS contract ring, which uses more of it"
 )]
 mod etcd;
+#[path = "cluster/failsafe.rs"]
+mod failsafe;
 #[path = "cluster/footprint.rs"]
 mod footprint;
+#[path = "cluster/manual.rs"]
+mod manual;
 #[path = "common/node.rs"]
 mod node;
 #[path = "cluster/outage.rs"]
 mod outage;
+#[path = "cluster/pause.rs"]
+mod pause;
+#[path = "common/proxy.rs"]
+mod proxy;
 #[path = "cluster/readme.rs"]
 mod readme;
 #[path = "cluster/refusals.rs"]
@@ -89,6 +100,16 @@ impl Cluster {
         let mut cluster = Self::prepare(names);
         for node in &mut cluster.nodes {
             node.start();
+        }
+        cluster.healthy().await;
+        cluster
+    }
+
+    /// The same, in which a leader that loses the store is demoted even if all members see each other.
+    async fn without_failsafe(names: &[&str]) -> Self {
+        let mut cluster = Self::prepare(names);
+        for node in &mut cluster.nodes {
+            node.set("HOWDAH_BOOTSTRAP_DCS", "{failsafe_mode: false}").start();
         }
         cluster.healthy().await;
         cluster

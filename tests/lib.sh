@@ -45,6 +45,14 @@ installed_postgres() {
     return 1
 }
 
+# Members in networks of their own that can be cut.
+need_network() {
+    have ip && have iptables && have unshare || apt_install iproute2 iptables util-linux || {
+        say 'ip, iptables or unshare is missing (Debian: iproute2 iptables util-linux)'
+        return 1
+    }
+}
+
 # In a process of its own, because it ends the process when there is no way to an engine. By the name that the
 # tests use, whatever the person in front has set for compose/up.
 need_image() { HOWDAH_IMAGE=howdah:latest docker/build all; }

@@ -98,7 +98,8 @@ impl Agent {
         for slot in cluster.status.retain_slots.iter().flatten() {
             self.slots_seen.entry(slot.clone()).or_insert(now);
         }
-        for slot in &answer.slots {
+        // Contract: HA rules §13: nothing is dropped in a paused cluster.
+        for slot in answer.slots.iter().filter(|_| !self.dynamic.pause) {
             let Some(seen) = self.slots_seen.get(&slot.slot_name).copied() else {
                 continue;
             };
@@ -150,7 +151,7 @@ impl Agent {
             let name = &slot.slot_name;
             is_member_slot(slot) && !slot.active && members.contains(name) && !wanted.contains(name)
         };
-        for slot in answer.slots.iter().filter(stale) {
+        for slot in answer.slots.iter().filter(stale).filter(|_| !self.dynamic.pause) {
             match self.instance.drop_slot(&slot.slot_name).await {
                 Ok(()) => info!(
                     slot = slot.slot_name,

@@ -55,6 +55,10 @@ impl Agent {
                     Done::Yes
                 }
                 Action::Follow(upstream) => self.follow(upstream.as_ref()).await,
+                Action::AskConsent(of) => {
+                    self.ask_consent(of, view);
+                    Done::Yes
+                }
                 Action::LeaderDuties => {
                     self.leader_duties(view).await;
                     Done::Yes
@@ -72,7 +76,12 @@ impl Agent {
     /// Actions on the store.
     async fn store(&mut self, action: &Action, view: &View) -> Done {
         match action {
-            Action::AcquireLock => lock(self.lease.acquire().await, "another member was faster"),
+            Action::AcquireLock => match lock(self.lease.acquire().await, "another member was faster") {
+                Done::Yes if self.view_is_old() => {
+                    Done::Refused("the view it was taken on is too old to be acted upon".to_owned())
+                }
+                done => done,
+            },
             Action::RenewLock => lock(self.lease.renew().await, "the lock is not ours any more"),
             Action::ReleaseLock(end) => {
                 let status = end.and_then(|end| self.status_text(view, end));
@@ -100,6 +109,11 @@ impl Agent {
                     DcsView::Down { .. } => When::Absent,
                 };
                 self.write(Key::Config, &text, when).await
+            }
+            Action::WriteFailsafe { members, under } => {
+                let text = serde_json::to_string(members).unwrap_or_default();
+                let when = under.map_or(When::Absent, When::Version);
+                self.write(Key::Failsafe, &text, when).await
             }
             Action::ClearFailover => {
                 let version = match &view.dcs {

@@ -16,9 +16,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
+use super::lease::Lease;
 use crate::{
     clock::Boottime,
     dcs::Dcs,
+    ha::why::Candidacy,
     model::{Cluster, Dynamic, Lsn, MemberName, PgState, Role, SystemId, Tags, Timeline},
 };
 
@@ -186,6 +188,31 @@ pub struct Snapshot {
     pub sync_mode: SyncMode,
     /// The cluster follows another cluster.
     pub standby_cluster: bool,
+    /// What this member could do next, and what is promised meanwhile.
+    pub outlook: Outlook,
+}
+
+/// What people want to know before something happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlook {
+    /// Could this member lead now?
+    pub candidacy: Candidacy,
+    /// What the replication mode in force promises about acknowledged commits, in words.
+    pub promise: String,
+    /// What would become of this primary if the DCS vanished now, in words.
+    pub without_dcs: String,
+}
+
+impl Outlook {
+    /// Before the first look at the DCS.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self {
+            candidacy: Candidacy::Cannot("it has not seen the DCS yet".to_owned()),
+            promise: "unknown".to_owned(),
+            without_dcs: "unknown".to_owned(),
+        }
+    }
 }
 
 impl Snapshot {
@@ -301,10 +328,22 @@ pub struct ScheduledRestart {
     pub at: Timestamp,
     /// Under which conditions.
     pub filters: RestartFilters,
+    /// When the postmaster that is to be restarted began; filled in by the agent. Any other needs no restart any more.
+    pub postmaster_start_time: Option<String>,
 }
 
 impl ScheduledRestart {
-    /// As published in `/patroni` and the member key: the schedule and the filters as they were given.
+    /// As published in the member key (contract: DCS layout §4).
+    #[must_use]
+    pub fn to_member_json(&self) -> Map<String, Value> {
+        let mut object = self.to_json();
+        if let Some(started) = &self.postmaster_start_time {
+            object.insert("postmaster_start_time".into(), started.clone().into());
+        }
+        object
+    }
+
+    /// As published in `/patroni`: the schedule and the filters as they were given.
     #[must_use]
     pub fn to_json(&self) -> Map<String, Value> {
         let mut object = Map::new();
@@ -411,6 +450,7 @@ pub struct AgentHandle {
     snapshot: watch::Receiver<Arc<Snapshot>>,
     requests: mpsc::Sender<Request>,
     dcs: Arc<dyn Dcs>,
+    lease: Arc<Lease>,
     refreshing: Arc<Mutex<()>>,
 }
 
@@ -421,11 +461,13 @@ impl AgentHandle {
         snapshot: watch::Receiver<Arc<Snapshot>>,
         requests: mpsc::Sender<Request>,
         dcs: Arc<dyn Dcs>,
+        lease: Arc<Lease>,
     ) -> Self {
         Self {
             snapshot,
             requests,
             dcs,
+            lease,
             refreshing: Arc::new(Mutex::new(())),
         }
     }
@@ -440,6 +482,13 @@ impl AgentHandle {
     #[must_use]
     pub fn dcs(&self) -> &Arc<dyn Dcs> {
         &self.dcs
+    }
+
+    /// The lock, for what this member may promise about it. Asked of it directly: the loop may be waiting for a store that
+    /// does not answer just when others want to know.
+    #[must_use]
+    pub fn lease(&self) -> &Lease {
+        &self.lease
     }
 
     /// A snapshot not older than `max_age`, if the agent can give one within `wait`; else the last one.

@@ -82,6 +82,7 @@ fn member(name: &str, role: Role, xlog: Xlog) -> Snapshot {
         dynamic: Dynamic::default(),
         sync_mode: SyncMode::Off,
         standby_cluster: false,
+        outlook: super::Outlook::unknown(),
     }
 }
 

@@ -104,7 +104,7 @@ async fn carry_out(job: Job, context: &Context, cancel: &CancellationToken) -> O
             stop_for_repair(context).await?;
             context.instance.rewind(&to, &context.dynamic, cancel).await
         }
-        Job::Start(start_as) => start(context, &start_as, cancel).await,
+        Job::Start(start_as) => start(context, &start_as, false, cancel).await,
         Job::Restart => restart(context, cancel).await,
         Job::Promote => promote(context, cancel).await,
         Job::Demote { mode, deadline } => Ok(demote(context, mode, deadline, cancel).await?),
@@ -223,10 +223,13 @@ async fn stop_for_repair(context: &Context) -> Result<(), String> {
     context.instance.stop(StopMode::Fast, ladder).await.map(drop)
 }
 
-async fn start(context: &Context, start_as: &StartAs, cancel: &CancellationToken) -> Outcome {
+/// `free`: what was a primary becomes one again also without the lock.
+async fn start(context: &Context, start_as: &StartAs, free: bool, cancel: &CancellationToken) -> Outcome {
     let usual = match start_as {
         StartAs::Primary => {
-            may_lead(context, cancel)?;
+            if !free {
+                may_lead(context, cancel)?;
+            }
             context.dynamic.primary_start_timeout.max(Duration::from_secs(1))
         }
         StartAs::Replica(_) => REPLICA_START_LIMIT,
@@ -280,7 +283,8 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
         }
         return Err(Failure::Cancelled("cancelled; postgres is stopped".to_owned()));
     }
-    start(context, &start_as, cancel).await
+    // A person asks for it, and a paused primary needs no lock.
+    start(context, &start_as, context.dynamic.pause, cancel).await
 }
 
 /// What makes a gentle step too slow.

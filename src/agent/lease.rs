@@ -23,7 +23,10 @@ use tracing::{debug, error, info, warn};
 use crate::{
     clock::Boottime,
     dcs::{Dcs, DcsError, Hold, Lock},
-    ha::lease::{Deadlines, attempt_limit, deadlines, interval},
+    ha::{
+        failsafe::{Promise, Promises, Question},
+        lease::{Deadlines, Right, attempt_limit, deadlines, interval},
+    },
     model::MemberName,
 };
 
@@ -47,6 +50,26 @@ struct Book {
     fence_at: Option<Boottime>,
     /// Who has the lock, when it is proven that we have not.
     lost_to: Option<MemberName>,
+    /// Requests for the lock that are on their way.
+    asking: usize,
+    /// Whom we have promised not to take the lock.
+    promises: Promises,
+    /// The cluster is paused: a primary goes on without the lock, so there is no deadline for init.
+    unfenced: bool,
+}
+
+/// Why nothing is promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this member has the leader lock, or asks for it")]
+pub struct Unpromised;
+
+/// A request for the lock is on its way while this lives.
+struct Asking<'a>(&'a Lease);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.book().asking -= 1;
+    }
 }
 
 /// The lock as this member holds it.
@@ -56,7 +79,7 @@ pub struct Lease {
     fence: Arc<dyn Fence>,
     /// Excludes acquire, renew and release from each other.
     turn: Mutex<()>,
-    hold: watch::Sender<Option<Hold>>,
+    right: watch::Sender<Option<Right>>,
     keep: watch::Sender<bool>,
     /// Counts proven losses, to wake the loop.
     losses: watch::Sender<u64>,
@@ -93,7 +116,7 @@ impl Lease {
             dcs,
             fence,
             turn: Mutex::new(()),
-            hold: watch::Sender::new(adopted),
+            right: watch::Sender::new(adopted.map(Right::Lease)),
             keep: watch::Sender::new(keep),
             losses: watch::Sender::new(0),
             book: Plain::new(book),
@@ -104,10 +127,104 @@ impl Lease {
         })
     }
 
-    /// The hold; `None` after proof that we have none. An expired one stays until then.
+    /// The right to be primary as a hold; `None` after proof that we have none. An expired one stays until then.
     #[must_use]
     pub fn hold(&self) -> Option<Hold> {
-        *self.hold.borrow()
+        self.right().map(|right| right.hold())
+    }
+
+    /// What the right to be primary rests on.
+    #[must_use]
+    pub fn right(&self) -> Option<Right> {
+        *self.right.borrow()
+    }
+
+    /// Changes with the right.
+    #[must_use]
+    pub fn rights(&self) -> watch::Receiver<Option<Right>> {
+        self.right.subscribe()
+    }
+
+    /// All other members have accepted this primary, by questions sent at `asked_at` and later: the right to be primary
+    /// counts as if the lock had been renewed then. `false`: there is no right that could be extended, the loop has
+    /// decided to let it go or does not turn, or the right reaches further already.
+    pub fn extend(&self, asked_at: Boottime) -> bool {
+        let mut book = self.book();
+        let Some(hold) = self.hold() else { return false };
+        let still = Boottime::now().since(Boottime(self.beat.load(Ordering::Relaxed)));
+        if !*self.keep.borrow() || still > hold.ttl || asked_at <= hold.sent_at {
+            return false;
+        }
+        let right = Right::Consent {
+            asked_at,
+            ttl: hold.ttl,
+            lease: hold.lease,
+        };
+        self.fence_until(&mut book, &right.hold());
+        self.right.send_replace(Some(right));
+        true
+    }
+
+    /// Promises `to` that this member takes no lock for `ttl` from now. Refused while it has the lock or asks for it:
+    /// one of the two comes first, here as in the book.
+    pub fn promise(&self, to: MemberName, question: Question, ttl: Duration) -> Result<(), Unpromised> {
+        let mut book = self.book();
+        if book.asking > 0 || self.counts() {
+            return Err(Unpromised);
+        }
+        book.promises.give(to, question, ttl, Boottime::now());
+        Ok(())
+    }
+
+    /// Whoever asked this needs the promise no more: it has the lock again, or its postgres is down.
+    pub fn take_promise_back(&self, to: &MemberName, question: Question) {
+        self.book().promises.take_back(to, question);
+    }
+
+    /// The promise that binds us now.
+    #[must_use]
+    pub fn promised(&self) -> Option<Promise> {
+        self.book().promises.binding(Boottime::now())
+    }
+
+    /// Whether init fences this node; not while the cluster is paused. When it is again, the deadline of the present
+    /// right counts.
+    pub fn set_fenced(&self, fenced: bool) {
+        let mut book = self.book();
+        if book.unfenced != fenced {
+            return;
+        }
+        book.unfenced = !fenced;
+        match self.hold().filter(counting) {
+            Some(hold) if fenced => self.fence_until(&mut book, &hold),
+            _ if fenced => {}
+            _ => {
+                book.fence_at = None;
+                self.fence.disarm();
+            }
+        }
+    }
+
+    fn fence_until(&self, book: &mut Book, hold: &Hold) {
+        if book.unfenced {
+            return;
+        }
+        let Deadlines { fence_at, .. } = deadlines(hold);
+        self.fence.arm(fence_at, hold.lease);
+        book.fence_at = Some(fence_at);
+    }
+
+    /// Notes that the lock is asked for, unless we have promised not to.
+    fn begin_asking(&self) -> Result<Asking<'_>, DcsError> {
+        let mut book = self.book();
+        if let Some(promise) = book.promises.binding(Boottime::now()) {
+            return Err(DcsError::Answer {
+                endpoint: "the lock".to_owned(),
+                reason: format!("not asked for: '{}' was promised so", promise.to),
+            });
+        }
+        book.asking += 1;
+        Ok(Asking(self))
     }
 
     /// Whether there is a hold and its time to be primary has not run out.
@@ -171,15 +288,15 @@ impl Lease {
     /// Resolves when there is no hold that counts: the present one has passed the moment from which postgres is
     /// stopped (renewals move it), or there is none. Cancel-safe: it only waits.
     pub async fn expired(&self) {
-        let mut hold = self.hold.subscribe();
+        let mut right = self.right.subscribe();
         loop {
-            let current = *hold.borrow_and_update();
+            let current = right.borrow_and_update().map(|right| right.hold());
             let Some(current) = current.filter(counting) else {
                 return;
             };
             let left = deadlines(&current).demote_at.since(Boottime::now());
             tokio::select! {
-                changed = hold.changed() => if changed.is_err() { return },
+                changed = right.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(left) => {}
             }
         }
@@ -206,6 +323,7 @@ impl Lease {
         let me = Arc::clone(self);
         let request = async move {
             let _turn = me.turn.lock().await;
+            let _asking = me.begin_asking()?;
             let given_up = me.book().given_up;
             me.unsure.store(true, Ordering::Relaxed);
             let answer = match wish {
@@ -269,7 +387,7 @@ impl Lease {
         let mut book = self.book();
         book.given_up += 1;
         book.fence_at = None;
-        self.hold.send_replace(None);
+        self.right.send_replace(None);
         self.fence.disarm();
     }
 
@@ -277,12 +395,12 @@ impl Lease {
     /// `None`: cut short. Not limited while there is no hold or one that has run out before: then this is the work
     /// that stops postgres. A hold that `work` itself takes limits it from then on; one that it gives up, no more.
     pub async fn while_it_lasts<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let mut hold = self.hold.subscribe();
+        let mut right = self.right.subscribe();
         let losses = *self.losses.borrow();
         let mut limited = false;
         let mut work = std::pin::pin!(work);
         loop {
-            let current = *hold.borrow_and_update();
+            let current = right.borrow_and_update().map(|right| right.hold());
             let left = match current {
                 Some(current) if counting(&current) => {
                     limited = true;
@@ -302,7 +420,7 @@ impl Lease {
             tokio::select! {
                 biased;
                 done = &mut work => return Some(done),
-                changed = hold.changed() => if changed.is_err() { return None },
+                changed = right.changed() => if changed.is_err() { return None },
                 () = over => {}
             }
         }
@@ -320,20 +438,20 @@ impl Lease {
                 false
             }
             Lock::Held(hold) => {
-                let Deadlines { fence_at, .. } = deadlines(&hold);
                 // The fence first: no moment in which somebody acts on a hold that init does not know of.
-                self.fence.arm(fence_at, hold.lease);
-                book.fence_at = Some(fence_at);
+                self.fence_until(&mut book, &hold);
                 book.lost_to = None;
+                // What was promised in the former role has ended, or the lock would not have been asked for.
+                book.promises = Promises::default();
                 self.left_to_expire.store(false, Ordering::Relaxed);
                 self.forgotten.store(false, Ordering::Relaxed);
-                self.hold.send_replace(Some(hold));
+                self.right.send_replace(Some(Right::Lease(hold)));
                 true
             }
             Lock::Lost(holder) => {
                 book.lost_to.clone_from(&holder);
                 // The loss is counted before it can be seen: whoever sees the hold go knows why.
-                if self.hold.borrow().is_some() {
+                if self.right.borrow().is_some() {
                     let name = holder.map_or_else(|| "nobody".to_owned(), |holder| holder.0);
                     // The fence stays armed: postgres has to be down by the old deadline in any case.
                     warn!(
@@ -343,7 +461,7 @@ impl Lease {
                         "lost the leader lock"
                     );
                     self.losses.send_modify(|losses| *losses += 1);
-                    self.hold.send_replace(None);
+                    self.right.send_replace(None);
                 }
                 false
             }
@@ -357,19 +475,19 @@ impl Lease {
 
     /// Renews while told to keep. Runs for the life of the agent.
     pub async fn keep(self: Arc<Self>) {
-        let mut hold = self.hold.subscribe();
+        let mut right = self.right.subscribe();
         let mut keep = self.keep.subscribe();
         let mut failed_since: Option<Boottime> = None;
         let mut stuck = false;
         loop {
-            let current = *hold.borrow_and_update();
+            let current = right.borrow_and_update().map(|right| right.hold());
             let wanted = *keep.borrow_and_update();
             // Past its own deadline the loop demotes: a renewal now could hide that another has led meanwhile.
             let current = current.filter(counting);
             let (Some(current), true) = (current, wanted) else {
                 // Cancel-safe: `changed` only waits.
                 tokio::select! {
-                    changed = hold.changed() => if changed.is_err() { return },
+                    changed = right.changed() => if changed.is_err() { return },
                     changed = keep.changed() => if changed.is_err() { return },
                 }
                 continue;
@@ -401,9 +519,12 @@ impl Lease {
     async fn attempt(&self, current: &Hold, failed_since: &mut Option<Boottime>) {
         let _turn = self.turn.lock().await;
         let given_up = self.book().given_up;
-        if !*self.keep.borrow() || self.hold.borrow().is_none() {
+        if !*self.keep.borrow() || self.right.borrow().is_none() {
             return;
         }
+        let Ok(_asking) = self.begin_asking() else {
+            return;
+        };
         // One request must not use up the lease: several attempts fit in.
         let allowed = attempt_limit(current.ttl);
         let answer = timeout(allowed, self.dcs.renew()).await;
@@ -490,6 +611,10 @@ mod tests {
         Lease::new(Arc::new(member), fence, Some(hold_for(left)))
     }
 
+    fn right_for(left: Duration) -> Right {
+        Right::Lease(hold_for(left))
+    }
+
     fn hold_for(left: Duration) -> Hold {
         let fresh = Hold {
             sent_at: Boottime::now(),
@@ -520,7 +645,7 @@ mod tests {
     async fn what_runs_while_the_hold_is_renewed_goes_on() {
         let lease = holding_for(MOMENT);
         let work = async {
-            lease.hold.send_replace(Some(hold_for(TTL)));
+            lease.right.send_replace(Some(right_for(TTL)));
             tokio::time::sleep(MOMENT * 3).await;
             7
         };
@@ -551,7 +676,7 @@ mod tests {
         let lease = holding_for(TTL);
         lease.forget();
         let work = async {
-            lease.hold.send_replace(Some(hold_for(MOMENT)));
+            lease.right.send_replace(Some(right_for(MOMENT)));
             for_ever().await;
         };
         assert_eq!(lease.while_it_lasts(work).await, None);
@@ -562,7 +687,7 @@ mod tests {
         let lease = holding_for(MOMENT);
         let renew = async {
             tokio::time::sleep(MOMENT / 2).await;
-            lease.hold.send_replace(Some(hold_for(MOMENT * 4)));
+            lease.right.send_replace(Some(right_for(MOMENT * 4)));
         };
         let begun = Boottime::now();
         tokio::join!(lease.expired(), renew);
@@ -647,6 +772,100 @@ mod tests {
         keeper.abort();
     }
 
+    fn question(number: u64) -> Question {
+        Question { round: 1, number }
+    }
+
+    #[tokio::test]
+    async fn a_promise_and_a_request_for_the_lock_exclude_each_other() {
+        let store = Store::system();
+        let lease = Lease::new(Arc::new(store.member("b", TTL)), Arc::new(Armed::default()), None);
+        lease
+            .promise("a".into(), question(1), TTL)
+            .expect("free to promise");
+        assert_eq!(lease.promised().map(|promise| promise.to), Some("a".into()));
+        assert!(lease.acquire().await.is_err() && lease.renew().await.is_err());
+        assert!(
+            lease.hold().is_none() && !lease.may_be_ours(),
+            "nothing was asked"
+        );
+        lease.take_promise_back(&"a".into(), question(1));
+        {
+            let _asking = lease.begin_asking().expect("free to ask");
+            assert_eq!(lease.promise("a".into(), question(2), TTL), Err(Unpromised));
+        }
+        assert!(lease.acquire().await.expect("reachable"));
+        assert_eq!(lease.promise("a".into(), question(3), TTL), Err(Unpromised));
+        // What cannot lead any more can promise, and then does not come back with a late renewal.
+        lease.right.send_replace(Some(right_for(Duration::ZERO)));
+        lease.promise("a".into(), question(4), TTL).expect("expired");
+        let expired = lease.hold().expect("not proven lost");
+        lease.attempt(&expired, &mut None).await;
+        assert_eq!(lease.hold(), Some(expired));
+    }
+
+    #[tokio::test]
+    async fn a_promise_of_the_former_role_ends_with_the_lock_in_the_next() {
+        let store = Store::system();
+        let lease = Lease::new(Arc::new(store.member("b", TTL)), Arc::new(Armed::default()), None);
+        lease
+            .promise("a".into(), question(1), MOMENT)
+            .expect("free to promise");
+        tokio::time::sleep(MOMENT * 2).await;
+        assert!(lease.acquire().await.expect("reachable"));
+        assert_eq!(lease.book().promises, Promises::default());
+    }
+
+    #[tokio::test]
+    async fn consent_moves_the_deadline_like_a_renewal_sent_when_it_was_asked_for() {
+        let store = Store::system();
+        let fence = Arc::new(Armed::default());
+        let dyn_fence = Arc::clone(&fence) as Arc<dyn Fence>;
+        let lease = Lease::new(Arc::new(store.member("a", TTL)), dyn_fence, None);
+        assert!(!lease.extend(Boottime::now()), "no right to extend");
+        assert!(lease.acquire().await.expect("reachable"));
+        let first = lease.hold().expect("acquired");
+        assert!(!lease.extend(first.sent_at.minus(MOMENT)), "an older question");
+        let asked_at = first.sent_at + MOMENT;
+        assert!(lease.extend(asked_at));
+        let hold = Hold {
+            sent_at: asked_at,
+            ..first
+        };
+        assert_eq!(lease.hold(), Some(hold));
+        assert!(matches!(lease.right(), Some(Right::Consent { .. })));
+        assert_eq!(fence.until(), Some(deadlines(&hold).fence_at));
+        // A renewal ends it, also if it was sent before the question.
+        assert!(lease.note(Lock::Held(first), 0));
+        assert_eq!(lease.right(), Some(Right::Lease(first)));
+        assert_eq!(fence.until(), Some(deadlines(&first).fence_at));
+        // A loop that does not turn, a right that is let go, a loss that is proven.
+        lease.beat.store(first.sent_at.minus(TTL).0, Ordering::Relaxed);
+        assert!(!lease.extend(asked_at), "the loop does not turn");
+        lease.beat();
+        lease.set_keep(false);
+        assert!(!lease.extend(asked_at), "let go");
+        lease.set_keep(true);
+        lease.note(Lock::Lost(Some("b".into())), 0);
+        assert!(!lease.extend(asked_at), "proven lost");
+    }
+
+    #[tokio::test]
+    async fn a_paused_node_is_not_fenced_and_a_resumed_one_by_its_present_right() {
+        let store = Store::system();
+        let fence = Arc::new(Armed::default());
+        let dyn_fence = Arc::clone(&fence) as Arc<dyn Fence>;
+        let lease = Lease::new(Arc::new(store.member("a", TTL)), dyn_fence, None);
+        assert!(lease.acquire().await.expect("reachable"));
+        assert!(fence.until().is_some());
+        lease.set_fenced(false);
+        assert!(fence.until().is_none() && lease.fence_left().is_none());
+        assert!(lease.renew().await.expect("reachable"));
+        assert!(fence.until().is_none(), "not by a renewal either");
+        lease.set_fenced(true);
+        assert_eq!(fence.until(), lease.hold().map(|hold| deadlines(&hold).fence_at));
+    }
+
     /// A signal drops the turn that asked for the lock; what the store did must be known all the same.
     #[tokio::test]
     async fn the_answer_to_a_request_nobody_waits_for_is_noted() {
@@ -659,7 +878,7 @@ mod tests {
                 std::future::poll_fn(|cx| std::task::Poll::Ready(asked.as_mut().poll(cx).is_pending()));
             assert!(once.await, "the request has only begun");
         }
-        let mut hold = lease.hold.subscribe();
+        let mut hold = lease.right.subscribe();
         // The value borrows the channel: it must be gone before the release.
         let noted = timeout(Duration::from_secs(5), hold.wait_for(Option::is_some))
             .await

@@ -9,6 +9,7 @@
 //!
 //! An event only ever wakes the loop; what it means is seen by looking. So a lost event costs at most `loop_wait`.
 
+pub(crate) mod canvass;
 mod duties;
 mod execute;
 pub mod handle;
@@ -109,6 +110,8 @@ pub(crate) struct Sight {
 #[derive(Debug, Clone)]
 struct Seen {
     cluster: Arc<Cluster>,
+    /// When it was asked for.
+    asked_at: Boottime,
     at: Boottime,
     epoch_s: u64,
 }
@@ -184,6 +187,7 @@ pub struct Agent {
     namesake: Namesake,
     progress: watch::Sender<Option<Progress>>,
     jobs: JobSlot,
+    canvass: canvass::Canvass,
     dynamic: Dynamic,
     config_version: Option<Version>,
     /// Postgres has not been given the present dynamic configuration yet.
@@ -202,10 +206,8 @@ pub struct Agent {
     finished: Option<Finished>,
     /// Our claim to bootstrap the cluster.
     claim: Option<Version>,
-    /// A new copy was asked for; it begins when the job that runs has ended.
-    reinit_wanted: bool,
-    /// And it is to come from the leader, by `pg_basebackup`.
-    reinit_from_leader: bool,
+    /// A new copy was asked for (of the leader's data: true); it begins when the job that runs has ended.
+    reinit_wanted: Option<bool>,
     /// The copy that begins next is to be made by `pg_basebackup`, whatever the configured ways are.
     basebackup_only: bool,
     slots_seen: BTreeMap<String, Boottime>,
@@ -217,6 +219,7 @@ pub struct Agent {
     announced: (Role, PgState),
     copies: handle::Copies,
     said: Option<(String, Boottime)>,
+    outlook: handle::Outlook,
 }
 
 /// A snapshot for the time before the first turn.
@@ -246,6 +249,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
         dynamic: initial.clone(),
         sync_mode: handle::SyncMode::Off,
         standby_cluster: false,
+        outlook: handle::Outlook::unknown(),
     }
 }
 
@@ -285,6 +289,7 @@ impl Agent {
             namesake,
             progress: watch::Sender::new(None),
             jobs: JobSlot::default(),
+            canvass: canvass::Canvass::default(),
             dynamic: initial,
             config_version: None,
             memory: Memory::default(),
@@ -306,8 +311,7 @@ impl Agent {
             verdict: None,
             finished: None,
             claim: None,
-            reinit_wanted: false,
-            reinit_from_leader: false,
+            reinit_wanted: None,
             basebackup_only: false,
             slots_seen: BTreeMap::new(),
             system_id: None,
@@ -318,6 +322,7 @@ impl Agent {
             announced: (Role::Uninitialized, PgState::Stopped),
             copies: handle::Copies::default(),
             said: None,
+            outlook: handle::Outlook::unknown(),
         }
     }
 
@@ -482,7 +487,7 @@ impl Agent {
         if let Some(restart) = self
             .scheduled_restart
             .as_ref()
-            .filter(|_| self.jobs.view().is_none())
+            .filter(|_| self.jobs.view().is_none() && !self.dynamic.pause)
         {
             let left = restart.at.duration_since(jiff::Timestamp::now());
             wait = wait.min(left.try_into().unwrap_or(Duration::ZERO));
@@ -494,6 +499,7 @@ impl Agent {
     async fn after(&mut self, view: &View, plan: &Plan, wait: Duration) {
         self.apply_dynamic().await;
         self.note_pending_restart();
+        self.outlook = publish::outlook(view, Boottime::now());
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
         if self.shutdown.is_none() && self.dcs_down_since.is_none() {
@@ -526,10 +532,11 @@ impl Agent {
         }
     }
 
-    async fn note_cluster(&mut self, cluster: &Arc<Cluster>) {
+    async fn note_cluster(&mut self, cluster: &Arc<Cluster>, asked_at: Boottime) {
         let epoch = jiff::Timestamp::now().as_second();
         self.last_cluster = Some(Seen {
             cluster: Arc::clone(cluster),
+            asked_at,
             at: Boottime::now(),
             epoch_s: u64::try_from(epoch).unwrap_or(0),
         });
@@ -559,6 +566,15 @@ impl Agent {
             return;
         }
         self.unapplied = true;
+        self.lease.set_fenced(!self.dynamic.pause);
+        if old.pause != self.dynamic.pause {
+            let name = |paused| if paused { "paused" } else { "managed" };
+            info!(
+                from = name(old.pause),
+                to = name(self.dynamic.pause),
+                because = "the dynamic configuration says so"
+            );
+        }
         info!(timing = ?self.dynamic.timing, "the dynamic configuration is in force");
         if old.timing != self.dynamic.timing {
             self.dcs
@@ -677,8 +693,19 @@ impl Agent {
             _ => tracing::error!(status = exit.code(), because, "stopping"),
         }
         self.publish(because, Duration::ZERO);
-        if let Err(error) = self.guard.stopping() {
+        let leaving = exit == Exit::Ok && self.dynamic.pause && self.sight.postmaster.pid().is_some();
+        let told = match leaving {
+            true => self.guard.leaving(),
+            false => self.guard.stopping(),
+        };
+        if let Err(error) = told {
             debug!(%error, "could not tell init");
+        }
+        if leaving {
+            info!(
+                "the cluster is paused: postgres goes on without this process, its member key is left to expire"
+            );
+            return;
         }
         // The key is our namesake's; and a store that refuses us or did not even release the lock is not asked again.
         if matches!(exit, Exit::DuplicateName | Exit::Unavailable) || self.lease.outlives_us() {

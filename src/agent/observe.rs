@@ -28,7 +28,11 @@ impl Agent {
     /// Everything the decision may rest on, as of now.
     pub(super) async fn observe(&mut self) -> View {
         let shutting_down = self.shutdown.is_some();
-        let limit = read_limit(&self.dynamic.timing, self.lease.hold().as_ref(), Boottime::now());
+        let limit = read_limit(
+            &self.dynamic.timing,
+            self.pressing_hold().as_ref(),
+            Boottime::now(),
+        );
         let dcs = Arc::clone(&self.dcs);
         let store = async {
             // A stop needs postgres and the lock only; it must not wait for a store that does not answer.
@@ -38,12 +42,13 @@ impl Agent {
                 read(&*dcs, limit).await
             }
         };
+        let asked_at = Boottime::now();
         let (store, sight) = tokio::join!(store, self.look());
         self.sight = sight;
         if let Some(id) = self.sight.local.system_id() {
             self.system_id = Some(id.clone());
         }
-        let dcs = Box::pin(self.note_store(store)).await;
+        let dcs = Box::pin(self.note_store(store, asked_at)).await;
         View {
             me: self.identity.member.clone(),
             tags: self.identity.tags.clone(),
@@ -57,12 +62,14 @@ impl Agent {
             peers: None,
             leader_probe: None,
             can_restore: self.instance.can_restore(&self.dynamic),
+            failsafe: self.failsafe_sight(),
             shutdown: self.shutdown,
+            contained: self.guard.is_container(),
             memory: self.memory.clone(),
         }
     }
 
-    async fn note_store(&mut self, store: Result<Cluster, Unread>) -> DcsView {
+    async fn note_store(&mut self, store: Result<Cluster, Unread>, asked_at: Boottime) -> DcsView {
         match store {
             Ok(cluster) => {
                 if let Some(since) = self.dcs_down_since.take() {
@@ -70,7 +77,7 @@ impl Agent {
                     info!(from = "unreachable", to = "reachable", seconds, "the DCS answers");
                 }
                 let cluster = Arc::new(cluster);
-                self.note_cluster(&cluster).await;
+                self.note_cluster(&cluster, asked_at).await;
                 DcsView::Known { cluster }
             }
             Err(error) => {
@@ -158,9 +165,14 @@ impl Agent {
     /// A postgres that has to be stopped now is not waited for: if it does not answer, it counts as what it last was.
     fn query_limit(&self, now: Boottime) -> Duration {
         let left = |hold: Hold| lease::deadlines(&hold).demote_at.since(now);
-        self.lease.hold().map_or(QUERY_LIMIT, |hold| {
+        self.pressing_hold().map_or(QUERY_LIMIT, |hold| {
             left(hold).clamp(HURRIED_QUERY_LIMIT, QUERY_LIMIT)
         })
+    }
+
+    /// The hold whose end limits everything; in a paused cluster a primary goes on without one.
+    fn pressing_hold(&self) -> Option<Hold> {
+        self.lease.hold().filter(|_| !self.dynamic.pause)
     }
 
     fn directory_is_in_work(&self) -> bool {

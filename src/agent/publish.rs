@@ -9,13 +9,13 @@ use tracing::{debug, info};
 use super::{
     Agent, Progress,
     handle::{
-        Answer, DcsView, Local as LocalStatus, ReplicationState, Snapshot, SyncMode, WIRE_VERSION, Walsender,
-        Xlog,
+        Answer, DcsView, Local as LocalStatus, Outlook, ReplicationState, Snapshot, SyncMode, WIRE_VERSION,
+        Walsender, Xlog,
     },
 };
 use crate::{
     clock::Boottime,
-    ha::{Job, Local},
+    ha::{self, Job, Local, View, why},
     model::{Lsn, MemberData, PgState, Role, Timeline},
     postgres::{
         postmaster::State,
@@ -85,11 +85,12 @@ impl Agent {
             }),
             dcs_last_seen_epoch_s: self.last_cluster.as_ref().map_or(0, |seen| seen.epoch_s),
             leader_until: self.lease.hold().map(|hold| hold.sent_at + hold.ttl),
-            failsafe_until: None,
+            failsafe_until: self.failsafe_until(),
             next_run: now + next,
             dynamic: self.dynamic.clone(),
             sync_mode: SyncMode::Off,
             standby_cluster,
+            outlook: self.outlook.clone(),
         }
     }
 
@@ -144,7 +145,7 @@ impl Agent {
             .local
             .scheduled_restart
             .as_ref()
-            .map(|s| Value::Object(s.to_json()));
+            .map(|s| Value::Object(s.to_member_json()));
         if let Some(answer) = &snapshot.local.answer {
             data.timeline = (answer.timeline != Timeline::UNKNOWN).then_some(answer.timeline);
             match &answer.xlog {
@@ -177,6 +178,19 @@ impl Agent {
                 Where::Primary(primary) => answer.checkpoint_timeline != primary.timeline,
                 Where::Standby(_) => false,
             })
+    }
+}
+
+/// What people want to know before something happens.
+pub(super) fn outlook(view: &View, now: Boottime) -> Outlook {
+    let promise = match &view.dcs {
+        ha::DcsView::Known { cluster } => why::promise(cluster, &view.dynamic),
+        ha::DcsView::Down { .. } => "unknown while the DCS does not answer".to_owned(),
+    };
+    Outlook {
+        candidacy: why::candidacy(view, now),
+        promise,
+        without_dcs: ha::failsafe::outlook(view).to_string(),
     }
 }
 

@@ -6,12 +6,12 @@ use tracing::{info, warn};
 
 use super::{
     Agent,
-    handle::{ReinitRefused, Request, RestartFilters, RestartOutcome},
+    handle::{ReinitRefused, Request, RestartFilters, RestartOutcome, ScheduledRestart},
     jobs,
 };
 use crate::{
     clock::Boottime,
-    ha::{Job, Local, Source, Upstream},
+    ha::{Job, Local, Source, Upstream, clone_source},
     model::{MemberName, StatusKey},
 };
 
@@ -47,7 +47,10 @@ impl Agent {
                 let free = self.scheduled_restart.is_none();
                 if free {
                     info!(at = %restart.at, "a restart is scheduled");
-                    self.scheduled_restart = Some(restart);
+                    self.scheduled_restart = Some(ScheduledRestart {
+                        postmaster_start_time: self.postmaster_start_time(),
+                        ..restart
+                    });
                 }
                 let _gone = reply.send(free);
                 true
@@ -86,6 +89,11 @@ impl Agent {
     /// A scheduled restart whose time has come begins, unless its conditions no longer hold. One that could not begin
     /// for long (another job, a suspended host) is no longer what was asked for.
     pub(super) fn due_restart(&mut self) {
+        self.drop_restart_that_has_happened();
+        // Contract: HA rules §14; by the end of the pause it is most likely missed.
+        if self.dynamic.pause {
+            return;
+        }
         let now = jiff::Timestamp::now();
         let Some(late) = self
             .scheduled_restart
@@ -118,20 +126,42 @@ impl Agent {
         }
     }
 
+    fn postmaster_start_time(&self) -> Option<String> {
+        self.sight.answer.as_ref().map(|answer| answer.started.clone())
+    }
+
+    /// Whoever asked for it wanted what runs now to be restarted, and no other.
+    fn drop_restart_that_has_happened(&mut self) {
+        let now = self.postmaster_start_time();
+        let happened = |restart: &ScheduledRestart| match (&restart.postmaster_start_time, &now) {
+            (Some(then), Some(now)) => then != now,
+            _ => false,
+        };
+        if self
+            .scheduled_restart
+            .take_if(|restart| happened(restart))
+            .is_some()
+        {
+            info!(
+                started = now,
+                "postgres has been restarted since: dropping the scheduled restart"
+            );
+        }
+    }
+
     /// A new copy that had to wait for the end of a job.
     pub(super) fn due_reinitialize(&mut self) {
-        if !self.reinit_wanted || self.jobs.view().is_some() {
+        if self.jobs.view().is_some() {
             return;
         }
-        if self.shutdown.is_none() {
-            self.basebackup_only = std::mem::take(&mut self.reinit_from_leader);
-        }
-        self.reinit_wanted = false;
+        let Some(from_leader) = self.reinit_wanted.take() else {
+            return;
+        };
         if self.shutdown.is_some() {
             return;
         }
         // Whoever asks for a new copy does not want the old one.
-        match self.clone_source() {
+        match self.clone_source(from_leader) {
             Ok(from) => {
                 self.begin_request(Job::Clone { from, keep: false }, "a new copy was asked for", None)
             }
@@ -140,7 +170,7 @@ impl Agent {
     }
 
     fn reinitialize(&mut self, force: bool, from_leader: bool) -> Result<(), ReinitRefused> {
-        let from = self.clone_source()?;
+        let from = self.clone_source(from_leader)?;
         let Some(running) = self.jobs.view() else {
             self.basebackup_only = from_leader;
             self.begin_request(Job::Clone { from, keep: false }, "a new copy was asked for", None);
@@ -156,33 +186,41 @@ impl Agent {
         }
         info!(job = running.job.name(), "broken off for a new copy");
         self.jobs.cancel();
-        self.reinit_wanted = true;
-        self.reinit_from_leader = from_leader;
+        self.reinit_wanted = Some(from_leader);
         Ok(())
     }
 
-    /// Whom to copy from: the leader, if it is another member.
-    fn clone_source(&self) -> Result<Upstream, ReinitRefused> {
+    /// Whom to copy from: a member tagged `clonefrom` unless the leader is asked for by name, and the leader where there
+    /// is none. Never while we lead.
+    fn clone_source(&self, from_leader: bool) -> Result<Upstream, ReinitRefused> {
         let seen = self.last_cluster.as_ref().ok_or(ReinitRefused::NoLeader)?;
         let leader = seen.cluster.leader.as_ref().ok_or(ReinitRefused::NoLeader)?;
         if leader.name == self.identity.member || self.lease.hold().is_some() {
             return Err(ReinitRefused::Leader);
         }
-        let (host, port) = seen
-            .cluster
-            .leader_member()
-            .and_then(crate::model::Member::address)
-            .ok_or(ReinitRefused::NoLeader)?;
-        Ok(Upstream {
-            member: leader.name.clone(),
-            host,
-            port,
-            source: Source::Member,
-        })
+        let tagged = match from_leader {
+            true => None,
+            false => clone_source(&seen.cluster, &self.identity.member, &leader.name, true),
+        };
+        // A leader that does not run yet is waited for by the copy itself.
+        let leader_at = || {
+            let (host, port) = seen.cluster.member(&leader.name)?.address()?;
+            Some(Upstream {
+                member: leader.name.clone(),
+                host,
+                port,
+                source: Source::Member,
+            })
+        };
+        tagged.or_else(leader_at).ok_or(ReinitRefused::NoLeader)
     }
 
     fn begin_request(&mut self, job: Job, because: &str, start_limit: Option<Duration>) {
-        info!(job = job.name(), because, "asked for");
+        let from = match &job {
+            Job::Clone { from, .. } => Some(from.member.as_str()),
+            _ => None,
+        };
+        info!(job = job.name(), from, because, "asked for");
         let status = self
             .last_cluster
             .as_ref()

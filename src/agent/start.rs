@@ -23,7 +23,7 @@ use crate::{
     exit::Exit,
     guard::Guard,
     ha::lease::hold_of_record,
-    model::Dynamic,
+    model::{Dynamic, of_new_cluster},
     postgres::{
         binaries::Binaries,
         datadir::{self, DataDir},
@@ -118,7 +118,7 @@ impl Running {
         let shutdown = CancellationToken::new();
         let serving = api::serve(self.listeners, self.handle, self.options, shutdown.clone());
         let mut api = tokio::spawn(serving);
-        let mut keeper = tokio::spawn(self.lease.keep());
+        let mut keeper = tokio::spawn(Arc::clone(&self.lease).keep());
         // Cancel-safe: nothing goes on with any of them after the first end.
         let exit = tokio::select! {
             exit = Box::pin(self.agent.run(self.signals)) => exit,
@@ -136,7 +136,7 @@ impl Running {
         // What may still write is to be ended in time, by whoever does it.
         if matches!(self.instance.postmaster().state(), State::Stopped { .. }) {
             Fence::disarm(&*self.guard);
-        } else {
+        } else if self.lease.fence_left().is_some() {
             warn!("postgres is not down yet, the fence stays armed");
         }
         shutdown.cancel();
@@ -229,10 +229,15 @@ async fn assemble(
         known,
         postmaster,
     ));
-    let initial = Dynamic::from_map(&config.bootstrap.dcs);
+    let initial = Dynamic::from_map(&of_new_cluster(&config.bootstrap.dcs));
     let published = watch::Sender::new(Arc::new(first_snapshot(&identity, &initial)));
     let (sender, requests) = mpsc::channel(REQUESTS);
-    let handle = AgentHandle::new(published.subscribe(), sender, Arc::clone(&dcs));
+    let handle = AgentHandle::new(
+        published.subscribe(),
+        sender,
+        Arc::clone(&dcs),
+        Arc::clone(&lease),
+    );
     let level = Arc::new(level);
     let signals = Signals::install(early, Arc::clone(&guard), Arc::clone(&level), handle.clone())
         .map_err(|error| refuse(Exit::Os, format!("cannot install signal handlers: {error}")))?;

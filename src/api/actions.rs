@@ -203,7 +203,11 @@ pub(super) async fn restart(api: &Api, body: &Map<String, Value>) -> Result<Repl
     let request = restart::parse(body, Timestamp::now(), paused)?;
     let filters = request.filters;
     if let Some(at) = request.at {
-        let restart = ScheduledRestart { at, filters };
+        let restart = ScheduledRestart {
+            at,
+            filters,
+            postmaster_start_time: None,
+        };
         let asked = api
             .handle
             .ask(|reply| Request::ScheduleRestart { restart, reply });

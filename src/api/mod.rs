@@ -10,13 +10,14 @@
 //! | `GET PATCH PUT /config` | dynamic configuration |
 //! | `POST DELETE /switchover`, `POST /failover` | change of leader |
 //! | `POST DELETE /restart`, `POST /reload`, `/reinitialize` | this member |
-//! | `GET POST /failsafe` | 502: failsafe mode is not enabled |
+//! | `GET POST DELETE /failsafe` | whom a primary without the DCS asks; the promise not to lead beside it, and its end |
 //! | anything else | 501 |
 //!
 //! | file | thought |
 //! |---|---|
 //! | `server` | sockets: accept, limit, time out, drain |
 //! | `access` | who may change something |
+//! | `failsafe` | what is promised to a primary without the DCS |
 //! | `routes`, `actions` | which handler; the ones that change something |
 //! | `health`, `render`, `cluster`, `switchover`, `restart`, `schedule` | pure: what to answer |
 
@@ -24,6 +25,7 @@ pub mod access;
 mod actions;
 mod bind;
 pub mod cluster;
+mod failsafe;
 pub mod health;
 pub mod json;
 pub mod query;

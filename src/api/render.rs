@@ -6,6 +6,7 @@ use super::health::sync_standby;
 use crate::{
     agent::handle::{Answer, Copies, ReplicationState, Snapshot, SyncMode, WIRE_VERSION, Xlog},
     clock::Boottime,
+    ha::why::Candidacy,
     model::Timeline,
 };
 
@@ -79,7 +80,20 @@ pub fn patroni(snapshot: &Snapshot, now: Boottime) -> Map<String, Value> {
     if snapshot.local.copies != Copies::default() {
         put("copies", json!(snapshot.local.copies));
     }
+    put("howdah", howdah(snapshot));
     out
+}
+
+/// Our own part; clients written for Patroni do not look at it.
+fn howdah(snapshot: &Snapshot) -> Value {
+    let outlook = &snapshot.outlook;
+    let (candidacy, because) = match &outlook.candidacy {
+        Candidacy::Leads => ("leads", "it holds the lock"),
+        Candidacy::Could(why) => ("could lead", why.as_str()),
+        Candidacy::Cannot(why) => ("could not lead", why.as_str()),
+    };
+    json!({"candidacy": candidacy, "because": because, "promise": outlook.promise,
+        "without_dcs": outlook.without_dcs})
 }
 
 fn timeline(answer: &Answer) -> Value {
@@ -122,12 +136,12 @@ mod tests {
             with_sync(replica(), SyncMode::Priority),
             json!({"clonefrom": true}),
         );
-        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "replica", "server_version": 170004, "xlog": {"received_location": 83886408, "replayed_location": 83886344, "replayed_timestamp": null, "paused": false}, "sync_standby": true, "timeline": 4, "replication_state": "streaming", "dcs_last_seen": 1767600100, "tags": {"clonefrom": true}, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}}"#);
+        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "replica", "server_version": 170004, "xlog": {"received_location": 83886408, "replayed_location": 83886344, "replayed_timestamp": null, "paused": false}, "sync_standby": true, "timeline": 4, "replication_state": "streaming", "dcs_last_seen": 1767600100, "tags": {"clonefrom": true}, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown", "without_dcs": "unknown"}}"#);
     }
 
     #[test]
     fn a_leader_lists_its_walsenders() {
-        insta::assert_snapshot!(json::text(&patroni(&leader(), NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "primary", "server_version": 170004, "xlog": {"location": 83886408}, "timeline": 4, "replication": [{"usename": "replicator", "application_name": "n2", "client_addr": "10.1.0.2", "state": "streaming", "sync_state": "async", "sync_priority": 0}], "dcs_last_seen": 1767600100, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n1"}}"#);
+        insta::assert_snapshot!(json::text(&patroni(&leader(), NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "primary", "server_version": 170004, "xlog": {"location": 83886408}, "timeline": 4, "replication": [{"usename": "replicator", "application_name": "n2", "client_addr": "10.1.0.2", "state": "streaming", "sync_state": "async", "sync_priority": 0}], "dcs_last_seen": 1767600100, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n1"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown", "without_dcs": "unknown"}}"#);
     }
 
     #[test]
@@ -139,7 +153,7 @@ mod tests {
         snapshot.local.system_id = None;
         snapshot.dcs = None;
         snapshot.dynamic.pause = true;
-        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "creating replica", "role": "uninitialized", "pause": true, "cluster_unlocked": true, "dcs_last_seen": 1767600100, "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}}"#);
+        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "creating replica", "role": "uninitialized", "pause": true, "cluster_unlocked": true, "dcs_last_seen": 1767600100, "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown", "without_dcs": "unknown"}}"#);
     }
 
     #[test]

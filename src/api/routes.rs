@@ -12,7 +12,7 @@ use super::{
     access::{Access, Denied},
     actions,
     cluster::ClusterView,
-    health,
+    failsafe, health,
     query::Query,
     refusal::Refusal,
     render,
@@ -42,6 +42,7 @@ enum Change {
     Reload,
     Reinitialize,
     Failsafe,
+    EndFailsafe,
 }
 
 impl Change {
@@ -57,6 +58,7 @@ impl Change {
             ("POST", "reload") => Self::Reload,
             ("POST", "reinitialize") => Self::Reinitialize,
             ("POST", "failsafe") => Self::Failsafe,
+            ("DELETE", "failsafe") => Self::EndFailsafe,
             _ => return None,
         })
     }
@@ -109,7 +111,7 @@ async fn route(
         );
     };
     let snapshot = api.handle.current();
-    let ask_members = !matches!(change, Change::Failsafe);
+    let ask_members = !matches!(change, Change::Failsafe | Change::EndFailsafe);
     // Who is a member is not forgotten with age: during an outage of the DCS members still need to reach each other.
     let cluster = snapshot.dcs.as_ref().map(|view| &*view.cluster);
     match access.check(peer, request.headers(), cluster, ask_members).await {
@@ -122,8 +124,9 @@ async fn route(
     }
     let rule = match change {
         Change::PatchConfig | Change::PutConfig | Change::Lead(_) => Body::Required,
-        Change::Restart | Change::Reinitialize => Body::Optional,
-        Change::Unschedule | Change::CancelRestart | Change::Reload | Change::Failsafe => Body::Ignored,
+        // What the mode says comes before what the body lacks.
+        Change::Restart | Change::Reinitialize | Change::Failsafe | Change::EndFailsafe => Body::Optional,
+        Change::Unschedule | Change::CancelRestart | Change::Reload => Body::Ignored,
     };
     match object(api, request, rule).await {
         Ok(body) => {
@@ -144,12 +147,9 @@ async fn dispatch(api: &Api, change: Change, body: &Map<String, Value>) -> Resul
         Change::CancelRestart => actions::cancel_restart(api).await,
         Change::Reload => actions::reload(api).await,
         Change::Reinitialize => actions::reinitialize(api, body).await,
-        Change::Failsafe => Err(no_failsafe()),
+        Change::Failsafe => failsafe::accept(api, body),
+        Change::EndFailsafe => failsafe::take_back(api, body),
     }
-}
-
-fn no_failsafe() -> Refusal {
-    Refusal::new(502, "failsafe mode is not enabled")
 }
 
 async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
@@ -166,7 +166,7 @@ async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
             reply::object(200, &render::patroni(&snapshot, Boottime::now()))
         }
         "cluster" | "history" | "config" => show(api, segment).await,
-        "failsafe" => no_failsafe().into(),
+        "failsafe" => failsafe::topology(&api.handle.current()).unwrap_or_else(Reply::from),
         _ => {
             let snapshot = api.handle.current();
             let code = health::code(&snapshot, now, path, &Query::parse(query));

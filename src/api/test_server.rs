@@ -21,14 +21,26 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Access, Limits, Options, bind, serve};
 use crate::{
-    agent::handle::{
-        AgentHandle, ReinitRefused, Request, RestartOutcome, Snapshot,
-        fixtures::{leader, live},
+    agent::{
+        handle::{
+            AgentHandle, ReinitRefused, Request, RestartOutcome, Snapshot,
+            fixtures::{leader, live},
+        },
+        lease::{Fence, Lease},
     },
     client::{Answer, Client, Credentials},
     dcs::{Dcs, DcsError, Hold, Key, Lock, When, Written},
     model::{Cluster, Entry, Version},
 };
+
+/// Nothing is fenced here.
+#[derive(Debug)]
+struct NoFence;
+
+impl Fence for NoFence {
+    fn arm(&self, _: crate::clock::Boottime, _: i64) {}
+    fn disarm(&self) {}
+}
 
 /// A store without leases: a list of objects, and a counter that goes up with every write.
 #[derive(Debug)]
@@ -154,6 +166,7 @@ pub(crate) struct Server {
     pub(crate) store: Arc<Store>,
     pub(super) access: watch::Sender<Access>,
     pub(crate) snapshot: watch::Sender<Arc<Snapshot>>,
+    pub(crate) lease: Arc<Lease>,
     pub(super) requests: Option<mpsc::Receiver<Request>>,
     pub(super) shutdown: CancellationToken,
     pub(super) task: JoinHandle<()>,
@@ -184,7 +197,8 @@ pub(super) async fn server_with(
     let store = Store::new(pairs);
     let (snapshot, receiver) = watch::channel(Arc::new(live(leader())));
     let (sender, requests) = mpsc::channel(16);
-    let handle = AgentHandle::new(receiver, sender, store.clone());
+    let lease = Lease::new(store.clone(), Arc::new(NoFence), None);
+    let handle = AgentHandle::new(receiver, sender, store.clone(), Arc::clone(&lease));
     let shutdown = CancellationToken::new();
     let client = Client::new(credentials.as_ref());
     let (access, current) = watch::channel(Access::with_credentials(credentials));
@@ -200,6 +214,7 @@ pub(super) async fn server_with(
         store,
         access,
         snapshot,
+        lease,
         requests: Some(requests),
         shutdown,
         task,

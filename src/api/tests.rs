@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     agent::handle::{
-        Request,
-        fixtures::{HEALTHY, leader, live},
+        Request, Snapshot,
+        fixtures::{HEALTHY, cluster, leader, live, replica},
     },
     client::Credentials,
     config::{Config, FixedHost, MapEnv},
@@ -530,4 +530,68 @@ async fn shutdown_ends_idle_connections_and_abandons_the_rest() {
     assert_eq!(rest_of(&mut idle).await, "");
     assert_eq!(rest_of(&mut waiting).await, "");
     assert!(TcpStream::connect(&server.address).await.is_err());
+}
+
+fn failsafe_mode(server: &super::test_server::Server, snapshot: Snapshot) {
+    let mut snapshot = live(snapshot);
+    snapshot.dynamic.failsafe_mode = true;
+    let mut pairs = HEALTHY.to_vec();
+    pairs.push(("failsafe", r#"{"n1":"http://10.1.0.1:8008/patroni"}"#));
+    if let Some(view) = &mut snapshot.dcs {
+        view.cluster = Arc::new(cluster(&pairs));
+    }
+    server.snapshot.send_replace(Arc::new(snapshot));
+}
+
+#[tokio::test]
+async fn a_replica_promises_a_primary_without_the_dcs_not_to_lead() {
+    let server = server(HEALTHY).await;
+    let question = json!({"name": "n1", "conn_url": "postgres://x", "api_url": "http://x/patroni", "ttl": 40,
+        "round": 7, "number": 2});
+    let ask = async |body| server.says(Method::POST, "/failsafe", body).await;
+    assert_eq!(ask(Some(question.clone())).await.0, 502, "failsafe mode is off");
+    failsafe_mode(&server, replica());
+    let known = server.get("/failsafe").await;
+    assert_eq!(
+        (known.status, known.text()),
+        (200, r#"{"n1": "http://10.1.0.1:8008/patroni"}"#.to_owned())
+    );
+    assert_eq!(ask(None).await.0, 400);
+    assert_eq!(ask(Some(question.clone())).await, (200, "Accepted".to_owned()));
+    let promise = server.lease.promised().expect("promised");
+    let left = promise.until.since(crate::clock::Boottime::now());
+    assert_eq!(
+        (promise.to.as_str(), left.as_secs()),
+        ("n1", 39),
+        "for the asker's ttl"
+    );
+    assert!(
+        server.lease.acquire().await.is_err(),
+        "it does not ask for the lock"
+    );
+    let raw = server
+        .raw(b"POST /failsafe HTTP/1.0\r\nContent-Length: 13\r\n\r\n{\"name\":\"n1\"}")
+        .await;
+    assert!(raw.contains("\r\nlsn: 83886408\r\n"), "{raw}");
+    let forget = server.says(
+        Method::DELETE,
+        "/failsafe",
+        Some(json!({"name": "n1", "round": 0, "number": 0})),
+    );
+    assert_eq!(forget.await.0, 200);
+    assert_eq!(server.lease.promised(), None);
+}
+
+#[tokio::test]
+async fn who_leads_or_asks_for_the_lock_accepts_no_other() {
+    let refused = (500, "Running as a leader".to_owned());
+    let server = server(HEALTHY).await;
+    failsafe_mode(&server, leader());
+    let ask = async || {
+        server
+            .says(Method::POST, "/failsafe", Some(json!({"name": "n2"})))
+            .await
+    };
+    assert_eq!(ask().await, refused);
+    assert_eq!(server.lease.promised(), None);
 }

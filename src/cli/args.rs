@@ -53,6 +53,8 @@ pub enum Command {
     Reinit(ReinitArgs),
     /// Show when and why the cluster changed its timeline
     History(HistoryArgs),
+    /// Show for every member whether it could lead now, and which rule says no
+    Why(HistoryArgs),
     /// Show the version of this program and of members
     Version(VersionArgs),
     /// Exit with 0 if the member on this host is alive, else with 1

@@ -18,6 +18,7 @@ mod table;
 mod targets;
 mod ui;
 mod when;
+mod why;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -117,6 +118,7 @@ async fn run_with(command: Command, context: &Context, ui: &mut dyn Ui) -> anyho
         Command::Reinit(args) => Box::pin(member_jobs::reinit(context, ui, args)).await,
         Command::Reload(args) => Box::pin(member_jobs::reload(context, ui, args)).await,
         Command::History(args) => history(context, ui, &args).await,
+        Command::Why(args) => Box::pin(why::why(context, ui, &args)).await,
         Command::Version(args) => Box::pin(version(context, ui, args)).await,
         Command::Health(args) => Ok(health(context, ui, args).await),
         Command::Pause(args) => Box::pin(config::set_pause(context, ui, &args, true)).await,

@@ -24,6 +24,8 @@ pub use probe::probe_peers;
 
 /// No answer of a member is larger.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// After this nobody waits for a connection any more.
+const CONNECT_MAX: Duration = Duration::from_secs(60);
 /// Shorter than a server keeps an idle connection, so that we rarely pick one it has just closed.
 const IDLE_MAX: Duration = Duration::from_secs(20);
 
@@ -90,7 +92,8 @@ impl Client {
     pub fn new(credentials: Option<&Credentials>) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(Duration::from_secs(5)));
+        // Every call has its own deadline; on a slow way the first packet alone may take seconds.
+        connector.set_connect_timeout(Some(CONNECT_MAX));
         let inner = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)

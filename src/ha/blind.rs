@@ -1,7 +1,7 @@
 //! The DCS cannot be asked. An error is never proof of anything: a primary goes on until its own deadline, and
-//! everybody else stays as they are (contract: HA rules §9; failsafe mode is decided elsewhere).
+//! everybody else stays as they are (contract: HA rules §9). In failsafe mode the other members can move that deadline.
 
-use super::{DcsView, DemoteMode, Down, Job, Local, Memory, Plan, StartAs, View, lease};
+use super::{Action, DcsView, DemoteMode, Down, Job, Local, Memory, Plan, StartAs, View, failsafe, lease};
 use crate::clock::Boottime;
 
 pub(super) fn decide(view: &View, memory: &Memory, now: Boottime) -> Plan {
@@ -23,12 +23,20 @@ pub(super) fn decide(view: &View, memory: &Memory, now: Boottime) -> Plan {
     match view.valid_hold(now) {
         Some(hold) => {
             let left = lease::deadlines(hold).demote_at.since(now);
-            Plan::wait(format!(
-                "the DCS has not answered for {down_for:.1} s; still primary by the lease for {:.1} s",
+            let (ask, how) = match failsafe::ask(view, memory, now) {
+                Ok(Some(ask)) => {
+                    let how = failsafe::standing(view, &ask, now);
+                    (Some(ask), how)
+                }
+                Ok(None) => (None, "the other members are asked before that".to_owned()),
+                Err(why) => (None, format!("then it is stopped, for {why}")),
+            };
+            let because = format!(
+                "the DCS has not answered for {down_for:.1} s; still primary for {:.1} s: {how}",
                 left.as_secs_f32()
-            ))
-            .keeping(true)
-            .again_in(left)
+            );
+            let actions: Vec<_> = ask.into_iter().map(Action::AskConsent).collect();
+            Plan::act(because, actions).keeping(true).again_in(left)
         }
         None => view.demote(
             DemoteMode::Offline,

@@ -53,7 +53,7 @@ fn clone(
     }
     // A preferred source that does not work must not keep us from the one that does.
     let use_tagged = memory.clone_failures.0 == 0;
-    match source(view, cluster, leader, use_tagged) {
+    match source(cluster, &view.me, leader, use_tagged) {
         Some(from) => Plan::begin(
             format!("cloning from '{}'", from.member),
             Job::Clone { from, keep },
@@ -66,17 +66,23 @@ fn clone(
 
 /// A running member tagged `clonefrom`, else the leader once its postgres runs. Taking the first by name spreads
 /// nothing, so members start at their own place in the order.
-fn source(view: &View, cluster: &Cluster, leader: &MemberName, use_tagged: bool) -> Option<super::Upstream> {
+#[must_use]
+pub fn source(
+    cluster: &Cluster,
+    me: &MemberName,
+    leader: &MemberName,
+    use_tagged: bool,
+) -> Option<super::Upstream> {
     let running = |m: &&Member| m.data.state == PgState::Running && m.address().is_some();
     let others = || {
         cluster
             .members
             .iter()
-            .filter(|m| m.name != view.me && m.name != *leader)
+            .filter(|m| m.name != *me && m.name != *leader)
     };
     let tagged = |m: &&Member| use_tagged && m.tags().clonefrom();
     let preferred = others().filter(running).filter(tagged);
-    let after_me = preferred.clone().find(|m| m.name > view.me);
+    let after_me = preferred.clone().find(|m| m.name > *me);
     let chosen = after_me.or_else(|| preferred.min_by(|a, b| a.name.cmp(&b.name)));
     let chosen = chosen.or_else(|| cluster.member(leader).filter(running))?;
     upstream(cluster, &chosen.name)

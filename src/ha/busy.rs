@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Action, DcsView, DemoteMode, Job, Local, Memory, Plan, RunningJob, StartAs, View,
+    Action, DcsView, DemoteMode, Job, Local, Memory, Plan, RunningJob, StartAs, View, failsafe,
     follow::{self, Astray},
     handover, lease, successor,
 };
@@ -17,20 +17,24 @@ pub(super) fn decide(view: &View, memory: &Memory, running: &RunningJob, now: Bo
     let held = view.valid_hold(now).is_some();
     let lost = lost_to_another(view);
     let writes = running.job.needs_lock() || (matches!(running.job, Job::Restart) && view.local.may_write());
-    if writes && (lost || !held) {
+    // A paused primary runs without the lock, and is restarted without it if a person asks for that.
+    let free = view.dynamic.pause && matches!(running.job, Job::Restart);
+    if writes && (lost || !held) && !free {
         // Cancelling leaves postgres as it is; the next turn sees a primary without a lock and stops it.
         return Plan::act(
             format!("{name} needs the lock and the lock is lost"),
             [Action::CancelJob],
         );
     }
-    if too_gentle(view, &running.job, now) {
+    if too_gentle(view, &running.job, now) && !view.dynamic.pause {
         return Plan::act(
             "the lease has run out before postgres was down: a gentle stop takes too long",
             [Action::CancelJob],
         );
     }
-    if let DcsView::Known { cluster } = &view.dcs {
+    if let DcsView::Known { cluster } = &view.dcs
+        && !view.dynamic.pause
+    {
         let plan = match (held, lost) {
             (true, false) => late(view, cluster, running, now).or_else(|| asked(view, cluster, running, now)),
             (_, true) => astray(view, cluster, memory, running, now),
@@ -47,7 +51,13 @@ pub(super) fn decide(view: &View, memory: &Memory, running: &RunningJob, now: Bo
             ..
         }
     );
-    let plan = Plan::wait(format!("{name} is running")).keeping(held && !lost && releases);
+    let mut plan = Plan::wait(format!("{name} is running")).keeping(held && !lost && releases);
+    if matches!(view.dcs, DcsView::Down { .. })
+        && writes
+        && let Ok(Some(of)) = failsafe::ask(view, memory, now)
+    {
+        plan.actions.push(Action::AskConsent(of));
+    }
     let left = |hold| lease::deadlines(hold).demote_at.since(now);
     match view.valid_hold(now) {
         Some(hold) if writes || matches!(running.job, Job::Demote { .. }) => plan.again_in(left(hold)),

@@ -8,8 +8,10 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, bootstrap,
+    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, backoff,
+    bootstrap,
     down::giving_way,
+    failsafe,
     follow::{silent, stopped_replaying},
     standby,
     view::upstream,
@@ -24,6 +26,10 @@ const PEERS_FRESH: Duration = Duration::from_secs(1);
 /// Next look while nobody leads.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// Why a member that `/failsafe` does not name leaves the lock alone.
+pub(super) const NOT_IN_FAILSAFE: &str =
+    "not named in /failsafe: a primary without the DCS would not ask this member before it goes on";
+
 /// What a candidate has.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
@@ -33,6 +39,26 @@ struct Candidate {
     /// It is what it is: not the lower bound of a crashed primary.
     exact: bool,
     last_primary: bool,
+}
+
+impl Candidate {
+    fn of_running(running: &Running) -> Self {
+        Self {
+            timeline: running.timeline,
+            position: running.position(),
+            exact: true,
+            last_primary: false,
+        }
+    }
+
+    fn of_down(down: &Down) -> Self {
+        Self {
+            timeline: down.timeline(),
+            position: down.checkpoint_end.unwrap_or(down.control.checkpoint),
+            exact: down.checkpoint_end.is_some(),
+            last_primary: true,
+        }
+    }
 }
 
 /// May we take the lock?
@@ -57,12 +83,11 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     if let Some(plan) = bootstrap::abandoned(view, cluster, memory, now) {
         return plan;
     }
-    let candidate = Candidate {
-        timeline: running.timeline,
-        position: running.position(),
-        exact: true,
-        last_primary: false,
-    };
+    if let Some(left) = backoff::left(view, cluster, memory, running, now) {
+        let because = "nobody leads, and WAL still arrives: leaving the race alone (primary_race_backoff)";
+        return Plan::wait(because).again_in(left.min(AGAIN));
+    }
+    let candidate = Candidate::of_running(running);
     match rule(view, cluster, memory, candidate, now) {
         Ruling::Yes(because) => {
             let mut actions = vec![Action::AcquireLock];
@@ -144,12 +169,7 @@ pub(super) fn former_primary(
     down: &Down,
     now: Boottime,
 ) -> Plan {
-    let candidate = Candidate {
-        timeline: down.timeline(),
-        position: down.checkpoint_end.unwrap_or(down.control.checkpoint),
-        exact: down.checkpoint_end.is_some(),
-        last_primary: true,
-    };
+    let candidate = Candidate::of_down(down);
     if let Some(left) = Memory::backoff(memory.start_failures, now) {
         return Plan::wait("the last start failed, waiting before the next attempt").again_in(left);
     }
@@ -176,8 +196,21 @@ pub(super) fn former_primary(
 
 fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, now: Boottime) -> Ruling {
     let no = |text: &str| Ruling::No(text.to_owned());
-    if view.dynamic.pause && !named(view, cluster) {
+    // Whoever handed over in a paused cluster, and was not relieved, may go on as what it was.
+    if view.dynamic.pause && !named(view, cluster) && !(memory.owed && candidate.last_primary) {
         return no("paused: nobody is promoted");
+    }
+    if let Some(promise) = view
+        .failsafe
+        .promise
+        .as_ref()
+        .filter(|promise| now < promise.until)
+    {
+        let left = promise.until.since(now).as_secs() + 1;
+        return Ruling::No(format!(
+            "'{}' goes on as primary without the DCS and was promised that this member does not lead for {left} s",
+            promise.to
+        ));
     }
     if view.tags.nofailover() {
         return no("tagged nofailover");
@@ -186,7 +219,7 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
         return no("another member is bootstrapping the cluster");
     }
     // A failover names no leader: somebody wants exactly this member.
-    let wanted = named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover());
+    let wanted = forced(view, cluster);
     // A standby cluster has no data but the remote cluster's, and nobody in it is promoted.
     let own_data = view.dynamic.standby.is_none();
     if cluster.initialize.is_none() && !candidate.last_primary && !memory.followed && !wanted && own_data {
@@ -201,11 +234,65 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         return no("pre_promote refused the promotion, leaving the lock to others");
     }
+    if let Some(ruling) = by_failsafe(view, cluster, memory, now) {
+        return ruling;
+    }
     match manual(view, cluster, memory, candidate, now) {
         Some(ruling) => ruling,
         None => own(view, cluster, memory, candidate, now)
             .unwrap_or_else(|| against_peers(view, cluster, memory, candidate, now)),
     }
+}
+
+/// What [`decide`] would do with a free lock: take it, for this reason, or leave it, for that one.
+pub(super) fn candidacy(view: &View, cluster: &Cluster, now: Boottime) -> Result<String, String> {
+    let candidate = match &view.local {
+        Local::Running(running) => Candidate::of_running(running),
+        Local::Down(down) if down.was_primary() => Candidate::of_down(down),
+        Local::Empty => return Err("it has no data yet".to_owned()),
+        Local::Broken { reason } => return Err(format!("its data directory is broken: {reason}")),
+        Local::Unknown { reason, .. } => {
+            return Err(format!("its data directory cannot be looked at: {reason}"));
+        }
+        Local::Down(_) | Local::Starting { .. } | Local::Stopping { .. } => {
+            return Err("its postgres does not run".to_owned());
+        }
+        Local::Silent { .. } => return Err("its postgres does not answer".to_owned()),
+    };
+    match rule(view, cluster, &view.memory, candidate, now) {
+        Ruling::Yes(because) => Ok(because),
+        Ruling::No(because) => Err(because),
+        Ruling::Ask(_) => Err("the other members have not been asked".to_owned()),
+    }
+}
+
+/// Whether some member may be primary without the DCS, for all this one can know (contract: HA rules §2, row 10). A
+/// switchover asked of a leader that is not there to answer changes nothing about that. A failover to this very member is
+/// a person's will; still nobody leads beside a primary that says it is one.
+fn by_failsafe(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Option<Ruling> {
+    if failsafe::excluded(view, cluster) {
+        if !forced(view, cluster) {
+            return Some(Ruling::No(NOT_IN_FAILSAFE.to_owned()));
+        }
+        return match fresh_peers(view, cluster, now) {
+            Err(ask) => Some(ask),
+            Ok(peers) => peers
+                .answers
+                .iter()
+                .find_map(|(name, answer)| still_primary(name, answer.as_ref()?))
+                .map(Ruling::No),
+        };
+    }
+    let (name, left) = failsafe::young(view, cluster, memory, now)?;
+    Some(Ruling::No(format!(
+        "'{name}' may be primary without the DCS, with a promise this member gave before it was restarted: waiting {} s",
+        left.as_secs() + 1
+    )))
+}
+
+/// A person wants exactly this member to lead, and names no leader that would have to hand over.
+pub(super) fn forced(view: &View, cluster: &Cluster) -> bool {
+    named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover())
 }
 
 /// Not scheduled for later.
@@ -442,7 +529,14 @@ fn fresh_peers<'a>(view: &'a View, cluster: &Cluster, now: Boottime) -> Result<&
             let gone = |(name, _): &&(MemberName, String)| {
                 *name != view.me && present.iter().all(|(other, _)| other != name)
             };
-            let vanished = view.memory.last_members.iter().filter(gone).cloned().collect();
+            let mut vanished: Vec<_> = view.memory.last_members.iter().filter(gone).cloned().collect();
+            // One of them may be primary by the consent of the others.
+            let failsafe = failsafe::listed(view, cluster);
+            let others: Vec<_> = failsafe
+                .into_iter()
+                .filter(|pair| gone(&pair) && vanished.iter().all(|(name, _)| *name != pair.0))
+                .collect();
+            vanished.extend(others);
             Err(Ruling::Ask(Action::ProbePeers { present, vanished }))
         }
     }

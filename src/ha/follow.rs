@@ -88,6 +88,19 @@ fn may_have_parted(running: &Running, cluster: &Cluster) -> bool {
     upstream.is_none() || beyond
 }
 
+/// Whom a running replica is to be pointed at, if that is another than now and a reload is all it takes.
+pub(super) fn elsewhere(view: &View, cluster: &Cluster, running: &Running) -> Option<Option<Upstream>> {
+    let Standing::Replica { upstream, .. } = &running.standing else {
+        return None;
+    };
+    let wanted = election::upstream_for(view, cluster);
+    if wanted.is_none() && !view.tags.nostream() {
+        return None;
+    }
+    let there = wanted.as_ref().map(|wanted| (wanted.host.clone(), wanted.port));
+    (*upstream != there && !may_have_parted(running, cluster)).then_some(wanted)
+}
+
 /// Whether the present timeline of this leader was already compared with ours.
 fn compared(cluster: &Cluster, memory: &Memory, leader: &MemberName) -> bool {
     memory.compared_with.as_ref() == Some(&(leader.clone(), published_timeline(cluster, leader)))

@@ -26,6 +26,10 @@ pub(super) fn requested(view: &View, cluster: &Cluster, position: Lsn, now: Boot
     let request = cluster.failover.as_ref()?;
     let drop = |why: String| Some(Request::Drop(why));
     if let Some(at) = request.scheduled_at {
+        if view.dynamic.pause {
+            // What is scheduled waits for the end of the pause, and is missed by then.
+            return None;
+        }
         let late = view.wall.duration_since(at);
         if late.is_negative() {
             let left = late.unsigned_abs();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View,
+    Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View, election, failsafe,
     handover::{self, Request},
     lease, standby, successor,
     view::give_up,
@@ -23,7 +23,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         Local::Running(running) if running.is_primary() && following.is_some() && !view.dynamic.pause => {
             standby::stop_primary(view, now)
         }
-        Local::Running(running) if running.is_primary() => primary(view, cluster, running, now),
+        Local::Running(running) if running.is_primary() => primary(view, cluster, memory, running, now),
         Local::Running(running) => match following {
             Some(remote) => standby::leader(view, cluster, memory, running, remote, now),
             None => replica(view, cluster, memory, running, now),
@@ -85,6 +85,9 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if behind && !memory.followed {
         return give_up(memory, now, "our timeline is older than the cluster's");
     }
+    if failsafe::excluded(view, cluster) && !election::forced(view, cluster) {
+        return give_up(memory, now, election::NOT_IN_FAILSAFE);
+    }
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         // Nothing was asked of postgres: it stays the replica it is.
         return give_up(memory, now, "pre_promote refused the promotion");
@@ -111,11 +114,8 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     Plan::act("holding the lock, promoting", actions)
 }
 
-fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Plan {
-    if let Some(plan) = asked(view, cluster, running, now) {
-        return plan;
-    }
-    if running.timeline < cluster.timeline() {
+fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
+    if running.timeline < cluster.timeline() && !view.dynamic.pause {
         // The lock came back after others had led: what this primary has written since is another history.
         return view.demote(
             DemoteMode::ImmediateNoLock,
@@ -123,6 +123,21 @@ fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> 
             "the cluster has moved on to a later timeline",
         );
     }
+    if let Some(plan) = asked(view, cluster, running, now) {
+        return plan;
+    }
+    duties(view, cluster, memory, running, "the leader with the lock", now)
+}
+
+/// What only the leader writes, where it is missing or differs.
+pub(super) fn duties(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    running: &Running,
+    because: &str,
+    now: Boottime,
+) -> Plan {
     let mut actions = Vec::new();
     if let (None, Some(mine)) = (cluster.system_id(), &running.system_id) {
         actions.push(Action::WriteInitialize(mine.clone(), cluster.initialize_version));
@@ -131,7 +146,16 @@ fn primary(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> 
         actions.push(Action::WriteConfig);
     }
     actions.push(Action::LeaderDuties);
-    Plan::act("the leader with the lock", actions)
+    match failsafe::duty(view, cluster, memory, now) {
+        None => Plan::act(because, actions),
+        Some((write, memory)) => {
+            actions.push(write);
+            let because = format!("{because}, writing who may lead into /failsafe");
+            let mut plan = Plan::act(because, actions);
+            plan.memory = Some(memory);
+            plan
+        }
+    }
 }
 
 /// What people ask of a leader whose postgres answers.

@@ -21,6 +21,37 @@ pub struct Deadlines {
     pub fence_at: Boottime,
 }
 
+/// What the right to be primary rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// The lease of the leader lock.
+    Lease(Hold),
+    /// The DCS does not answer, and all other members have promised not to lead ([`super::failsafe`]).
+    Consent {
+        /// When the oldest of the questions they said yes to was sent.
+        asked_at: Boottime,
+        /// How long their promises last, at least.
+        ttl: Duration,
+        /// Lease of the lock as it was last held.
+        lease: i64,
+    },
+}
+
+impl Right {
+    /// In the form all deadlines are computed from: a consent counts like a renewal sent when it was asked for.
+    #[must_use]
+    pub const fn hold(&self) -> Hold {
+        match *self {
+            Self::Lease(hold) => hold,
+            Self::Consent { asked_at, ttl, lease } => Hold {
+                sent_at: asked_at,
+                ttl,
+                lease,
+            },
+        }
+    }
+}
+
 /// Safety margin before the end of the lease: a tenth of ttl, between 0.3 and 1.5 s.
 #[must_use]
 pub fn margin(ttl: Duration) -> Duration {

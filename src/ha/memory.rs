@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View};
+use super::{
+    DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View, failsafe,
+};
 use crate::{
     clock::Boottime,
     model::{Cluster, Lsn, MemberName, PgState, Timeline},
@@ -62,6 +64,14 @@ pub struct Memory {
     pub pointed_at: Option<Upstream>,
     /// The remote cluster that the replica of the standby leader (us) was pointed at.
     pub follows_remote: Option<Upstream>,
+    /// Our position, and since when it has not moved from there.
+    pub moved: Option<(Lsn, Boottime)>,
+    /// Postgres is down in the midst of what a person asked for, and is to be started again also in a paused cluster.
+    pub owed: bool,
+    /// The cluster was paused in the last turn.
+    pub paused: bool,
+    /// What is known of `/failsafe`.
+    pub failsafe: failsafe::Known,
 }
 
 impl Memory {
@@ -71,10 +81,16 @@ impl Memory {
         if let Some(finished) = &view.finished {
             memory.note_job(view, finished, now);
         }
+        if std::mem::replace(&mut memory.paused, view.dynamic.pause) && !view.dynamic.pause {
+            // A person may have changed anything: nothing that was found out before counts.
+            memory.forget_attempts();
+            memory.compared_with = None;
+        }
         if let DcsView::Known { cluster } = &view.dcs {
             memory.note_cluster(view, cluster, now);
         }
         memory.note_local(view, now);
+        memory.failsafe.note(view, now);
         memory
     }
 
@@ -129,6 +145,11 @@ impl Memory {
     fn note_local(&mut self, view: &View, now: Boottime) {
         match &view.local {
             Local::Running(running) => {
+                self.owed = false;
+                let position = running.position();
+                if self.moved.is_none_or(|(at, _)| at != position) {
+                    self.moved = Some((position, now));
+                }
                 self.start_failures = (0, Boottime(0));
                 self.misconfigured = false;
                 self.stop_failures = 0;
@@ -168,6 +189,11 @@ impl Memory {
         let ok = finished.outcome.is_ok();
         // What was called off, or came too early, did not fail.
         let failure = finished.outcome.as_ref().err().filter(|f| !f.proves_nothing());
+        self.owed |= match &finished.job {
+            Job::Demote { mode, .. } => ok && *mode == DemoteMode::Graceful,
+            Job::Clone { .. } | Job::Rewind(_) => true,
+            _ => false,
+        };
         match &finished.job {
             Job::Bootstrap | Job::BootstrapStandby => self.followed |= ok,
             Job::Demote { mode, .. } => {

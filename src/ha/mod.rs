@@ -10,19 +10,23 @@
 //! ```
 //!
 //! One file per situation: [`bootstrap`] (no data), [`down`] (data, no postgres), [`election`] (lock free),
-//! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`busy`] (a job runs),
-//! [`stopping`] (shutdown asked for), [`standby`] (the cluster follows another). [`lease`] has the times everything is judged by, [`rewind`] the question
+//! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`failsafe`] (a primary without it),
+//! [`busy`] (a job runs), [`paused`] (a person works on it), [`stopping`] (shutdown asked for), [`standby`] (the cluster
+//! follows another). [`lease`] has the times everything is judged by, [`rewind`] the question
 //! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
-//! the question whether another could lead, [`handover`] what people ask of a leader, [`memory`] what turns remember.
+//! the question whether another could lead, [`handover`] what people ask of a leader, [`memory`] what turns remember,
+//! [`why`] what a person may want to know.
 //!
 //! A turn that needs to know more (positions of the peers, the leader's timeline) asks for it as an action and is
 //! called again with the answer in the view, so that a plan never leaves its executor a choice.
 
+mod backoff;
 mod blind;
 mod bootstrap;
 mod busy;
 mod down;
 mod election;
+pub mod failsafe;
 mod failure;
 mod follow;
 mod handover;
@@ -30,6 +34,7 @@ pub mod history;
 mod leader;
 pub mod lease;
 mod memory;
+mod paused;
 mod plan;
 mod repair;
 pub mod rewind;
@@ -39,9 +44,11 @@ mod successor;
 #[cfg(test)]
 mod tests;
 mod view;
+pub mod why;
 
 use std::time::Duration;
 
+pub use bootstrap::source as clone_source;
 pub use failure::Failure;
 pub use memory::Memory;
 pub use plan::{Action, DemoteMode, Job, Plan, Source, StartAs, Upstream};
@@ -55,6 +62,14 @@ use crate::{clock::Boottime, exit::Exit, model::Cluster};
 /// Decides what this member does next.
 #[must_use]
 pub fn decide(view: &View, now: Boottime) -> Plan {
+    let mut plan = decide_now(view, now);
+    if view.dynamic.pause {
+        plan.because = format!("PAUSE: {}", plan.because);
+    }
+    plan
+}
+
+fn decide_now(view: &View, now: Boottime) -> Plan {
     let memory = view.memory.remember(view, now);
     if let Some(shutdown) = view.shutdown {
         return stopping::decide(view, shutdown, now).remembering(memory);
@@ -64,7 +79,11 @@ pub fn decide(view: &View, now: Boottime) -> Plan {
     }
     let plan = match (&view.dcs, &view.job) {
         (_, Some(job)) => busy::decide(view, &memory, job, now),
+        (DcsView::Down { .. }, None) if view.dynamic.pause => paused::blind(view, now),
         (DcsView::Down { .. }, None) => blind::decide(view, &memory, now),
+        (DcsView::Known { cluster }, None) if view.dynamic.pause => {
+            paused::decide(view, cluster, &memory, now)
+        }
         (DcsView::Known { cluster, .. }, None) => {
             identity(view, cluster, now).unwrap_or_else(|| with_view(view, cluster, &memory, now))
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Memory;
+use super::{Memory, failsafe};
 use crate::{
     clock::Boottime,
     exit::Exit,
@@ -172,6 +172,16 @@ pub enum Action {
     ClearFailover,
     /// Write what only the leader writes, where it differs: `/status`, `/history`, slots of the members.
     LeaderDuties,
+    /// Write `/failsafe`, if it still has this version (`None`: is not there).
+    WriteFailsafe {
+        /// Its new content.
+        members: failsafe::Members,
+        /// As last read.
+        under: Option<Version>,
+    },
+    /// Ask these members to accept this primary while the DCS does not answer, and go on asking until it does, or the
+    /// right to lead ends. The right is extended as soon as all have accepted ([`failsafe::consent`]).
+    AskConsent(failsafe::Members),
     /// Point the running replica at another upstream (rewrite and reload).
     Follow(Option<Upstream>),
     /// Ask these members for their positions, then decide again. Vanished ones get less time.

@@ -47,7 +47,9 @@ pub(super) fn leader(
     remote: Upstream,
     now: Boottime,
 ) -> Plan {
-    if let Some(plan) = stopped_replaying(running, memory, now) {
+    // In a paused cluster nothing is restarted or repaired.
+    let paused = view.dynamic.pause;
+    if !paused && let Some(plan) = stopped_replaying(running, memory, now) {
         return plan;
     }
     if let Some(plan) = leader::asked(view, cluster, running, now) {
@@ -62,7 +64,7 @@ pub(super) fn leader(
     let there = *upstream == remote.address() && memory.follows_remote.as_ref() == Some(&remote);
     if !there {
         // One that was started with nobody to follow may have been a primary until then.
-        let unknown = upstream.is_none() && follow::patient(memory, now);
+        let unknown = !paused && upstream.is_none() && follow::patient(memory, now);
         if remote.streams()
             && unknown
             && let Some(plan) = compare(view, memory, running, &remote, now)
@@ -78,22 +80,12 @@ pub(super) fn leader(
         return plan.again_in(Duration::from_millis(500));
     }
     let long = |since: Boottime| now.since(since) >= NOT_STREAMING;
-    let stuck = remote.streams() && !*streaming && memory.not_streaming_since.is_some_and(long);
+    let stuck = !paused && remote.streams() && !*streaming && memory.not_streaming_since.is_some_and(long);
     if stuck && let Some(plan) = compare(view, memory, running, &remote, now) {
         return plan;
     }
-    let mut actions = Vec::new();
-    if let (None, Some(mine)) = (cluster.system_id(), &running.system_id) {
-        actions.push(Action::WriteInitialize(mine.clone(), cluster.initialize_version));
-    }
-    if cluster.config.is_none() {
-        actions.push(Action::WriteConfig);
-    }
-    actions.push(Action::LeaderDuties);
-    let plan = Plan::act(
-        format!("the standby leader with the lock, following '{}'", remote.member),
-        actions,
-    );
+    let because = format!("the standby leader with the lock, following '{}'", remote.member);
+    let plan = leader::duties(view, cluster, memory, running, &because, now);
     if *streaming || !remote.streams() {
         plan
     } else {

@@ -7,11 +7,18 @@ use crate::{clock::Boottime, exit::Exit};
 
 pub(super) fn decide(view: &View, shutdown: Shutdown, now: Boottime) -> Plan {
     let held = view.valid_hold(now).is_some();
+    let orderly = shutdown == Shutdown::HandOver;
+    if view.dynamic.pause && orderly && !view.contained && view.job.is_none() {
+        // Contract: HA rules §10 and appendix C: postgres goes on, the lock is left to expire.
+        return Plan::exit(Exit::Ok, "asked to stop, postgres is left as it is");
+    }
     let (mode, allowed) = match shutdown {
         // Without the lock there is nothing to hand over, and no time: another may lead any moment.
         Shutdown::HandOver | Shutdown::Fast if !held && view.local.may_write() => {
             (DemoteMode::Offline, view.stop_timeout())
         }
+        // Nobody would take over in a paused cluster: the lock is left to expire, or to who comes back in time.
+        Shutdown::HandOver if view.dynamic.pause => (DemoteMode::Offline, view.stop_timeout()),
         // A replica has nothing to hand over, and needs no checkpoint either.
         Shutdown::HandOver if is_replica(&view.local) => (DemoteMode::Fast, view.stop_timeout()),
         Shutdown::HandOver => (DemoteMode::Graceful, view.stop_timeout()),

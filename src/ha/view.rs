@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Source, Upstream, lease};
+use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Source, Upstream, failsafe, lease};
 use crate::{
     clock::Boottime,
     dcs::Hold,
@@ -286,7 +286,8 @@ pub struct View {
     pub wall: Timestamp,
     /// The DCS.
     pub dcs: DcsView,
-    /// Our hold on the lock.
+    /// Until when we may be primary, in the form of a hold on the lock. Without the DCS it may rest on the consent of
+    /// the other members ([`super::lease::Right`]).
     pub hold: Option<Hold>,
     /// The local postgres.
     pub local: Local,
@@ -300,8 +301,12 @@ pub struct View {
     pub leader_probe: Option<LeaderProbe>,
     /// A replica can be made here with nobody to copy from (a method with `no_leader`).
     pub can_restore: bool,
+    /// What failsafe mode adds to what can be seen.
+    pub failsafe: failsafe::Sight,
     /// Asked to stop.
     pub shutdown: Option<Shutdown>,
+    /// Nothing outlives this process: it is a container's.
+    pub contained: bool,
     /// From the last turn.
     pub memory: Memory,
 }

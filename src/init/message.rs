@@ -6,7 +6,7 @@
 //! ```text
 //! 0   4  "HWDH"
 //! 4   1  version, 1
-//! 5   1  kind: 1 deadline, 2 disarm, 3 stopping
+//! 5   1  kind: 1 deadline, 2 disarm, 3 stopping, 4 leaving
 //! 6   2  zero
 //! 8   8  fence deadline, CLOCK_BOOTTIME nanoseconds (kind 1, otherwise zero)
 //! 16  8  token of the lease, signed (kind 1, otherwise zero)
@@ -47,6 +47,9 @@ pub enum Message {
     /// The agent is stopping on purpose (not by a signal through init): if it dies on the way, do
     /// not start it again.
     Stopping,
+    /// As [`Message::Stopping`], and postgres is to go on without us: the cluster is paused. Not for an init whose end is
+    /// the end of everything (PID 1 of a container).
+    Leaving,
 }
 
 /// Why a record was refused. Init ignores such a record; an armed deadline stays armed.
@@ -74,6 +77,7 @@ impl Message {
             Self::Deadline(deadline) => (1, deadline.until.0, deadline.token),
             Self::Disarm => (2, 0, 0),
             Self::Stopping => (3, 0, 0),
+            Self::Leaving => (4, 0, 0),
         };
         let mut record = [0; LENGTH];
         record[..4].copy_from_slice(&MAGIC);
@@ -100,6 +104,7 @@ impl Message {
             })),
             2 => Ok(Self::Disarm),
             3 => Ok(Self::Stopping),
+            4 => Ok(Self::Leaving),
             kind => Err(DecodeError::Kind(kind)),
         }
     }
@@ -154,7 +159,12 @@ mod tests {
 
     #[test]
     fn every_message_survives_the_way_over_the_socket() {
-        for message in [Message::Deadline(DEADLINE), Message::Disarm, Message::Stopping] {
+        for message in [
+            Message::Deadline(DEADLINE),
+            Message::Disarm,
+            Message::Stopping,
+            Message::Leaving,
+        ] {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }
     }
@@ -182,7 +192,7 @@ mod tests {
         assert_eq!(with(0, b'h'), Err(DecodeError::Magic));
         assert_eq!(with(4, 2), Err(DecodeError::Version(2)));
         assert_eq!(with(5, 0), Err(DecodeError::Kind(0)));
-        assert_eq!(with(5, 4), Err(DecodeError::Kind(4)));
+        assert_eq!(with(5, 5), Err(DecodeError::Kind(5)));
     }
 
     #[test]

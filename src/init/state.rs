@@ -113,6 +113,8 @@ pub(super) struct State {
     asked: Option<Stop>,
     /// The agent said that it is stopping by itself.
     stopping: bool,
+    /// It also said that postgres is to outlive us.
+    leaving: bool,
     quit_by: Option<Boottime>,
 }
 
@@ -126,6 +128,7 @@ impl State {
             armed: None,
             asked: None,
             stopping: false,
+            leaving: false,
             quit_by: None,
         }
     }
@@ -213,6 +216,7 @@ impl State {
             Message::Deadline(deadline) => self.armed = Some(deadline),
             Message::Disarm => self.armed = None,
             Message::Stopping => self.stopping = true,
+            Message::Leaving => (self.stopping, self.leaving) = (true, true),
         }
     }
 
@@ -220,6 +224,9 @@ impl State {
         if let End::Exited(code) = end
             && let Some(exit) = Exit::deliberate(code)
         {
+            if self.leaving && self.armed.is_none() {
+                return vec![Action::Finish(exit)];
+            }
             return self.end(exit, now);
         }
         if self.asked.is_some() || self.stopping {

@@ -145,6 +145,26 @@ fn an_agent_that_crashes_while_stopping_is_not_started_again() {
 }
 
 #[test]
+fn what_a_leaving_agent_leaves_is_not_stopped_unless_something_is_armed() {
+    let mut state = running();
+    state.on(Event::Message(Message::Leaving), ms(0));
+    let ended = Event::AgentEnded(End::Exited(Exit::Ok.code().into()));
+    assert_eq!(state.on(ended, ms(1)), [Action::Finish(Exit::Ok)]);
+    let mut fenced = armed(60_000);
+    fenced.on(Event::Message(Message::Leaving), ms(0));
+    assert_eq!(
+        fenced.on(ended, ms(1)),
+        [Action::SignalLeftovers(Signal::SIGTERM)]
+    );
+    let mut crashed = running();
+    crashed.on(Event::Message(Message::Leaving), ms(0));
+    assert_eq!(
+        crashed.on(CRASH, ms(1)),
+        [Action::SignalLeftovers(Signal::SIGTERM)]
+    );
+}
+
+#[test]
 fn dying_of_the_forwarded_signal_is_a_clean_stop_only_when_nothing_is_armed() {
     for (mut state, expected) in [(running(), Exit::Ok), (armed(60_000), Exit::Dirty)] {
         state.on(TERM, ms(0));

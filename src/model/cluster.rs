@@ -118,6 +118,8 @@ pub struct Cluster {
     pub history: Option<Vec<HistoryRow>>,
     /// `/failsafe`: member to api_url.
     pub failsafe: Option<Map<String, Value>>,
+    /// Version of `/failsafe`, also when its content was no object.
+    pub failsafe_version: Option<Version>,
 }
 
 impl Cluster {
@@ -157,7 +159,10 @@ impl Cluster {
                 }
                 "sync" => cluster.sync = SyncKey::parse(text, entry.version),
                 "history" => cluster.history = parse_history(text),
-                "failsafe" => cluster.failsafe = serde_json::from_str(text).ok(),
+                "failsafe" => {
+                    cluster.failsafe_version = Some(entry.version);
+                    cluster.failsafe = serde_json::from_str(text).ok();
+                }
                 path => {
                     if let Some(name) = path.strip_prefix("members/").filter(|name| !name.is_empty()) {
                         cluster.members.push(Member::parse(name, text));

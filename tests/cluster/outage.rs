@@ -1,4 +1,4 @@
-//! etcd stops answering: for a moment, for longer than the lease, and for long with a moment of life in between.
+//! etcd stops answering where failsafe mode is off: for a moment, for longer than the lease, and for long with a moment of life in between.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::{
 const RETRY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client that writes on the leader.
-async fn witness(cluster: &Cluster, leader: usize) -> Witness {
+pub(crate) async fn witness(cluster: &Cluster, leader: usize) -> Witness {
     let witness = Witness::start(cluster.nodes[leader].pg_port, 1);
     wait_for("the witness to write", SOON, async || {
         witness.last().ok_or_else(|| "nothing yet".to_owned())
@@ -22,7 +22,7 @@ async fn witness(cluster: &Cluster, leader: usize) -> Witness {
 }
 
 /// Until the member says it is no leader and no commit was acknowledged for a while.
-async fn demoted(cluster: &Cluster, leader: usize, witness: &Witness, limit: Duration) {
+pub(crate) async fn demoted(cluster: &Cluster, leader: usize, witness: &Witness, limit: Duration) {
     wait_for("the leader to demote", limit, async || {
         let role = cluster.nodes[leader].get("/primary").await?;
         let silent = witness
@@ -38,7 +38,7 @@ async fn demoted(cluster: &Cluster, leader: usize, witness: &Witness, limit: Dur
 }
 
 /// It did so by itself: init had no reason to end everything.
-fn not_fenced(cluster: &mut Cluster, leader: usize) {
+pub(crate) fn not_fenced(cluster: &mut Cluster, leader: usize) {
     let node = &mut cluster.nodes[leader];
     assert_eq!(node.exited(), None, "{} was ended:\n{}", node.name, node.log());
 }
@@ -47,7 +47,7 @@ const STARTED: &str = "SELECT pg_postmaster_start_time()::text";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_outage_of_etcd_changes_nothing_and_a_long_one_demotes_in_time() {
-    let mut cluster = Cluster::start(&["pg1", "pg2"]).await;
+    let mut cluster = Cluster::without_failsafe(&["pg1", "pg2"]).await;
     let leader = cluster.healthy().await;
     let witness = witness(&cluster, leader).await;
     let started = cluster.nodes[leader].sql(STARTED).await.expect("query");
@@ -111,7 +111,7 @@ async fn a_short_outage_of_etcd_changes_nothing_and_a_long_one_demotes_in_time()
 /// question. Neither may confuse the leader about how long it may lead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_moment_of_etcd_within_a_long_outage_does_not_keep_the_leader_from_demoting_in_time() {
-    let mut cluster = Cluster::start(&["pg1", "pg2"]).await;
+    let mut cluster = Cluster::without_failsafe(&["pg1", "pg2"]).await;
     for moment in [Duration::from_millis(1200), Duration::from_millis(2600)] {
         let leader = cluster.healthy().await;
         let witness = witness(&cluster, leader).await;

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 pub(crate) struct Server {
     child: Child,
     dir: TempDir,
+    host: String,
     pub(crate) client_port: u16,
     peer_port: u16,
     extra: Vec<String>,
@@ -38,14 +39,20 @@ impl Server {
 
     /// `extra`: further flags. A certificate among them switches the client port to TLS.
     pub(crate) fn with(extra: &[String]) -> Self {
+        Self::at("127.0.0.1", extra)
+    }
+
+    /// One that listens elsewhere than on loopback.
+    pub(crate) fn at(host: &str, extra: &[String]) -> Self {
         for _ in 0..5 {
             let dir = tempfile::tempdir().unwrap();
             let (client_port, peer_port) = (free_port(), free_port());
             let tls = extra.iter().any(|flag| flag.starts_with("--cert-file"));
-            let child = spawn(dir.path(), client_port, peer_port, extra, tls);
+            let child = spawn(dir.path(), host, client_port, peer_port, extra, tls);
             let mut server = Self {
                 child,
                 dir,
+                host: host.to_owned(),
                 client_port,
                 peer_port,
                 extra: extra.to_vec(),
@@ -61,7 +68,7 @@ impl Server {
     fn listens(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline && self.child.try_wait().unwrap().is_none() {
-            if TcpStream::connect(("127.0.0.1", self.client_port)).is_ok() {
+            if TcpStream::connect((self.host.as_str(), self.client_port)).is_ok() {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -70,7 +77,7 @@ impl Server {
     }
 
     pub(crate) fn endpoint(&self) -> String {
-        format!("127.0.0.1:{}", self.client_port)
+        format!("{}:{}", self.host, self.client_port)
     }
 
     pub(crate) async fn client(&self) -> etcd_client::Client {
@@ -100,6 +107,7 @@ impl Server {
     pub(crate) fn start_again(&mut self) {
         self.child = spawn(
             self.dir.path(),
+            &self.host,
             self.client_port,
             self.peer_port,
             &self.extra,
@@ -121,9 +129,9 @@ impl Drop for Server {
     }
 }
 
-fn spawn(dir: &Path, client_port: u16, peer_port: u16, extra: &[String], tls: bool) -> Child {
-    let client = format!("{}://127.0.0.1:{client_port}", if tls { "https" } else { "http" });
-    let peer = format!("http://127.0.0.1:{peer_port}");
+fn spawn(dir: &Path, host: &str, client_port: u16, peer_port: u16, extra: &[String], tls: bool) -> Child {
+    let client = format!("{}://{host}:{client_port}", if tls { "https" } else { "http" });
+    let peer = format!("http://{host}:{peer_port}");
     let log = std::fs::File::options()
         .create(true)
         .append(true)

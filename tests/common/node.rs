@@ -73,6 +73,10 @@ pub async fn always(what: &str, duration: Duration, mut condition: impl AsyncFnM
 pub struct Node {
     pub name: String,
     pub dir: PathBuf,
+    /// Address of its servers.
+    pub host: String,
+    /// What its commands are run by: a way into a network of its own. Replaces itself with them.
+    pub wrapper: Vec<String>,
     pub pg_port: u16,
     pub api_port: u16,
     pub env: BTreeMap<String, String>,
@@ -81,6 +85,11 @@ pub struct Node {
 
 impl Node {
     pub fn new(base: &Path, name: &str, scope: &str, etcd: &[String]) -> Self {
+        Self::at("127.0.0.1", base, name, scope, etcd)
+    }
+
+    /// One whose servers listen elsewhere than on loopback.
+    pub fn at(host: &str, base: &Path, name: &str, scope: &str, etcd: &[String]) -> Self {
         let dir = base.join(name);
         fs::create_dir_all(&dir).expect("create the member's directory");
         own(&dir);
@@ -90,17 +99,14 @@ impl Node {
         set("HOWDAH_NAME", name.to_owned());
         set("HOWDAH_SCOPE", scope.to_owned());
         set("PGDATA", dir.join("data").display().to_string());
-        set("HOWDAH_POSTGRESQL_LISTEN", format!("127.0.0.1:{pg_port}"));
-        set(
-            "HOWDAH_POSTGRESQL_CONNECT_ADDRESS",
-            format!("127.0.0.1:{pg_port}"),
-        );
+        set("HOWDAH_POSTGRESQL_LISTEN", format!("{host}:{pg_port}"));
+        set("HOWDAH_POSTGRESQL_CONNECT_ADDRESS", format!("{host}:{pg_port}"));
         set(
             "HOWDAH_POSTGRESQL_PGPASS",
             dir.join("pgpass").display().to_string(),
         );
-        set("HOWDAH_RESTAPI_LISTEN", format!("127.0.0.1:{api_port}"));
-        set("HOWDAH_RESTAPI_CONNECT_ADDRESS", format!("127.0.0.1:{api_port}"));
+        set("HOWDAH_RESTAPI_LISTEN", format!("{host}:{api_port}"));
+        set("HOWDAH_RESTAPI_CONNECT_ADDRESS", format!("{host}:{api_port}"));
         set("HOWDAH_SUPERUSER_PASSWORD", PASSWORD.to_owned());
         set("HOWDAH_ETCD3_HOSTS", etcd.join(","));
         set("HOWDAH_TTL", "5".to_owned());
@@ -114,6 +120,8 @@ impl Node {
         Self {
             name: name.to_owned(),
             dir,
+            host: host.to_owned(),
+            wrapper: Vec::new(),
             pg_port,
             api_port,
             env,
@@ -127,7 +135,15 @@ impl Node {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_howdah"));
+        let howdah = env!("CARGO_BIN_EXE_howdah");
+        let mut command = match self.wrapper.split_first() {
+            None => Command::new(howdah),
+            Some((program, rest)) => {
+                let mut command = Command::new(program);
+                command.args(rest).arg(howdah);
+                command
+            }
+        };
         command.args(args).env_clear().envs(&self.env);
         command.env("PATH", std::env::var("PATH").unwrap_or_default());
         command
@@ -237,11 +253,11 @@ impl Node {
 
     /// GET on the REST API: status code and body.
     pub async fn get(&self, path: &str) -> Result<(u16, Value), String> {
-        http(self.api_port, "GET", path, None).await
+        http_at(&self.host, self.api_port, "GET", path, None).await
     }
 
     pub async fn request(&self, method: &str, path: &str, body: Value) -> Result<(u16, Value), String> {
-        http(self.api_port, method, path, Some(body.to_string())).await
+        http_at(&self.host, self.api_port, method, path, Some(body.to_string())).await
     }
 
     pub async fn role(&self) -> Result<String, String> {
@@ -281,7 +297,7 @@ impl Node {
 
     pub async fn connect(&self) -> Result<tokio_postgres::Client, String> {
         let connect = tokio_postgres::Config::new()
-            .host("127.0.0.1")
+            .host(&self.host)
             .port(self.pg_port)
             .user("postgres")
             .password(PASSWORD)
@@ -390,14 +406,25 @@ pub fn cmdline(pid: i32) -> String {
         .unwrap_or_default()
 }
 
-/// A minimal HTTP/1.1 exchange, so that the tests do not depend on the client they test.
+/// An exchange with a server on loopback.
 pub async fn http(port: u16, method: &str, path: &str, body: Option<String>) -> Result<(u16, Value), String> {
+    http_at("127.0.0.1", port, method, path, body).await
+}
+
+/// A minimal HTTP/1.1 exchange, so that the tests do not depend on the client they test.
+pub async fn http_at(
+    host: &str,
+    port: u16,
+    method: &str,
+    path: &str,
+    body: Option<String>,
+) -> Result<(u16, Value), String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let exchange = async {
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+        let mut stream = tokio::net::TcpStream::connect((host, port)).await?;
         let body = body.unwrap_or_default();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
         stream.write_all(request.as_bytes()).await?;

@@ -15,13 +15,11 @@ const RETRY_TIMEOUT: &str = "bootstrap.dcs.retry_timeout";
 
 /// Keys of the dynamic configuration that are known but read by nobody yet, and do no harm unread.
 const NOT_YET: &[&str] = &[
-    "failsafe_mode",
     "slots",
     "permanent_slots",
     "permanent_replication_slots",
     "ignore_slots",
     "member_slots_ttl",
-    "primary_race_backoff",
 ];
 
 /// Keys of the dynamic configuration (contract: environment §4).

@@ -11,7 +11,12 @@ fn blind() -> Build {
 fn a_primary_goes_on_until_its_own_deadline_and_not_longer() {
     let before = blind().running_primary(100).hold_for(ms(1));
     assert_eq!(before.plan().again_in, Some(ms(1)));
-    check(before, &[], KEEP, "still primary by the lease");
+    check(
+        before,
+        &[],
+        KEEP,
+        "still primary for 0.0 s: then it is stopped, for failsafe_mode is off",
+    );
     for ago in [secs(0), secs(2)] {
         check(
             blind().running_primary(100).hold_expired(ago),

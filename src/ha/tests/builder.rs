@@ -162,7 +162,9 @@ pub(super) fn view() -> Build {
         peers: None,
         leader_probe: None,
         can_restore: false,
+        failsafe: crate::ha::failsafe::Sight::default(),
         shutdown: None,
+        contained: true,
         memory: Memory::default(),
     };
     Build {
@@ -283,6 +285,11 @@ impl Build {
                 ..StandbyCluster::default()
             });
         })
+    }
+
+    pub(super) fn dcs_up(mut self) -> Self {
+        self.down = None;
+        self
     }
 
     // --- ourselves

@@ -148,7 +148,7 @@ fn an_older_timeline_leads_only_if_it_followed_a_leader_and_check_timeline_is_of
 
 #[test]
 fn pause_and_tags_keep_a_replica_from_leading() {
-    waits(race(None).dynamic(|d| d.pause = true), "paused");
+    waits(race(None).dynamic(|d| d.pause = true), "nobody is promoted");
     waits(race(None).tag("nofailover", true), "nofailover");
     waits(race(None).initialize(Some("")), "bootstrapping");
 }

@@ -369,3 +369,77 @@ fn the_invariants_can_be_broken() {
         assert!(invariants(&view, &plan).is_err(), "{plan:?}");
     }
 }
+
+/// The first few of what was found.
+#[track_caller]
+fn none(broken: &[String], total: usize) {
+    assert!(total > 100_000, "the grid has shrunk to {total}");
+    assert!(
+        broken.is_empty(),
+        "{} of {total} combinations, the first:\n{}",
+        broken.len(),
+        broken[..broken.len().min(5)].join("\n")
+    );
+}
+
+#[test]
+fn a_paused_cluster_is_left_alone_unless_a_person_names_somebody() {
+    let mut broken = Vec::new();
+    let total = every(|names, build| {
+        if names[4] != "no shutdown" {
+            return;
+        }
+        let build = build.clone().dynamic(|dynamic| dynamic.pause = true);
+        let view = build.build();
+        let plan = crate::ha::decide(&view, NOW);
+        let named = matches!(names[6], "to us" | "to c");
+        let automatic = view.job.is_none() && !named;
+        if automatic && begins(&plan).count() > 0 {
+            broken.push(format!("{names:?}: begins something: {plan:?}"));
+        }
+        if !plan.because.starts_with("PAUSE: ") {
+            broken.push(format!("{names:?}: does not say so: {plan:?}"));
+        }
+        let acquires = plan.actions.contains(&Action::AcquireLock);
+        if acquires && names[3].contains("foreign") && names[0] != "wiped" {
+            broken.push(format!("{names:?}: leads with foreign data: {plan:?}"));
+        }
+    });
+    none(&broken, total);
+}
+
+#[test]
+fn neither_who_has_promised_nor_who_is_not_named_takes_the_lock() {
+    use crate::{ha::failsafe::Promise, model::Version};
+    let mut broken = Vec::new();
+    let total = every(|names, build| {
+        if names[4] != "no shutdown" || names[5] != "no job" || names[1] != "free" {
+            return;
+        }
+        let build = build.clone().dynamic(|dynamic| dynamic.failsafe_mode = true);
+        let promised = build.clone().change(|view| {
+            view.failsafe.promise = Some(Promise {
+                to: "a".into(),
+                until: NOW + ms(1),
+            });
+        });
+        let unnamed = build.cluster(|cluster| {
+            let others = ["a", "c"].map(|name| (name.to_owned(), format!("http://{name}").into()));
+            cluster.failsafe = Some(others.into_iter().collect());
+            cluster.failsafe_version = Some(Version(5));
+        });
+        for (what, build, exempt) in [
+            ("promised", promised, false),
+            ("not named", unnamed, names[6] == "to us"),
+        ] {
+            let view = build.build();
+            let plan = crate::ha::decide(&view, NOW);
+            // What runs as a primary promises nothing, and is asked itself.
+            let primary = matches!(&view.local, Local::Running(running) if running.is_primary());
+            if plan.actions.contains(&Action::AcquireLock) && !primary && !exempt {
+                broken.push(format!("{names:?}, {what}: {plan:?}"));
+            }
+        }
+    });
+    none(&broken, total);
+}

@@ -175,6 +175,27 @@ fn a_primary_stops_when_the_cluster_is_to_follow() {
 }
 
 #[test]
+fn a_paused_standby_leader_keeps_the_lock_and_follows_and_repairs_nothing() {
+    let paused = |build: Build| build.dynamic(|dynamic| dynamic.pause = true);
+    let streams = following(leading()).replica_of("remote", 1000, true);
+    check(paused(streams), &[Action::LeaderDuties], KEEP, STANDBY);
+    let moved = leading().replica_of("a", 1000, true);
+    check(
+        paused(moved),
+        &[Action::Follow(Some(remote()))],
+        KEEP,
+        "follows",
+    );
+    let parted = not_streaming(following(leading().replica_of("remote", 1500, false)), 5);
+    check(
+        paused(remote_on(parted, 2)),
+        &[Action::LeaderDuties],
+        KEEP,
+        STANDBY,
+    );
+}
+
+#[test]
 fn a_demoted_leader_compares_itself_with_the_remote_cluster_before_it_starts() {
     let down = leading().clean_primary(1500);
     check(down.clone(), &[Action::ProbeLeader(remote())], KEEP, "comparing");

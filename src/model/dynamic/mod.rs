@@ -146,6 +146,15 @@ impl Dynamic {
     }
 }
 
+/// The first `/config` of a new cluster: what was given, and failsafe mode unless that says otherwise. A cluster that
+/// exists keeps what its `/config` says.
+#[must_use]
+pub fn of_new_cluster(given: &Map<String, Value>) -> Map<String, Value> {
+    let mut document = given.clone();
+    document.entry("failsafe_mode").or_insert(Value::Bool(true));
+    document
+}
+
 /// Promises of a `/config` document about durability that the core does not keep yet. They
 /// must never look kept: a member's own configuration that asks for one is refused, a stored one is complained about.
 #[must_use]
@@ -184,6 +193,14 @@ mod tests {
             (nonsense.timing, nonsense.pause),
             (Dynamic::default().timing, false)
         );
+    }
+
+    #[test]
+    fn failsafe_mode_is_on_in_a_new_cluster_and_off_where_a_stored_document_does_not_name_it() {
+        let new = |document| Dynamic::from_map(&of_new_cluster(&map(document))).failsafe_mode;
+        assert!(new(json!({"ttl": 20})));
+        assert!(!new(json!({"failsafe_mode": "off"})));
+        assert!(!Dynamic::from_map(&map(json!({"ttl": 20}))).failsafe_mode);
     }
 
     #[test]
