@@ -15,6 +15,9 @@
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
 //! | `standby`   | the leader of a cluster that follows another                                |
+//! | `sync`      | standbys and leaders of clusters in a synchronous mode                      |
+//! | `stop`      | what PostgreSQL's own shutdown waits for: receivers, the archive            |
+//! | `slots`     | who needs WAL: members that are away, leaders that consumers read from      |
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -54,8 +57,14 @@ mod proxy;
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/slots.rs"]
+mod slots;
 #[path = "cluster/standby.rs"]
 mod standby;
+#[path = "cluster/stop.rs"]
+mod stop;
+#[path = "cluster/sync.rs"]
+mod sync;
 #[path = "common/witness.rs"]
 mod witness;
 

@@ -155,6 +155,7 @@ impl Bench {
             dynamic: dynamic.as_object().unwrap(),
             local: local.as_object().unwrap(),
             forced: &[],
+            slot_wal_limit: None,
             known: &self.known,
             replica_of: follow.is_some().then_some(&control),
         });
@@ -176,7 +177,7 @@ impl Bench {
             &hba::render(&hba::default_lines("admin user", false, &[])).unwrap(),
         )
         .unwrap();
-        conf.strip_auto_conf().unwrap();
+        conf.strip_auto_conf(&[]).unwrap();
         conf.set_standby(follow.is_some()).unwrap();
         let mut command = tokio::process::Command::new(self.binaries.path("postgres"));
         command

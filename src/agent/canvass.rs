@@ -146,6 +146,7 @@ impl Asker {
             return;
         };
         let ttl = begun_with.hold().ttl;
+        let losses = *self.lease.losses().borrow();
         let mut rights = self.lease.rights();
         let mut open: JoinSet<Heard> = JoinSet::new();
         let mut number = 0;
@@ -183,7 +184,7 @@ impl Asker {
             }
         }
         // A proven loss is not the end of postgres yet: then nobody is told to go ahead.
-        if self.lease.lost_to().is_none() || self.lease.right().is_some() {
+        if *self.lease.losses().borrow() == losses {
             self.give_back(&of, number).await;
         }
     }
@@ -270,6 +271,78 @@ pub(crate) fn question_of(body: &serde_json::Map<String, Value>) -> Question {
 mod tests {
     use super::*;
     use crate::dcs::Hold;
+
+    /// Answers every question like a member behind a long way: half of it there, half of it back.
+    async fn far_member(way: Duration) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a free port");
+        let url = format!("http://{}/patroni", listener.local_addr().expect("bound"));
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut question = [0; 4096];
+                    while let Ok(1..) = stream.read(&mut question).await {
+                        tokio::time::sleep(way).await;
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nAccepted";
+                        if stream.write_all(answer).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        url
+    }
+
+    #[derive(Debug)]
+    struct NoFence;
+
+    impl crate::agent::lease::Fence for NoFence {
+        fn arm(&self, _: Boottime, _: i64) {}
+        fn disarm(&self) {}
+    }
+
+    /// Longer on the way than any fixed limit would allow for, and than the pause between two questions.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn slow_answers_keep_a_primary_going() {
+        let ttl = Duration::from_secs(5);
+        let way = failsafe::usable(ttl) / 2;
+        assert!(way > interval(ttl) * 2);
+        let store = crate::dcs::memory::Store::system();
+        let lease = Lease::new(Arc::new(store.member("a", ttl)), Arc::new(NoFence), None);
+        assert!(lease.acquire().await.expect("reachable"));
+        store.set_outage(Some(crate::dcs::memory::Outage::Unreachable));
+        let asker = || Asker {
+            lease: Arc::clone(&lease),
+            http: Client::new(None),
+            me: json!({"name": "a"}),
+            round: 1,
+        };
+        let of = Members::from([
+            ("b".into(), far_member(way).await),
+            ("c".into(), far_member(Duration::ZERO).await),
+        ]);
+        let mut canvass = Canvass::default();
+        canvass.ask(&of, asker());
+        let until = Boottime::now() + ttl * 3;
+        while Boottime::now() < until {
+            lease.beat();
+            assert!(lease.counts(), "it has run out");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(matches!(lease.right(), Some(Right::Consent { .. })));
+        // Back again: the promises are given back, and nobody is asked any more.
+        store.set_outage(None);
+        assert!(lease.renew().await.expect("reachable"));
+        let ended = async {
+            while !canvass.answers().is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(ttl, ended).await.expect("ended");
+    }
 
     #[test]
     fn the_question_goes_to_the_base_of_the_api() {

@@ -9,7 +9,9 @@ use crate::{
     client::{Client, probe_peers},
     clock::Boottime,
     dcs::{DcsError, Key, When, Written},
-    ha::{Action, DcsView, Job, LeaderFacts, LeaderProbe, Peers, Plan, Shutdown, Upstream, View},
+    ha::{
+        Action, DcsView, Job, LeaderFacts, LeaderProbe, Peers, Plan, Shutdown, Upstream, View, heirs::Heirs,
+    },
     model::{MemberName, SystemId, Version},
 };
 
@@ -23,7 +25,7 @@ const WRITE_LIMIT: Duration = Duration::from_secs(2);
 const LEADER_LIMIT: Duration = Duration::from_secs(2);
 
 /// What became of one action.
-enum Done {
+pub(super) enum Done {
     /// Go on with the next.
     Yes,
     /// Somebody else was faster, or the store refused: end the turn.
@@ -54,6 +56,10 @@ impl Agent {
                     self.cancel_job();
                     Done::Yes
                 }
+                Action::WriteSync(key) => self.write_sync(key, view).await,
+                Action::DeleteSync(version) => self.delete_sync(*version).await,
+                Action::SetSyncNames(names) => self.set_sync_names(names.as_ref()).await,
+                Action::MarkSync(names) => self.mark_sync(names).await,
                 Action::Follow(upstream) => self.follow(upstream.as_ref()).await,
                 Action::AskConsent(of) => {
                     self.ask_consent(of, view);
@@ -152,8 +158,15 @@ impl Agent {
     }
 
     fn begin(&mut self, job: Job, view: &View) {
-        let context = self.job_context(self.last_status(view), None);
+        let mut context = self.job_context(self.last_status(view), None);
+        let last = self.last_cluster.as_ref().map(|seen| &seen.cluster);
+        let cluster = match &view.dcs {
+            DcsView::Known { cluster } => Some(cluster),
+            DcsView::Down { .. } => last,
+        };
+        context.heirs = cluster.map_or_else(Heirs::default, |cluster| Heirs::of(view, cluster));
         self.progress.send_replace(None);
+        self.slots.pause();
         let what = job.clone();
         if !self
             .jobs
@@ -264,7 +277,7 @@ pub(super) async fn in_time<T>(write: impl Future<Output = Result<T, DcsError>>)
         })
 }
 
-fn answer(written: Result<Written, DcsError>) -> Done {
+pub(super) fn answer(written: Result<Written, DcsError>) -> Done {
     match written {
         Ok(Written::Yes(_)) => Done::Yes,
         Ok(Written::Refused) => Done::Refused("it was changed meanwhile".to_owned()),

@@ -20,7 +20,7 @@ use super::lease::Lease;
 use crate::{
     clock::Boottime,
     dcs::Dcs,
-    ha::why::Candidacy,
+    ha::{slots::Retained, why::Candidacy},
     model::{Cluster, Dynamic, Lsn, MemberName, PgState, Role, SystemId, Tags, Timeline},
 };
 
@@ -126,6 +126,8 @@ pub struct Local {
     pub scheduled_restart: Option<ScheduledRestart>,
     /// Copies of another member's data since the agent began.
     pub copies: Copies,
+    /// Replication slots of the last look, whose they are and what they hold back.
+    pub slots: Vec<Retained>,
 }
 
 /// How many copies of another member's data ended, and how. Who asked for one sees by this how it went: a member whose

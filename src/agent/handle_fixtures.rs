@@ -70,6 +70,7 @@ fn member(name: &str, role: Role, xlog: Xlog) -> Snapshot {
             pending_restart: Map::new(),
             scheduled_restart: None,
             copies: Copies::default(),
+            slots: Vec::new(),
         },
         dcs: Some(DcsView {
             cluster: Arc::new(cluster(HEALTHY)),

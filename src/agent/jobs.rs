@@ -11,17 +11,20 @@ use super::{
     instance::{Instance, Progress, PromoteFailed, Replacement, UNFINISHED, chain},
     job::Outcome,
     lease::Lease,
+    orderly_stop::{self, Lock},
 };
 use crate::{
+    client::Client,
     clock::Boottime,
     dcs::{Dcs, DcsError, Key, When, Written},
-    ha::{self, DemoteMode, Failure, Job, StartAs, Upstream},
+    ha::{self, DemoteMode, Failure, Job, StartAs, Upstream, heirs::Heirs},
     model::{Dynamic, HistoryRow, Lsn, MemberName, StatusKey, SystemId, Version},
     postgres::{
         datadir::INCOMPLETE,
         files,
         postmaster::{StopLadder, StopMode},
         query::{WalSender, Where},
+        replslot::{self, SlotFile},
     },
 };
 
@@ -42,10 +45,16 @@ pub(super) struct Context {
     pub(super) history: Option<Vec<HistoryRow>>,
     /// Slots the other members will stream from once we lead.
     pub(super) slots: Vec<String>,
+    /// What a promotion does for logical slots before.
+    pub(super) final_advance: FinalAdvance,
     /// Our name.
     pub(super) me: MemberName,
     /// Members that may lead after us.
     pub(super) successors: Vec<MemberName>,
+    /// Those of them to be asked whether they have everything, once a primary is shut down.
+    pub(super) heirs: Heirs,
+    /// For asking them.
+    pub(super) http: Client,
     /// For people who watch.
     pub(super) progress: watch::Sender<Option<Progress>>,
     /// The version of `/initialize` that our claim to bootstrap has.
@@ -56,9 +65,23 @@ pub(super) struct Context {
     pub(super) basebackup_only: bool,
     /// Patience with a start that somebody asked for; `None`: the usual one.
     pub(super) start_limit: Option<Duration>,
+    /// Commits wait for us: the leader has to look for another first.
+    pub(super) leaves_sync: bool,
     /// This process was asked to stop fast.
     pub(super) hurried: CancellationToken,
 }
+
+/// Logical slots at the moment of a promotion.
+#[derive(Debug, Default)]
+pub(super) struct FinalAdvance {
+    /// Slot, database, and how far its consumer had come on the last leader.
+    pub(super) slots: Vec<(String, String, Lsn)>,
+    /// Those that may need rows which are gone.
+    pub(super) unready: Vec<String>,
+}
+
+/// How long a promotion may be held up for the sake of logical slots, all of them.
+const FINAL_ADVANCE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Replicas may replay for a long time before they accept connections; the primary's patience is configured.
 const REPLICA_START_LIMIT: Duration = Duration::from_secs(3600);
@@ -70,7 +93,11 @@ const PROMOTE_MOST: Duration = Duration::from_secs(3600);
 const RECEIVER_WAIT: Duration = Duration::from_secs(2);
 const RECEIVER_EVERY: Duration = Duration::from_millis(50);
 /// Stopping by force where no fence deadline says how much time there is.
-const FORCED_STOP: Duration = Duration::from_secs(3);
+pub(super) const FORCED_STOP: Duration = Duration::from_secs(3);
+
+/// How long a synchronous standby waits to be released, and the pause between two looks. The leader looks every second.
+const LEAVE_WAIT: Duration = Duration::from_secs(2);
+const LEAVE_EVERY: Duration = Duration::from_millis(50);
 
 /// Reading the new timeline after a promotion.
 const HISTORY_LIMIT: Duration = Duration::from_secs(2);
@@ -104,6 +131,7 @@ async fn carry_out(job: Job, context: &Context, cancel: &CancellationToken) -> O
             stop_for_repair(context).await?;
             context.instance.rewind(&to, &context.dynamic, cancel).await
         }
+        Job::CopySlots { from, slots } => context.instance.copy_slots(&from, &slots, cancel).await,
         Job::Start(start_as) => start(context, &start_as, false, cancel).await,
         Job::Restart => restart(context, cancel).await,
         Job::Promote => promote(context, cancel).await,
@@ -264,6 +292,9 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
     if primary {
         checkpoint(context, Duration::from_secs(10), &Until::of(context, cancel)).await;
     }
+    if !primary {
+        leave_sync_duty(context, cancel).await;
+    }
     let bound = context.dynamic.primary_stop_timeout.max(Duration::from_secs(30));
     let ladder = StopLadder {
         smart: Duration::ZERO,
@@ -276,7 +307,7 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
         lease: Until::of(context, cancel).lease.filter(|_| primary),
         cancel: &never,
     };
-    stop(context, StopMode::Fast, ladder, &until).await?;
+    orderly_stop::stop(context, ladder, &until, Lock::Kept).await?;
     if cancel.is_cancelled() {
         if primary {
             release(context).await;
@@ -288,10 +319,10 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
 }
 
 /// What makes a gentle step too slow.
-struct Until<'a> {
+pub(super) struct Until<'a> {
     /// Only of a hold that counted at the begin: without one there is nothing to wait for.
-    lease: Option<&'a Lease>,
-    cancel: &'a CancellationToken,
+    pub(super) lease: Option<&'a Lease>,
+    pub(super) cancel: &'a CancellationToken,
 }
 
 impl<'a> Until<'a> {
@@ -303,7 +334,7 @@ impl<'a> Until<'a> {
     }
 
     /// Resolves with why there is no time left. Cancel-safe: it only waits.
-    async fn over(&self) -> &'static str {
+    pub(super) async fn over(&self) -> &'static str {
         let expired = async {
             match self.lease {
                 Some(lease) => lease.expired().await,
@@ -367,25 +398,8 @@ fn is_successor(sender: &WalSender, successors: &[MemberName]) -> bool {
         && successors.iter().any(|name| name.0 == sender.application_name)
 }
 
-/// Stops postgres; when the time is over on the way, by force and before init has to. Returns what ended it.
-async fn stop(
-    context: &Context,
-    mode: StopMode,
-    ladder: StopLadder,
-    until: &Until<'_>,
-) -> Result<String, String> {
-    // Cancel-safe: the owner of the process goes on with a stop nobody waits for; a harder one escalates it.
-    tokio::select! {
-        biased;
-        stopped = context.instance.stop(mode, ladder) => stopped,
-        because = until.over(), if mode < StopMode::Immediate => {
-            warn!(because, "stopping postgres by force");
-            stop_by_force(context).await
-        }
-    }
-}
-
-async fn stop_by_force(context: &Context) -> Result<String, String> {
+/// Before init has to. Returns what ended it.
+pub(super) async fn stop_by_force(context: &Context) -> Result<String, String> {
     let left = context.lease.fence_left().unwrap_or(FORCED_STOP).min(FORCED_STOP);
     context.instance.stop(StopMode::Immediate, forced(left)).await
 }
@@ -398,10 +412,12 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
         if let Err(error) = context.instance.create_slot(slot).await {
             warn!(
                 slot,
-                error, "could not create the replication slot of a member yet"
+                error = chain(&error),
+                "could not create the replication slot of a member yet"
             );
         }
     }
+    advance_logical_slots(context).await;
     may_lead(context, cancel)?;
     let limit = context
         .dynamic
@@ -440,6 +456,43 @@ async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
         "role changed"
     );
     Ok(())
+}
+
+/// What consumers had confirmed on the last leader they need not get again. After a planned hand-over `/status` has the
+/// very last of it.
+async fn advance_logical_slots(context: &Context) {
+    for slot in &context.final_advance.unready {
+        warn!(
+            slot,
+            "this logical slot may need catalog rows that are gone: decoding can fail after this promotion"
+        );
+    }
+    let slots = &context.final_advance.slots;
+    if slots.is_empty() {
+        return;
+    }
+    let advance = async {
+        for (slot, database, to) in slots {
+            let limit = FINAL_ADVANCE_LIMIT;
+            let done = context
+                .instance
+                .advance_logical_slot(slot, database, *to, limit)
+                .await;
+            if let Err(error) = done {
+                warn!(
+                    slot,
+                    error = chain(&error),
+                    "its consumer will see some changes again"
+                );
+            }
+        }
+    };
+    bounded(
+        "moving logical slots before the promotion",
+        FINAL_ADVANCE_LIMIT,
+        advance,
+    )
+    .await;
 }
 
 /// Stops a postgres that is or may become a primary without the right to be one; returns what to say.
@@ -484,6 +537,9 @@ async fn demote(
 ) -> Result<(), String> {
     let begun = Boottime::now();
     let until = Until::of(context, cancel);
+    if mode == DemoteMode::Fast {
+        leave_sync_duty(context, cancel).await;
+    }
     if mode == DemoteMode::Graceful {
         await_receiver(context, RECEIVER_WAIT.min(deadline.since(begun) / 4), &until).await;
         // A short checkpoint now makes the one of the shutdown short; clients go on meanwhile.
@@ -491,13 +547,18 @@ async fn demote(
     }
     let checkpoint_done = Boottime::now();
     let left = deadline.since(checkpoint_done);
-    let stop_mode = match mode {
-        DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Offline | DemoteMode::Cluster => StopMode::Fast,
-        DemoteMode::Immediate | DemoteMode::ImmediateNoLock => StopMode::Immediate,
+    let orderly = async |lock| orderly_stop::stop(context, ladder(left), &until, lock).await;
+    let stopped = match mode {
+        DemoteMode::Graceful | DemoteMode::Fast => orderly(Lock::GivenAway).await?,
+        DemoteMode::Offline | DemoteMode::Cluster => orderly(Lock::Untouched).await?,
+        DemoteMode::Immediate | DemoteMode::ImmediateNoLock => {
+            let by_force = context.instance.stop(StopMode::Immediate, ladder(left));
+            orderly_stop::Stopped::by(by_force.await?)
+        }
     };
-    let stopped = stop(context, stop_mode, ladder(left), &until).await?;
     let stop_done = Boottime::now();
     match mode {
+        DemoteMode::Graceful | DemoteMode::Fast if stopped.released.is_some() => {}
         DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate => release(context).await,
         DemoteMode::Cluster if context.instance.archive_end(&context.dynamic, cancel).await => {
             info!("WAL is archived, so this member has all there is: it keeps the lock");
@@ -509,8 +570,9 @@ async fn demote(
     info!(
         from = "running",
         to = "stopped",
-        ended_by = stopped,
+        ended_by = stopped.ended_by,
         checkpoint_ms = ms(checkpoint_done.since(begun)),
+        released_early_ms = stopped.released.map(|at| ms(at.since(checkpoint_done))),
         stop_ms = ms(stop_done.since(checkpoint_done)),
         release_ms = ms(Boottime::now().since(stop_done)),
         "postgres stopped"
@@ -518,10 +580,40 @@ async fn demote(
     Ok(())
 }
 
-/// Only called once postgres is down.
-async fn release(context: &Context) {
-    let end = context.instance.clean_end().await;
-    let text = end.and_then(|end| status_at(&context.status, &context.me, end));
+/// A synchronous standby that stops lets the leader choose another first, so that no commit waits for it. That it is
+/// leaving is in its member key only while this job runs ([`super::Agent::leaves_sync_duty`]); an agent that dies leaves
+/// a key behind that its successor writes anew, or that expires.
+async fn leave_sync_duty(context: &Context, cancel: &CancellationToken) {
+    if !context.leaves_sync {
+        return;
+    }
+    let released = async {
+        loop {
+            match context.dcs.cluster().await {
+                Ok(cluster) if cluster.sync.has_standby(&context.me) => tokio::time::sleep(LEAVE_EVERY).await,
+                Ok(_) => return,
+                Err(error) => {
+                    info!(%error, "the DCS does not answer, not waiting to be released from synchronous replication");
+                    return;
+                }
+            }
+        }
+    };
+    // Cancel-safe: it only looks.
+    tokio::select! {
+        done = timeout(LEAVE_WAIT, released) => if done.is_err() {
+            info!(limit = ?LEAVE_WAIT, "stopping as a synchronous standby: there is no other");
+        },
+        () = cancel.cancelled() => {}
+        () = context.hurried.cancelled() => {}
+    }
+}
+
+/// Only called once postgres is down, or shut down so far that it cannot write any more ([`orderly_stop`]).
+pub(super) async fn release(context: &Context) {
+    let end = context.instance.handed_over_at().await;
+    let left = replslot::read_all(context.instance.data_dir());
+    let text = end.and_then(|end| status_at(&context.status, &context.me, end, &left));
     if !context.lease.may_be_ours() {
         context.lease.forget();
         return;
@@ -531,12 +623,18 @@ async fn release(context: &Context) {
     }
 }
 
-fn status_at(last: &StatusKey, me: &MemberName, end: Lsn) -> Option<String> {
+/// `left`: the slots as the stopped server has them, which is later than anything `/status` has heard of.
+fn status_at(last: &StatusKey, me: &MemberName, end: Lsn, left: &[SlotFile]) -> Option<String> {
     let mut status = StatusKey {
         optime: end,
         ..last.clone()
     };
     if let Some(slots) = &mut status.slots {
+        for file in left.iter().filter(|file| file.logical) {
+            if let Some(known) = slots.get_mut(&file.name) {
+                *known = file.confirmed.max(*known);
+            }
+        }
         slots.insert(me.slot(), end);
     }
     serde_json::to_string(&status).ok()
@@ -552,7 +650,7 @@ fn ladder(left: Duration) -> StopLadder {
 }
 
 /// No time for gentleness: immediate for most of it, the last bit belongs to SIGKILL.
-fn forced(left: Duration) -> StopLadder {
+pub(super) fn forced(left: Duration) -> StopLadder {
     StopLadder {
         smart: Duration::ZERO,
         fast: Duration::ZERO,
@@ -621,7 +719,21 @@ mod tests {
             slots: Some([("a".into(), Lsn(1))].into()),
             retain_slots: None,
         };
-        let text = status_at(&last, &"a".into(), Lsn(9)).expect("plain data");
+        let text = status_at(&last, &"a".into(), Lsn(9), &[]).expect("plain data");
         assert_eq!(text, r#"{"optime":9,"slots":{"a":9}}"#);
+        let logical = |name: &str, confirmed: u64| SlotFile {
+            name: name.into(),
+            logical: true,
+            restart: Lsn(1),
+            confirmed: Lsn(confirmed),
+        };
+        let last = StatusKey {
+            slots: Some([("l".into(), Lsn(5)), ("m".into(), Lsn(8))].into()),
+            ..last
+        };
+        // Never back, and nothing that was not published before.
+        let left = [logical("l", 7), logical("m", 2), logical("x", 7)];
+        let text = status_at(&last, &"a".into(), Lsn(9), &left).expect("plain data");
+        assert_eq!(text, r#"{"optime":9,"slots":{"a":9,"l":7,"m":8}}"#);
     }
 }

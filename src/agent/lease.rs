@@ -348,8 +348,8 @@ impl Lease {
         held
     }
 
-    /// Gives the lock up, writing `/status` in the same step; bounded. Call only when postgres cannot write any more:
-    /// whatever the store says, there is no hold afterwards and nothing to fence.
+    /// Gives the lock up, writing `/status` in the same step; bounded. Call only when postgres cannot write any more
+    /// (it is down, in recovery, or shut down and only serving receivers, see `orderly_stop`): whatever the store says, there is no hold afterwards and nothing to fence.
     pub async fn release(&self, status: Option<&str>) -> Result<(), DcsError> {
         self.set_keep(false);
         // First, so that no hold that counts is left when nobody waits for the answer.
@@ -770,6 +770,21 @@ mod tests {
             .await
             .expect("renewed again");
         keeper.abort();
+    }
+
+    #[tokio::test]
+    async fn no_error_of_the_store_is_a_loss() {
+        let store = Store::system();
+        let lease = Lease::new(Arc::new(store.member("a", TTL)), Arc::new(Armed::default()), None);
+        assert!(lease.acquire().await.expect("reachable"));
+        let hold = lease.hold().expect("acquired");
+        for outage in [Outage::Unreachable, Outage::Credentials, Outage::AnswersLost] {
+            store.set_outage(Some(outage));
+            lease.attempt(&hold, &mut None).await;
+            assert_eq!(lease.hold(), Some(hold));
+            assert!(lease.extend(Boottime::now()), "and consent counts");
+            lease.right.send_replace(Some(Right::Lease(hold)));
+        }
     }
 
     fn question(number: u64) -> Question {

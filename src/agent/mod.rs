@@ -6,6 +6,7 @@
 //! | loop ([`Agent::run`]) | signals, job ends, lock losses, postmaster states, DCS changes, requests, time | plans carried out, snapshots | a plan that says exit |
 //! | lease keeper ([`lease::Lease::keep`]) | hold, decision to keep | renewals, fence deadlines | the loop's end |
 //! | job ([`job`]) | one plan's job | its outcome | itself, or its token |
+//! | slots ([`slots`]) | changes of one turn | what failed | its last step, or the next job |
 //!
 //! An event only ever wakes the loop; what it means is seen by looking. So a lost event costs at most `loop_wait`.
 
@@ -19,17 +20,17 @@ mod jobs;
 pub mod lease;
 mod namesake;
 mod observe;
+mod orderly_stop;
 mod publish;
 mod reload;
 mod requests;
 pub mod signals;
+mod slots;
 pub mod start;
+mod stuck_senders;
+mod sync;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -210,10 +211,14 @@ pub struct Agent {
     reinit_wanted: Option<bool>,
     /// The copy that begins next is to be made by `pg_basebackup`, whatever the configured ways are.
     basebackup_only: bool,
-    slots_seen: BTreeMap<String, Boottime>,
+    slots: slots::Slots,
     system_id: Option<SystemId>,
     pending_restart: Map<String, Value>,
     scheduled_restart: Option<ScheduledRestart>,
+    /// The last record written for standbys to confirm.
+    sync_mark: Option<ha::sync::Mark>,
+    /// A write of `/sync`, perhaps our predecessor's, may still take place.
+    sync_unsure: bool,
     restart_replies: Vec<oneshot::Sender<RestartOutcome>>,
     touched: Option<(crate::model::MemberData, Boottime, String)>,
     announced: (Role, PgState),
@@ -240,6 +245,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             pending_restart: Map::new(),
             scheduled_restart: None,
             copies: handle::Copies::default(),
+            slots: Vec::new(),
         },
         dcs: None,
         dcs_last_seen_epoch_s: 0,
@@ -313,10 +319,12 @@ impl Agent {
             claim: None,
             reinit_wanted: None,
             basebackup_only: false,
-            slots_seen: BTreeMap::new(),
+            slots: slots::Slots::default(),
             system_id: None,
             pending_restart: Map::new(),
             scheduled_restart: None,
+            sync_mark: None,
+            sync_unsure: true,
             restart_replies: Vec::new(),
             touched: None,
             announced: (Role::Uninitialized, PgState::Stopped),
@@ -452,7 +460,10 @@ impl Agent {
         let quiet = |action: &ha::Action| {
             matches!(
                 action,
-                ha::Action::LeaderDuties | ha::Action::ProbePeers { .. } | ha::Action::ProbeLeader(_)
+                ha::Action::LeaderDuties
+                    | ha::Action::ProbePeers { .. }
+                    | ha::Action::ProbeLeader(_)
+                    | ha::Action::MarkSync(_)
             )
         };
         let shape: String = plan.because.chars().filter(|c| !c.is_ascii_digit()).collect();
@@ -497,20 +508,22 @@ impl Agent {
 
     /// What every turn ends with.
     async fn after(&mut self, view: &View, plan: &Plan, wait: Duration) {
+        if let DcsView::Known { cluster } = &view.dcs {
+            self.note_feedback(cluster);
+        }
         self.apply_dynamic().await;
         self.note_pending_restart();
         self.outlook = publish::outlook(view, Boottime::now());
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
+        if self.shutdown == Some(Shutdown::HandOver) && self.leaves_sync_duty() && self.is_sync_standby() {
+            // The leader is to see it while the job waits for that.
+            self.touch_member().await;
+        }
         if self.shutdown.is_none() && self.dcs_down_since.is_none() {
             self.touch_member().await;
-            if let DcsView::Known { cluster } = &view.dcs
-                && cluster
-                    .leader
-                    .as_ref()
-                    .is_some_and(|leader| leader.name != self.identity.member)
-            {
-                self.replica_slots(&Arc::clone(cluster)).await;
+            if let DcsView::Known { cluster } = &view.dcs {
+                Box::pin(self.tend_slots(cluster)).await;
             }
         }
     }
@@ -554,19 +567,12 @@ impl Agent {
         let Some(raw) = &cluster.config else { return };
         let dynamic = Dynamic::from_map(raw);
         self.config_version = cluster.config_version;
-        for promise in dynamic.unkept_promises() {
-            error!(
-                promise,
-                "the cluster's configuration asks for what this build does not do: replication stays asynchronous; take \
-                 it out of /config"
-            );
-        }
         let old = std::mem::replace(&mut self.dynamic, dynamic);
+        self.lease.set_fenced(!self.dynamic.pause);
         if old == self.dynamic {
             return;
         }
         self.unapplied = true;
-        self.lease.set_fenced(!self.dynamic.pause);
         if old.pause != self.dynamic.pause {
             let name = |paused| if paused { "paused" } else { "managed" };
             info!(
@@ -655,6 +661,7 @@ impl Agent {
         }
         match (&finished.job, &finished.outcome) {
             (Job::Bootstrap | Job::BootstrapStandby, _) => self.claim = None,
+            (Job::CopySlots { slots, .. }, Ok(())) => self.slots.copied(slots),
             (Job::Clone { .. } | Job::Restore, Ok(())) => self.copies.made += 1,
             (Job::Clone { .. } | Job::Restore, Err(_)) => self.copies.failed += 1,
             _ => {}

@@ -63,6 +63,8 @@ impl Agent {
             leader_probe: None,
             can_restore: self.instance.can_restore(&self.dynamic),
             failsafe: self.failsafe_sight(),
+            sync: self.sync_sight(),
+            missing_slots: self.slots.missing(),
             shutdown: self.shutdown,
             contained: self.guard.is_container(),
             memory: self.memory.clone(),
@@ -179,7 +181,14 @@ impl Agent {
         let job = self.jobs.view().map(|running| running.job);
         matches!(
             job,
-            Some(Job::Bootstrap | Job::BootstrapStandby | Job::Restore | Job::Clone { .. } | Job::Rewind(_))
+            Some(
+                Job::Bootstrap
+                    | Job::BootstrapStandby
+                    | Job::Restore
+                    | Job::Clone { .. }
+                    | Job::Rewind(_)
+                    | Job::CopySlots { .. }
+            )
         )
     }
 

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     clock::Boottime,
     ha::{self, Job, Local, View, why},
-    model::{Lsn, MemberData, PgState, Role, Timeline},
+    model::{Lsn, MemberData, PgState, Role, SyncKind, Timeline},
     postgres::{
         postmaster::State,
         query::{LocalView, WalSender, Where},
@@ -78,6 +78,7 @@ impl Agent {
                 pending_restart: self.pending_restart.clone(),
                 scheduled_restart: self.scheduled_restart.clone(),
                 copies: self.copies,
+                slots: self.retained_slots(),
             },
             dcs: self.last_cluster.as_ref().map(|seen| DcsView {
                 cluster: Arc::clone(&seen.cluster),
@@ -88,7 +89,11 @@ impl Agent {
             failsafe_until: self.failsafe_until(),
             next_run: now + next,
             dynamic: self.dynamic.clone(),
-            sync_mode: SyncMode::Off,
+            sync_mode: match ha::sync::kind(&self.dynamic) {
+                SyncKind::Off => SyncMode::Off,
+                SyncKind::On => SyncMode::Priority,
+                SyncKind::Quorum => SyncMode::Quorum,
+            },
             standby_cluster,
             outlook: self.outlook.clone(),
         }
@@ -133,7 +138,7 @@ impl Agent {
             state: snapshot.local.state,
             role: snapshot.local.role,
             version: WIRE_VERSION.to_owned(),
-            tags: self.identity.tags.published(),
+            tags: self.published_tags(),
             pause: self.dynamic.pause.then_some(true),
             ..MemberData::default()
         };
@@ -225,6 +230,7 @@ fn role_and_state(
         }
         (Some(Job::Rewind(_)), _) => PgState::Stopped,
         (Some(Job::Restart), _) => PgState::Restarting,
+        (Some(Job::CopySlots { .. }), Local::Down(_) | Local::Stopping { .. }) => PgState::Restarting,
         (Some(Job::Demote { .. }), Local::Running(_) | Local::Stopping { .. } | Local::Silent { .. }) => {
             PgState::Stopping
         }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clock::Boottime,
-    ha::{Job, Local, Source, Upstream, clone_source},
+    ha::{Job, Local, Source, Upstream, clone_source, heirs::Heirs},
     model::{MemberName, StatusKey},
 };
 
@@ -226,6 +226,7 @@ impl Agent {
             .as_ref()
             .map_or_else(StatusKey::default, |seen| seen.cluster.status.clone());
         let context = self.job_context(status, start_limit);
+        self.slots.pause();
         let what = job.clone();
         let begun = self
             .jobs
@@ -254,8 +255,11 @@ impl Agent {
                 .as_ref()
                 .and_then(|seen| seen.cluster.history.clone()),
             slots: self.slots_to_serve(),
+            final_advance: self.final_advance(),
             me: self.identity.member.clone(),
             successors: self.successors(),
+            heirs: Heirs::default(),
+            http: self.http.clone(),
             progress: self.progress.clone(),
             claim: self.claim,
             expected: self
@@ -264,6 +268,7 @@ impl Agent {
                 .and_then(|seen| seen.cluster.system_id()),
             basebackup_only: std::mem::take(&mut self.basebackup_only),
             start_limit,
+            leaves_sync: self.is_sync_standby(),
             hurried: self.hurried.clone(),
         }
     }

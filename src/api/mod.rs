@@ -6,6 +6,7 @@
 //! | `GET HEAD OPTIONS` anything below not listed | health check by path, see [`health::code`]; GET adds the status JSON |
 //! | `GET /liveness`, `/readiness` | probes, bare status |
 //! | `GET /patroni` | status JSON, at most a quarter of a second old |
+//! | `GET /slots` | replication slots of this member, whose they are and what WAL they hold back; not in Patroni |
 //! | `GET /cluster`, `/history` | from the DCS |
 //! | `GET PATCH PUT /config` | dynamic configuration |
 //! | `POST DELETE /switchover`, `POST /failover` | change of leader |
@@ -19,7 +20,7 @@
 //! | `access` | who may change something |
 //! | `failsafe` | what is promised to a primary without the DCS |
 //! | `routes`, `actions` | which handler; the ones that change something |
-//! | `health`, `render`, `cluster`, `switchover`, `restart`, `schedule` | pure: what to answer |
+//! | `health`, `render`, `slots`, `cluster`, `switchover`, `restart`, `schedule` | pure: what to answer |
 
 pub mod access;
 mod actions;
@@ -36,6 +37,7 @@ pub mod restart;
 mod routes;
 pub mod schedule;
 mod server;
+pub mod slots;
 pub mod switchover;
 
 use std::time::Duration;

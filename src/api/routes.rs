@@ -18,6 +18,7 @@ use super::{
     render,
     reply::{self, Reply},
     server::{Activity, Api},
+    slots,
     switchover::Action,
 };
 use crate::{clock::Boottime, model::Cluster, model::HistoryRow};
@@ -164,6 +165,10 @@ async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
         "patroni" => {
             let snapshot = api.handle.fresh(FRESH, FRESH_WITHIN).await;
             reply::object(200, &render::patroni(&snapshot, Boottime::now()))
+        }
+        "slots" => {
+            let snapshot = api.handle.fresh(FRESH, FRESH_WITHIN).await;
+            reply::object(200, &slots::to_json(&snapshot.local.slots))
         }
         "cluster" | "history" | "config" => show(api, segment).await,
         "failsafe" => failsafe::topology(&api.handle.current()).unwrap_or_else(Reply::from),

@@ -51,6 +51,8 @@ pub enum Command {
     Restart(RestartArgs),
     /// Throw a replica's data away and clone it again
     Reinit(ReinitArgs),
+    /// Show the replication slots, whose they are and how much WAL they hold back
+    Slots(SlotsArgs),
     /// Show when and why the cluster changed its timeline
     History(HistoryArgs),
     /// Show for every member whether it could lead now, and which rule says no
@@ -228,6 +230,16 @@ pub struct PromoteClusterArgs {
 /// `history`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct HistoryArgs {
+    /// Name of the cluster
+    pub cluster: Option<String>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `slots`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SlotsArgs {
     /// Name of the cluster
     pub cluster: Option<String>,
     /// Output format

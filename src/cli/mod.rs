@@ -12,6 +12,7 @@ mod config;
 mod lead;
 mod member_jobs;
 mod members;
+mod slots;
 mod source;
 mod standby;
 mod table;
@@ -31,7 +32,7 @@ use tokio::time::Instant;
 
 pub use args::{
     ClusterArg, Command, DemoteClusterArgs, FailoverArgs, HealthArgs, HistoryArgs, PromoteClusterArgs,
-    ReinitArgs, ReloadArgs, RestartArgs, RoleFilter, SwitchoverArgs, VersionArgs,
+    ReinitArgs, ReloadArgs, RestartArgs, RoleFilter, SlotsArgs, SwitchoverArgs, VersionArgs,
 };
 use members::{Look, Shape};
 use source::Source;
@@ -117,6 +118,7 @@ async fn run_with(command: Command, context: &Context, ui: &mut dyn Ui) -> anyho
         Command::Restart(args) => Box::pin(member_jobs::restart(context, ui, args)).await,
         Command::Reinit(args) => Box::pin(member_jobs::reinit(context, ui, args)).await,
         Command::Reload(args) => Box::pin(member_jobs::reload(context, ui, args)).await,
+        Command::Slots(args) => Box::pin(slots::slots(context, ui, &args)).await,
         Command::History(args) => history(context, ui, &args).await,
         Command::Why(args) => Box::pin(why::why(context, ui, &args)).await,
         Command::Version(args) => Box::pin(version(context, ui, args)).await,

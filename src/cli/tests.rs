@@ -75,6 +75,22 @@ async fn list_needs_nothing_but_the_command() {
 }
 
 #[tokio::test]
+async fn slots_are_asked_of_every_member() {
+    let world = world().await;
+    let (exit, shown) = world.run(typed("slots -f tsv"), &[]).await;
+    assert_eq!(exit, Ok(Exit::Ok));
+    let heading = "Member\tSlot\tType\tOwner\tActive\tWAL status\tRestart LSN\tRetained bytes";
+    assert!(shown.starts_with(heading), "{shown}");
+    world.server.store.put(
+        "members/n2",
+        r#"{"api_url":"http://127.0.0.1:1/patroni","state":"running","role":"replica"}"#,
+    );
+    let (exit, shown) = world.run(typed("slots demo"), &[]).await;
+    assert_eq!(exit, Ok(Exit::Failed), "a member that does not answer is missing");
+    assert!(shown.contains("n2: failed to get slots"), "{shown}");
+}
+
+#[tokio::test]
 async fn without_a_store_the_member_on_this_host_is_asked() {
     let mut world = world().await;
     world.context.dcs = None;

@@ -8,7 +8,7 @@ use super::{
     handover, leader,
     repair::{self, Fault},
     rewind::{self, Reach, Verdict},
-    standby, successor,
+    standby, successor, sync,
     view::{give_up, upstream},
 };
 use crate::{
@@ -80,7 +80,11 @@ fn ours(view: &View, cluster: &Cluster, memory: &Memory, down: &Down, now: Boott
             "the lock is ours, starting before promotion",
         )
     };
-    start(memory, start_as, because, now).keeping(true)
+    let mut plan = start(memory, start_as, because, now).keeping(true);
+    if plan.actions == [Action::Begin(Job::Start(StartAs::Primary))] {
+        plan.actions.splice(0..0, sync::before_start(view, cluster));
+    }
+    plan
 }
 
 /// Why another should lead rather than this postgres being started once more.

@@ -1,9 +1,10 @@
-//! Nobody holds the lock (contract: HA rules §2, §6.3, appendix B for asynchronous clusters).
+//! Nobody holds the lock (contract: HA rules §2, §6.3, appendix B).
 //!
 //! Safer than the contract in two places. A member never leads by itself with a timeline older than the
 //! cluster's, whatever `check_timeline` says, unless it has followed a leader since it was started. And after a cold
 //! start (nobody led since this agent started) it first waits for the other members the last leader knew, so that the
-//! newest data leads and not the fastest starter.
+//! newest data leads and not the fastest starter. In quorum mode the candidate of a switchover needs the votes as any
+//! other does: the request may have outlived a leader that had no time to hand over.
 
 use std::time::Duration;
 
@@ -14,11 +15,12 @@ use super::{
     failsafe,
     follow::{silent, stopped_replaying},
     standby,
+    sync::{self, Promise},
     view::upstream,
 };
 use crate::{
     clock::Boottime,
-    model::{Cluster, FailoverKey, Lsn, MemberName, PeerStatus, Timeline, slot_name},
+    model::{Cluster, FailoverKey, Lsn, MemberName, PeerStatus, SyncKind, Timeline, slot_name},
 };
 
 /// Answers of peers older than this are asked for again.
@@ -93,6 +95,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
             let mut actions = vec![Action::AcquireLock];
             // The leader of a cluster that follows another stays a replica.
             if view.dynamic.standby.is_none() {
+                actions.extend(sync::before_promotion(view, cluster));
                 actions.push(Action::Begin(Job::Promote));
             }
             if cluster.failover.is_some() {
@@ -153,6 +156,12 @@ fn running_primary(
             "the cluster has moved on to a later timeline",
         );
     }
+    if let Some(promise) = Promise::active(view, cluster)
+        && !promise.led_by(&view.me)
+    {
+        let because = format!("'{}' has taken synchronous replication over", promise.leader);
+        return view.demote(DemoteMode::ImmediateNoLock, now, because);
+    }
     Plan::act(
         "primary without the lock, and nobody holds it: taking it back",
         [Action::AcquireLock],
@@ -181,6 +190,7 @@ pub(super) fn former_primary(
         Ruling::Yes(because) => {
             let mut actions = vec![Action::AcquireLock];
             if view.dynamic.standby.is_none() {
+                actions.extend(sync::before_start(view, cluster));
                 actions.push(Action::Begin(Job::Start(StartAs::Primary)));
             }
             // Else the request that made us stop would make us stop again, for ever if its candidate cannot lead.
@@ -234,8 +244,16 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         return no("pre_promote refused the promotion, leaving the lock to others");
     }
-    if let Some(ruling) = by_failsafe(view, cluster, memory, now) {
+    if let Some(ruling) = by_failsafe(view, cluster, memory, candidate, now) {
         return ruling;
+    }
+    let promise = Promise::active(view, cluster);
+    if let Some(objection) = promise
+        .as_ref()
+        .and_then(|promise| not_promised(view, promise))
+        .filter(|_| !wanted)
+    {
+        return Ruling::No(objection);
     }
     match manual(view, cluster, memory, candidate, now) {
         Some(ruling) => ruling,
@@ -269,7 +287,13 @@ pub(super) fn candidacy(view: &View, cluster: &Cluster, now: Boottime) -> Result
 /// Whether some member may be primary without the DCS, for all this one can know (contract: HA rules §2, row 10). A
 /// switchover asked of a leader that is not there to answer changes nothing about that. A failover to this very member is
 /// a person's will; still nobody leads beside a primary that says it is one.
-fn by_failsafe(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Option<Ruling> {
+fn by_failsafe(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    candidate: Candidate,
+    now: Boottime,
+) -> Option<Ruling> {
     if failsafe::excluded(view, cluster) {
         if !forced(view, cluster) {
             return Some(Ruling::No(NOT_IN_FAILSAFE.to_owned()));
@@ -283,6 +307,10 @@ fn by_failsafe(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -
                 .map(Ruling::No),
         };
     }
+    if candidate.last_primary && candidate.timeline >= cluster.timeline() {
+        // The last primary of the cluster has promised nothing to a later one: there was none.
+        return None;
+    }
     let (name, left) = failsafe::young(view, cluster, memory, now)?;
     Some(Ruling::No(format!(
         "'{name}' may be primary without the DCS, with a promise this member gave before it was restarted: waiting {} s",
@@ -293,6 +321,16 @@ fn by_failsafe(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -
 /// A person wants exactly this member to lead, and names no leader that would have to hand over.
 pub(super) fn forced(view: &View, cluster: &Cluster) -> bool {
     named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover())
+}
+
+/// Why a member must not lead by itself although nobody is ahead of it (contract: HA rules §2, rows 8 and 11): it may
+/// lack what others have acknowledged. In quorum mode the votes tell.
+fn not_promised(view: &View, promise: &Promise) -> Option<String> {
+    let counted = sync::kind(&view.dynamic) == SyncKind::Quorum;
+    (!counted && !promise.voters.contains(&view.me)).then(|| {
+        let who = promise.voters.shown();
+        format!("not a synchronous standby: only {who} can be sure to have every acknowledged commit")
+    })
 }
 
 /// Not scheduled for later.
@@ -334,6 +372,18 @@ fn manual(view: &View, cluster: &Cluster, memory: &Memory, me: Candidate, now: B
         {
             return Some(refused);
         }
+        if let Some(promise) = Promise::active(view, cluster).filter(|_| request.is_switchover()) {
+            if !promise.voters.contains(&view.me) {
+                let because = "named as the candidate of a switchover, but no synchronous standby".to_owned();
+                return Some(Ruling::No(because));
+            }
+            if !promise.enough(&view.me, 0) {
+                return Some(match fresh_peers(view, cluster, now) {
+                    Ok(peers) => counted(view, &promise, me, peers),
+                    Err(ask) => ask,
+                });
+            }
+        }
         return Some(Ruling::Yes(
             "named as the candidate of a manual request".to_owned(),
         ));
@@ -354,7 +404,16 @@ fn manual(view: &View, cluster: &Cluster, memory: &Memory, me: Candidate, now: B
     };
     let able = match candidate {
         Some(name) => usable(peers.answers.get(name).and_then(Option::as_ref)),
-        None => peers.answers.values().any(|answer| usable(answer.as_ref())),
+        None => {
+            let promise = Promise::active(view, cluster);
+            let listed = |name| {
+                promise
+                    .as_ref()
+                    .is_none_or(|promise| promise.voters.contains(name))
+            };
+            let mut answers = peers.answers.iter();
+            answers.any(|(name, answer)| listed(name) && usable(answer.as_ref()))
+        }
     };
     able.then(|| Ruling::No("a manual request names another member, waiting for it".to_owned()))
 }
@@ -443,6 +502,8 @@ fn against_peers(
         Ok(peers) => peers,
         Err(ask) => return ask,
     };
+    let promise = Promise::active(view, cluster);
+    let promise = promise.as_ref();
     for (name, answer) in &peers.answers {
         let Some(peer) = answer.as_ref().filter(|peer| peer.can_lead()) else {
             continue;
@@ -450,13 +511,48 @@ fn against_peers(
         if let Some(objection) = still_primary(name, peer) {
             return Ruling::No(objection);
         }
-        if heard(view, cluster, memory, name, now)
-            && let Some(objection) = objection(view, memory, candidate, name, peer)
+        // What those who are not voters have more was never acknowledged because of them.
+        let counts = promise.is_none_or(|promise| promise.voters.contains(name));
+        if counts
+            && heard(view, cluster, memory, name, now)
+            && let Some(objection) = objection(view, memory, promise, candidate, name, peer)
         {
             return Ruling::No(objection);
         }
     }
-    Ruling::Yes("nobody leads and no reachable member is ahead".to_owned())
+    match promise {
+        Some(promise) => counted(view, promise, candidate, peers),
+        None => Ruling::Yes("nobody leads and no reachable member is ahead".to_owned()),
+    }
+}
+
+/// Whether those who have nothing more than we make up the quorum (contract: HA rules §2, "Quorum verdict"). The leader
+/// of `/sync` has everything it ever acknowledged.
+fn counted(view: &View, promise: &Promise, me: Candidate, peers: &Peers) -> Ruling {
+    let voter = |name: &MemberName| *name != view.me && promise.voters.contains(name);
+    let answers = peers.answers.iter().filter(|(name, _)| voter(name));
+    let (mut votes, mut ahead) = (0, false);
+    for (_, peer) in answers.filter_map(|(name, answer)| Some((name, answer.as_ref()?))) {
+        let behind = peer.timeline <= me.timeline && (peer.position <= me.position || !me.exact);
+        if behind && peer.in_recovery && peer.position > Lsn::INVALID {
+            votes += 1;
+        } else {
+            ahead |= !behind;
+        }
+    }
+    if promise.enough(&view.me, votes) {
+        return Ruling::Yes(match promise.quorum {
+            0 => "nobody leads and this synchronous standby has every acknowledged commit".to_owned(),
+            quorum => format!("nobody leads, {votes} votes, quorum {quorum}"),
+        });
+    }
+    if promise.led_by(&view.me) && !ahead {
+        return Ruling::Yes("nobody leads and this was the last primary".to_owned());
+    }
+    Ruling::No(format!(
+        "{votes} votes, but a quorum of {}: a member that does not answer may have more",
+        promise.quorum
+    ))
 }
 
 fn still_primary(name: &MemberName, peer: &PeerStatus) -> Option<String> {
@@ -478,6 +574,7 @@ fn heard(view: &View, cluster: &Cluster, memory: &Memory, name: &MemberName, now
 fn objection(
     view: &View,
     memory: &Memory,
+    promise: Option<&Promise>,
     me: Candidate,
     name: &MemberName,
     peer: &PeerStatus,
@@ -492,14 +589,16 @@ fn objection(
         return None;
     }
     if peer.timeline == me.timeline || peer.timeline == Timeline::UNKNOWN {
-        if peer.position > me.position {
+        // What the last primary has more nobody was told of.
+        let unacknowledged = promise.is_some_and(|promise| promise.led_by(name));
+        if peer.position > me.position && !unacknowledged {
             return Some(format!(
                 "'{name}' is ahead ({} against our {})",
                 peer.position, me.position
             ));
         }
         let preferred = peer.tags.failover_priority() > view.tags.failover_priority();
-        let former = me.last_primary || memory.last_leader.as_ref() == Some(name);
+        let former = me.last_primary || memory.last_leader.as_ref() == Some(name) || unacknowledged;
         if peer.position == me.position && preferred && !former {
             return Some(format!(
                 "'{name}' has the same position and a higher failover_priority"

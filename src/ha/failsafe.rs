@@ -24,7 +24,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{Action, DcsView, Memory, View, lease};
+use super::{Action, DcsView, Memory, Plan, View, lease};
 use crate::{
     clock::Boottime,
     model::{Cluster, MemberName, Version},
@@ -137,7 +137,9 @@ impl Known {
             return;
         };
         self.members = members(cluster.failsafe.as_ref());
-        if !cluster.is_leader(&view.me) {
+        // A lock that has run out in a store that can only be read is still nobody else's while our right counts.
+        let free = cluster.leader.is_none() && view.valid_hold(now).is_some();
+        if !cluster.is_leader(&view.me) && !free {
             // What was known in a former role does not count in the next.
             (self.ours, self.attempt) = (None, None);
             return;
@@ -307,6 +309,24 @@ fn addressees(view: &View, memory: &Memory) -> Result<Members, &'static str> {
         return Err("/failsafe does not name this member");
     }
     Ok(all)
+}
+
+/// A store that can be read and does not renew is no better than one that does not answer: a primary whose right is about
+/// to run out asks the others beside whatever else it does, and first.
+pub(super) fn beside(view: &View, memory: &Memory, mut plan: Plan, now: Boottime) -> Plan {
+    let Some(hold) = view
+        .valid_hold(now)
+        .filter(|_| view.local.may_write() && plan.keep_lock)
+    else {
+        return plan;
+    };
+    if now < hold.sent_at + usable(hold.ttl) * 2 / 3 {
+        return plan;
+    }
+    if let Ok(Some(of)) = ask(view, memory, now) {
+        plan.actions.insert(0, Action::AskConsent(of));
+    }
+    plan
 }
 
 /// The question to the others, once a third of the time that is left to a primary without renewals is over: early

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Action, Plan, View, successor};
+use super::{Action, Plan, View, successor, sync::Promise};
 use crate::{
     clock::Boottime,
     model::{Cluster, Lsn},
@@ -50,15 +50,20 @@ pub(super) fn requested(view: &View, cluster: &Cluster, position: Lsn, now: Boot
     if view.dynamic.pause && request.candidate.is_none() {
         return drop("paused: a switchover needs a candidate, dropping it".to_owned());
     }
-    let candidates = successor::candidates(view, cluster, request.candidate.as_ref());
+    let named = request.candidate.as_ref();
+    let promised = request.is_switchover() || named.is_none();
+    let candidates = successor::candidates(view, cluster, named, promised);
     if candidates.is_empty() {
-        return drop("a switchover has no member to switch to, dropping it".to_owned());
+        return drop(match Promise::active(view, cluster) {
+            Some(_) => "a switchover has no synchronous standby to switch to, dropping it".to_owned(),
+            None => "a switchover has no member to switch to, dropping it".to_owned(),
+        });
     }
     let peers = match successor::answers(view, &candidates, now) {
         Ok(peers) => peers,
         Err(ask) => return Some(Request::Ask(ask)),
     };
-    match successor::usable(view, cluster, position, &candidates, peers) {
+    match successor::usable(view, cluster, position, named, &candidates, peers) {
         Ok(name) => Some(Request::HandOver(match &request.candidate {
             Some(_) => format!("switchover to '{name}'"),
             None => format!("switchover, '{name}' can take over"),

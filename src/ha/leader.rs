@@ -6,6 +6,7 @@ use super::{
     Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View, election, failsafe,
     handover::{self, Request},
     lease, standby, successor,
+    sync::{self, Promise},
     view::give_up,
 };
 use crate::{clock::Boottime, model::Cluster};
@@ -88,6 +89,13 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if failsafe::excluded(view, cluster) && !election::forced(view, cluster) {
         return give_up(memory, now, election::NOT_IN_FAILSAFE);
     }
+    if let Some(promise) = Promise::active(view, cluster)
+        && !promise.voters.contains(&view.me)
+        && !election::forced(view, cluster)
+    {
+        let because = format!("no synchronous standby, only {} can lead", promise.voters.shown());
+        return give_up(memory, now, because);
+    }
     if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
         // Nothing was asked of postgres: it stays the replica it is.
         return give_up(memory, now, "pre_promote refused the promotion");
@@ -107,7 +115,8 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if let Some(left) = Memory::backoff(memory.promote_failures, now) {
         return Plan::wait("the promotion failed, waiting before the next attempt").again_in(left);
     }
-    let mut actions = vec![Action::Begin(Job::Promote)];
+    let mut actions = sync::before_promotion(view, cluster);
+    actions.push(Action::Begin(Job::Promote));
     if cluster.failover.is_some() {
         actions.push(Action::ClearFailover);
     }
@@ -126,7 +135,21 @@ fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if let Some(plan) = asked(view, cluster, running, now) {
         return plan;
     }
-    duties(view, cluster, memory, running, "the leader with the lock", now)
+    let due = handover::requested(view, cluster, running.position(), now);
+    let because = match due {
+        Some(Request::DueIn(_)) => "a scheduled switchover is due soon",
+        _ => "the leader with the lock",
+    };
+    let mut plan = duties(view, cluster, memory, running, because, now);
+    if let Some(Request::DueIn(left)) = due {
+        plan.again_in = Some(left);
+    }
+    let mut memory = plan.memory.take().unwrap_or_else(|| memory.clone());
+    if let Some(turn) = sync::turn(view, cluster, &memory.sync, now) {
+        with_sync(&mut plan, &mut memory, turn);
+    }
+    plan.memory = Some(memory);
+    plan
 }
 
 /// What only the leader writes, where it is missing or differs.
@@ -158,19 +181,28 @@ pub(super) fn duties(
     }
 }
 
-/// What people ask of a leader whose postgres answers.
+/// Clients may be waiting for what synchronous replication does next, so it comes first.
+fn with_sync(plan: &mut Plan, memory: &mut Memory, turn: sync::Turn) {
+    plan.actions.splice(0..0, turn.actions);
+    plan.again_in = Some(
+        plan.again_in
+            .map_or(turn.again_in, |wait| wait.min(turn.again_in)),
+    );
+    if let Some(because) = turn.because {
+        plan.because = because;
+    }
+    memory.sync = turn.seen;
+}
+
+/// What people ask of a leader whose postgres answers, if something is to be done about it now.
 pub(super) fn asked(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Option<Plan> {
-    Some(
-        match handover::requested(view, cluster, running.position(), now)? {
-            Request::Drop(why) => handover::dropped(why),
-            Request::Ask(ask) => handover::asking(ask),
-            Request::DueIn(left) => {
-                Plan::act("a scheduled switchover is due soon", [Action::LeaderDuties]).again_in(left)
-            }
-            Request::HandOver(because) => {
-                let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
-                Plan::begin(because, Job::Demote { mode, deadline })
-            }
-        },
-    )
+    match handover::requested(view, cluster, running.position(), now)? {
+        Request::Drop(why) => Some(handover::dropped(why)),
+        Request::Ask(ask) => Some(handover::asking(ask)),
+        Request::DueIn(_) => None,
+        Request::HandOver(because) => {
+            let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
+            Some(Plan::begin(because, Job::Demote { mode, deadline }))
+        }
+    }
 }

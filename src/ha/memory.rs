@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View, failsafe,
+    DcsView, DemoteMode, Failure, Finished, Job, Local, Standing, StartAs, Upstream, View, failsafe, sync,
 };
 use crate::{
     clock::Boottime,
@@ -14,6 +14,9 @@ use crate::{
 const REWINDS: u32 = 2;
 /// A copy that did not lead to streaming is not made again for this long: what is wrong is not the data.
 const CLONE_AGAIN: Duration = Duration::from_secs(3600);
+
+/// Logical slots that have stayed for this long were copied for good; until then each further copy waits longer.
+const COPIED_FOR_GOOD: Duration = Duration::from_secs(600);
 
 /// What one turn tells the next.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -52,6 +55,10 @@ pub struct Memory {
     pub clones: (u32, Boottime),
     /// Stops that failed in a row.
     pub stop_failures: u32,
+    /// First turn that missed a logical slot.
+    pub slots_missing_since: Option<Boottime>,
+    /// Attempts to copy logical slots since none was missing, and when the last ended.
+    pub slot_copies: (u32, Boottime),
     /// First turn that saw the postgres of the lock holder (us) not running.
     pub primary_down_since: Option<Boottime>,
     /// First turn that saw our replica not streaming although there is a leader.
@@ -72,6 +79,8 @@ pub struct Memory {
     pub paused: bool,
     /// What is known of `/failsafe`.
     pub failsafe: failsafe::Known,
+    /// Synchronous replication.
+    pub sync: sync::Seen,
 }
 
 impl Memory {
@@ -91,6 +100,7 @@ impl Memory {
         }
         memory.note_local(view, now);
         memory.failsafe.note(view, now);
+        memory.sync.note(view, now);
         memory
     }
 
@@ -108,6 +118,7 @@ impl Memory {
             // What failed with another leader, or in another role, says nothing about what comes now.
             if self.holder.replace(leader.name.clone()).is_some() {
                 self.forget_attempts();
+                self.slot_copies = (0, Boottime(0));
             }
         }
         let another = leader.name != view.me;
@@ -143,6 +154,11 @@ impl Memory {
     }
 
     fn note_local(&mut self, view: &View, now: Boottime) {
+        if view.missing_slots.is_empty() {
+            self.slots_missing_since = None;
+        } else {
+            self.slots_missing_since.get_or_insert(now);
+        }
         match &view.local {
             Local::Running(running) => {
                 self.owed = false;
@@ -158,6 +174,9 @@ impl Memory {
                 self.pointed_at = None;
                 if running.is_primary() {
                     self.promote_failures = (0, Boottime(0));
+                }
+                if view.missing_slots.is_empty() && now.since(self.slot_copies.1) >= COPIED_FOR_GOOD {
+                    self.slot_copies = (0, Boottime(0));
                 }
                 match running.standing {
                     Standing::Replica { streaming: false, .. } => {
@@ -224,6 +243,13 @@ impl Memory {
                     self.start_failures = (self.start_failures.0 + 1, now);
                     self.misconfigured = matches!(failure, Failure::Configuration(_));
                 }
+            }
+            Job::CopySlots { .. } => {
+                self.start_failures = (0, Boottime(0));
+                // What did not stop postgres can be tried again soon.
+                let not_yet = finished.outcome.as_ref().is_err_and(Failure::proves_nothing);
+                let attempts = self.slot_copies.0.saturating_add(1);
+                self.slot_copies = (if not_yet { attempts.min(2) } else { attempts }, now);
             }
             Job::Rewind(to) => {
                 self.compared_with = None;

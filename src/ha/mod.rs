@@ -14,8 +14,10 @@
 //! [`busy`] (a job runs), [`paused`] (a person works on it), [`stopping`] (shutdown asked for), [`standby`] (the cluster
 //! follows another). [`lease`] has the times everything is judged by, [`rewind`] the question
 //! whether a directory has diverged, [`repair`] what is done about it, [`history`] the rows of `/history`, [`successor`]
-//! the question whether another could lead, [`handover`] what people ask of a leader, [`memory`] what turns remember,
-//! [`why`] what a person may want to know.
+//! the question whether another could lead, [`sync`] whom commits wait for, [`handover`] what people ask of a leader,
+//! [`slots`] the replication slots to keep,
+//! [`heirs`] whether another has all that a stopped leader wrote, [`memory`] what turns remember, [`why`] what a person
+//! may want to know.
 //!
 //! A turn that needs to know more (positions of the peers, the leader's timeline) asks for it as an action and is
 //! called again with the answer in the view, so that a plan never leaves its executor a choice.
@@ -30,6 +32,7 @@ pub mod failsafe;
 mod failure;
 mod follow;
 mod handover;
+pub mod heirs;
 pub mod history;
 mod leader;
 pub mod lease;
@@ -38,9 +41,11 @@ mod paused;
 mod plan;
 mod repair;
 pub mod rewind;
+pub mod slots;
 mod standby;
 mod stopping;
 mod successor;
+pub mod sync;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -85,7 +90,8 @@ fn decide_now(view: &View, now: Boottime) -> Plan {
             paused::decide(view, cluster, &memory, now)
         }
         (DcsView::Known { cluster, .. }, None) => {
-            identity(view, cluster, now).unwrap_or_else(|| with_view(view, cluster, &memory, now))
+            let plan = identity(view, cluster, now).unwrap_or_else(|| with_view(view, cluster, &memory, now));
+            failsafe::beside(view, &memory, plan, now)
         }
     };
     plan.remembering(memory)
@@ -104,7 +110,12 @@ fn with_view(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> 
             match cluster.leader.as_ref().map(|leader| &leader.name) {
                 None => election::decide(view, cluster, memory, now),
                 Some(name) if *name == view.me => leader::decide(view, cluster, memory, now),
-                Some(_) => follow::decide(view, cluster, memory, now),
+                Some(_) => {
+                    let plan = follow::decide(view, cluster, memory, now);
+                    let idle = plan.actions.is_empty();
+                    let copy = idle.then(|| slots::due(view, cluster, memory, now)).flatten();
+                    copy.unwrap_or(plan)
+                }
             }
         }
     }

@@ -10,7 +10,9 @@
 
 use std::time::Duration;
 
-use super::{Action, DcsView, Down, Local, Memory, Plan, Running, View, down, election, follow, leader};
+use super::{
+    Action, DcsView, Down, Local, Memory, Plan, Running, View, down, election, follow, leader, sync::Promise,
+};
 use crate::{
     clock::Boottime,
     model::{Cluster, MemberName},
@@ -95,6 +97,9 @@ fn primary(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Pl
         // Contract: HA rules §2, row 4; identifiers that differ were sorted out before.
         None if cluster.initialize.as_deref() == Some("") => {
             Plan::wait("primary without the lock, and a bootstrap has not finished")
+        }
+        None if Promise::active(view, cluster).is_some_and(|promise| !promise.led_by(&view.me)) => {
+            Plan::wait("primary without the lock, and another has taken synchronous replication over")
         }
         None => Plan::act(
             "primary, and nobody holds the lock: taking it",

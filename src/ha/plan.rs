@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Memory, failsafe};
+use super::{Memory, failsafe, sync::StandbyNames};
 use crate::{
     clock::Boottime,
     exit::Exit,
-    model::{Lsn, MemberName, StandbyCluster, SystemId, Version},
+    model::{Lsn, MemberName, StandbyCluster, SyncKey, SystemId, Version},
 };
 
 /// Whose server a replica gets its data from.
@@ -79,9 +79,10 @@ pub enum StartAs {
 /// How a primary (or any postgres) is stopped (contract: HA rules §10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DemoteMode {
-    /// CHECKPOINT first, fast stop, lock released with the last position once postgres is down.
+    /// CHECKPOINT first, then as [`DemoteMode::Fast`].
     Graceful,
-    /// Fast stop, lock released once postgres is down.
+    /// Fast stop. The lock is released with the last position once postgres is down, or as soon as it cannot write any
+    /// more and a member that may lead has everything.
     Fast,
     /// Immediate stop, lock released once postgres is down.
     Immediate,
@@ -112,6 +113,13 @@ pub enum Job {
     },
     /// pg_rewind against the upstream.
     Rewind(Upstream),
+    /// Copy logical slots of the leader into the stopped replica; the next turn starts it again.
+    CopySlots {
+        /// The leader.
+        from: Upstream,
+        /// Their names.
+        slots: Vec<String>,
+    },
     /// Start postgres.
     Start(StartAs),
     /// Stop and start in the same role.
@@ -137,6 +145,7 @@ impl Job {
             Self::Restore => "restore",
             Self::Clone { .. } => "clone",
             Self::Rewind(_) => "rewind",
+            Self::CopySlots { .. } => "copy slots",
             Self::Start(_) => "start",
             Self::Restart => "restart",
             Self::Promote => "promote",
@@ -182,6 +191,14 @@ pub enum Action {
     /// Ask these members to accept this primary while the DCS does not answer, and go on asking until it does, or the
     /// right to lead ends. The right is extended as soon as all have accepted ([`failsafe::consent`]).
     AskConsent(failsafe::Members),
+    /// Write `/sync` if it still has the version given in the key.
+    WriteSync(SyncKey),
+    /// Remove `/sync` if it still has this version.
+    DeleteSync(Version),
+    /// Write `synchronous_standby_names` (`None`: the user's own) and reload a postgres that runs.
+    SetSyncNames(Option<StandbyNames>),
+    /// Write a record that standbys can be seen to have, while these names are in force.
+    MarkSync(StandbyNames),
     /// Point the running replica at another upstream (rewrite and reload).
     Follow(Option<Upstream>),
     /// Ask these members for their positions, then decide again. Vanished ones get less time.

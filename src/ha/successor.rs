@@ -3,10 +3,13 @@
 
 use std::time::Duration;
 
-use super::{Action, Peers, View};
+use super::{
+    Action, Peers, View,
+    sync::{self, Promise},
+};
 use crate::{
     clock::Boottime,
-    model::{Cluster, Lsn, Member, MemberName, PeerStatus},
+    model::{Cluster, Lsn, Member, MemberName, PeerStatus, SyncKind},
 };
 
 /// Answers of candidates older than this are asked for again.
@@ -14,25 +17,32 @@ const PEERS_FRESH: Duration = Duration::from_secs(2);
 
 /// A member that could take over from where the cluster is known to be; `Err`: ask this first.
 pub(super) fn find(view: &View, cluster: &Cluster, now: Boottime) -> Result<Option<MemberName>, Action> {
-    let candidates = candidates(view, cluster, None);
+    let candidates = candidates(view, cluster, None, true);
     if candidates.is_empty() {
         return Ok(None);
     }
     let peers = answers(view, &candidates, now)?;
-    Ok(usable(view, cluster, cluster.status.optime, &candidates, peers).ok())
+    let position = cluster.status.optime;
+    Ok(usable(view, cluster, position, None, &candidates, peers).ok())
 }
 
-/// Members that may lead by what they publish; only the named one if one is named.
+/// Members that may lead by what they publish; only the named one if one is named. In a synchronous mode those who are
+/// sure to have everything, unless a person wants another (`promised` is false).
 pub(super) fn candidates<'a>(
     view: &View,
     cluster: &'a Cluster,
     named: Option<&MemberName>,
+    promised: bool,
 ) -> Vec<&'a Member> {
+    let promise = Promise::active(view, cluster).filter(|_| promised);
     let wanted = |m: &&Member| {
         m.name != view.me
             && !m.data.api_url.is_empty()
             && !m.tags().nofailover()
             && named.is_none_or(|name| *name == m.name)
+            && promise
+                .as_ref()
+                .is_none_or(|promise| promise.voters.contains(&m.name))
     };
     cluster.members.iter().filter(wanted).collect()
 }
@@ -56,25 +66,40 @@ pub(super) fn answers<'a>(
         })
 }
 
-/// The first candidate that can take over at `position`, or why none can.
+/// The first candidate that can take over at `position`, or why none can. In quorum mode so many of them must be able to
+/// that one of them gets the votes, unless one is named.
 pub(super) fn usable(
     view: &View,
     cluster: &Cluster,
     position: Lsn,
+    named: Option<&MemberName>,
     candidates: &[&Member],
     peers: &Peers,
 ) -> Result<MemberName, String> {
     let mut reasons = Vec::new();
+    let mut able: Vec<&Member> = Vec::new();
     for member in candidates {
         match peers.answers.get(&member.name).and_then(Option::as_ref) {
             None => reasons.push(format!("'{}' does not answer", member.name)),
             Some(peer) => match unfit(view, cluster, position, peer) {
-                None => return Ok(member.name.clone()),
+                None => able.push(member),
                 Some(why) => reasons.push(format!("'{}' {why}", member.name)),
             },
         }
     }
-    Err(reasons.join(", "))
+    let Some(first) = able.first() else {
+        return Err(reasons.join(", "));
+    };
+    let quorum = Promise::active(view, cluster).map_or(0, |promise| promise.quorum);
+    let counted = named.is_none() && sync::kind(&view.dynamic) == SyncKind::Quorum;
+    if counted && able.len() <= quorum {
+        reasons.push(format!(
+            "{} can take over, and a quorum of {quorum} is needed besides one",
+            able.len()
+        ));
+        return Err(reasons.join(", "));
+    }
+    Ok(first.name.clone())
 }
 
 fn unfit(view: &View, cluster: &Cluster, position: Lsn, peer: &PeerStatus) -> Option<String> {

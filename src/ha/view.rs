@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Source, Upstream, failsafe, lease};
+use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Source, Upstream, failsafe, lease, sync};
 use crate::{
     clock::Boottime,
     dcs::Hold,
@@ -303,6 +303,10 @@ pub struct View {
     pub can_restore: bool,
     /// What failsafe mode adds to what can be seen.
     pub failsafe: failsafe::Sight,
+    /// Synchronous replication, as a running primary sees it.
+    pub sync: Option<sync::Sight>,
+    /// Permanent logical slots of the leader that this replica does not have.
+    pub missing_slots: Vec<String>,
     /// Asked to stop.
     pub shutdown: Option<Shutdown>,
     /// Nothing outlives this process: it is a container's.
@@ -348,13 +352,17 @@ impl View {
     }
 
     /// Upper bound for a planned hand-over. A person asked for it and the lock is kept: there is no hurry that would be
-    /// worth a crash recovery.
+    /// worth a crash recovery. It bounds what comes before the shutdown checkpoint; what PostgreSQL waits for after it
+    /// (receivers, the archiver) has its own, far shorter bounds and no say in when the lock goes.
     #[must_use]
     pub(super) fn hand_over_timeout(&self) -> Duration {
         self.dynamic.primary_stop_timeout.max(HAND_OVER_TIMEOUT)
     }
 
-    /// Upper bound for an orderly stop.
+    /// Upper bound for an orderly stop: fast for six tenths of it, then immediate, then SIGKILL. Stricter than the
+    /// contract (HA rules §10), where a stop has a bound only in synchronous mode and with `primary_stop_timeout` above
+    /// zero: here every stop has one, and the setting replaces the default in every mode. Whoever sets more than eight
+    /// seconds gives the container more than Docker's ten.
     #[must_use]
     pub const fn stop_timeout(&self) -> Duration {
         if self.dynamic.primary_stop_timeout.is_zero() {

@@ -82,6 +82,16 @@ impl SyncKey {
         }
     }
 
+    /// As stored: names sorted, `null` for none (contract: DCS layout §2).
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut names: Vec<&str> = self.standbys.iter().map(MemberName::as_str).collect();
+        names.sort_unstable();
+        let standbys = (!names.is_empty()).then(|| names.join(","));
+        let leader = self.leader.as_ref().map(MemberName::as_str);
+        serde_json::json!({"leader": leader, "quorum": self.quorum, "sync_standby": standbys}).to_string()
+    }
+
     /// Whether `name` is among the standbys.
     #[must_use]
     pub fn has_standby(&self, name: &MemberName) -> bool {
@@ -256,6 +266,27 @@ mod tests {
         assert_eq!(cluster.failover, None);
         assert_eq!(cluster.failover_version, Some(Version(9)));
         assert_eq!(cluster.status.optime, Lsn(7));
+    }
+
+    #[test]
+    fn the_sync_key_is_written_as_it_is_read() {
+        for (names, text) in [
+            (
+                &["b", "a"][..],
+                r#"{"leader":"n1","quorum":1,"sync_standby":"a,b"}"#,
+            ),
+            (&[], r#"{"leader":"n1","quorum":1,"sync_standby":null}"#),
+        ] {
+            let key = SyncKey {
+                leader: Some("n1".into()),
+                quorum: 1,
+                standbys: names.iter().map(|name| MemberName::from(*name)).collect(),
+                version: None,
+            };
+            assert_eq!(key.to_json(), text);
+            let read = Cluster::from_entries(&entries(&[("sync", text)])).sync;
+            assert_eq!((read.to_json().as_str(), read.leader), (text, key.leader));
+        }
     }
 
     #[test]

@@ -54,17 +54,11 @@ pub fn expand(archive_command: &str, segment: &str) -> String {
     text
 }
 
-/// Runs the archive command of a stopped instance for every file marked `.ready`, oldest first, and marks it
-/// `.done`; returns how many.
+/// Names of the files marked `.ready`, oldest first: what the archiver has not archived yet.
 ///
 /// # Errors
-/// The first file that fails ends it.
-pub async fn archive_ready(
-    data_dir: &Path,
-    archive_command: &str,
-    identity: Option<(u32, u32)>,
-    cancel: &CancellationToken,
-) -> Result<usize, Error> {
+/// The folder exists and cannot be read.
+pub fn ready(data_dir: &Path) -> Result<Vec<String>, Error> {
     let status = data_dir.join("pg_wal/archive_status");
     let mut segments = Vec::new();
     for entry in optional("list", &status, fs::read_dir(&status))?
@@ -78,6 +72,22 @@ pub async fn archive_ready(
         segments.extend(segment.filter(plain).map(str::to_owned));
     }
     segments.sort();
+    Ok(segments)
+}
+
+/// Runs the archive command of a stopped instance for every file marked `.ready`, oldest first, and marks it
+/// `.done`; returns how many.
+///
+/// # Errors
+/// The first file that fails ends it.
+pub async fn archive_ready(
+    data_dir: &Path,
+    archive_command: &str,
+    identity: Option<(u32, u32)>,
+    cancel: &CancellationToken,
+) -> Result<usize, Error> {
+    let status = data_dir.join("pg_wal/archive_status");
+    let segments = ready(data_dir)?;
     for segment in &segments {
         let command = Command::new("sh").arg("-c").arg(expand(archive_command, segment));
         let command = command.cwd(data_dir).identity(identity).deadline(DEADLINE);

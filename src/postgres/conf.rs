@@ -45,6 +45,8 @@ pub struct Input<'a> {
     pub forced: &'a [(&'a str, String)],
     /// What the installed server knows; [`Known::default`] when it was not asked.
     pub known: &'a Known,
+    /// Default of `max_slot_wal_keep_size`; `None`: PostgreSQL's own.
+    pub slot_wal_limit: Option<String>,
     /// The data directory's control file when a replica is about to start: some values must not be lower there.
     pub replica_of: Option<&'a ControlData>,
 }
@@ -107,6 +109,10 @@ pub fn effective(input: &Input<'_>) -> Effective {
     let mut result = Effective::default();
     for (name, value) in DEFAULTS {
         result.parameters.insert((*name).to_owned(), (*value).to_owned());
+    }
+    if let Some(limit) = &input.slot_wal_limit {
+        let name = "max_slot_wal_keep_size".to_owned();
+        result.parameters.insert(name, limit.clone());
     }
     if let Some(dir) = input.socket_dir {
         result
@@ -328,7 +334,17 @@ mod tests {
         known: &Known,
         control: Option<&ControlData>,
     ) -> Effective {
-        effective(&Input {
+        effective(&input(major, dynamic, local, known, control))
+    }
+
+    fn input<'a>(
+        major: u16,
+        dynamic: &'a Map<String, Value>,
+        local: &'a Map<String, Value>,
+        known: &'a Known,
+        control: Option<&'a ControlData>,
+    ) -> Input<'a> {
+        Input {
             major: Major(major),
             scope: "demo",
             listen_addresses: "*",
@@ -337,9 +353,10 @@ mod tests {
             dynamic,
             local,
             forced: &[],
+            slot_wal_limit: None,
             known,
             replica_of: control,
-        })
+        }
     }
 
     #[track_caller]
@@ -506,6 +523,25 @@ mod tests {
             None,
         );
         assert_eq!(value(&newer, "scram_iterations"), "1");
+    }
+
+    #[test]
+    fn what_slots_may_hold_back_is_the_users_to_say() {
+        let (known, none) = (Known::default(), Map::new());
+        let limit = |dynamic: Value, local: Value| {
+            let (dynamic, local) = (map(dynamic), map(local));
+            let effective = effective(&Input {
+                slot_wal_limit: Some("512MB".into()),
+                dynamic: &dynamic,
+                local: &local,
+                ..input(15, &none, &none, &known, None)
+            });
+            value(&effective, "max_slot_wal_keep_size")
+        };
+        assert_eq!(limit(json!({}), json!({})), "512MB");
+        assert_eq!(limit(json!({"max_slot_wal_keep_size": "9GB"}), json!({})), "9GB");
+        assert_eq!(limit(json!({}), json!({"max_slot_wal_keep_size": -1})), "-1");
+        assert_eq!(limit(json!({"max_slot_wal_keep_size": null}), json!({})), "");
     }
 
     #[test]

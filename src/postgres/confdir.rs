@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     files::{self, Error, at, file_mode, neighbour, optional, write_if_changed},
-    recovery::strip_recovery_settings,
+    recovery::strip_settings,
 };
 
 /// First line of every file written here.
@@ -125,10 +125,10 @@ impl ConfDir {
     ///
     /// # Errors
     /// The file cannot be read or written.
-    pub fn strip_auto_conf(&self) -> Result<bool, Error> {
+    pub fn strip_auto_conf(&self, also: &[&str]) -> Result<bool, Error> {
         let path = self.data_dir.join("postgresql.auto.conf");
         let text = optional("read", &path, fs::read_to_string(&path))?.unwrap_or_default();
-        match strip_recovery_settings(&text) {
+        match strip_settings(&text, also) {
             Some(stripped) => self.write(&path, &stripped),
             None => Ok(false),
         }
@@ -325,16 +325,16 @@ mod tests {
     #[test]
     fn alter_system_is_cleaned() {
         let (dir, conf) = conf_dir();
-        assert!(!conf.strip_auto_conf().expect("absent is fine"));
+        assert!(!conf.strip_auto_conf(&[]).expect("absent is fine"));
         fs::write(
             dir.path().join("postgresql.auto.conf"),
             "primary_conninfo = 'x'\nwork_mem = '1MB'\n",
         )
         .expect("file");
-        assert!(conf.strip_auto_conf().expect("cleaned"));
-        assert_eq!(
-            text(&dir.path().join("postgresql.auto.conf")),
-            "work_mem = '1MB'\n"
-        );
+        let left = || text(&dir.path().join("postgresql.auto.conf"));
+        assert!(conf.strip_auto_conf(&[]).expect("cleaned"));
+        assert_eq!(left(), "work_mem = '1MB'\n");
+        assert!(conf.strip_auto_conf(&["work_mem"]).expect("cleaned"));
+        assert_eq!(left(), "");
     }
 }

@@ -29,6 +29,35 @@ pub fn quote(value: &str) -> String {
     text
 }
 
+/// The value of a parameter in a file written with [`quote`]; the last one counts.
+#[must_use]
+pub fn value_in(text: &str, name: &str) -> Option<String> {
+    let value = |line: &str| {
+        let (given, value) = line.split_once('=')?;
+        let quoted = value.trim().strip_prefix('\'')?.strip_suffix('\'')?;
+        given.trim().eq_ignore_ascii_case(name).then(|| unquote(quoted))
+    };
+    text.lines().rev().find_map(value)
+}
+
+fn unquote(quoted: &str) -> String {
+    let mut text = String::with_capacity(quoted.len());
+    let mut chars = quoted.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            // The second of a pair.
+            '\'' => text.extend(chars.next()),
+            '\\' => match chars.next() {
+                Some('n') => text.push('\n'),
+                Some('r') => text.push('\r'),
+                other => text.extend(other),
+            },
+            c => text.push(c),
+        }
+    }
+    text
+}
+
 /// A parameter name: identifiers joined by dots, as the configuration file's grammar wants them.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
@@ -224,6 +253,16 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_is_read_back_as_it_was_written() {
+        for value in ["", "a", "2 (a,\"B\")", "it's \\ two\nlines\r"] {
+            let text = format!("x = 'y'\nn = 'old'\n#n = 'no'\nn = {}\nm = 1\n", quote(value));
+            assert_eq!(value_in(&text, "N").as_deref(), Some(value));
+        }
+        assert_eq!(value_in("n = on\n", "n"), None);
+        assert_eq!(value_in("nn = 'x'\n", "n"), None);
+    }
     use serde_json::json;
 
     #[test]

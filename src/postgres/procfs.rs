@@ -13,6 +13,8 @@ pub(super) struct Stat {
     pub(super) comm: String,
     /// State letter; `Z` and `X` are dead.
     pub(super) state: char,
+    /// Its parent.
+    pub(super) parent: i32,
     /// Session id: the pid of the process that called `setsid`.
     pub(super) session: i32,
     /// Start of the process in clock ticks since boot. With the pid it names a process for good.
@@ -33,6 +35,7 @@ impl Stat {
         Some(Self {
             comm,
             state: fields.first()?.chars().next()?,
+            parent: fields.get(1)?.parse().ok()?,
             session: fields.get(3)?.parse().ok()?,
             start_ticks: fields.get(19)?.parse().ok()?,
         })

@@ -198,19 +198,20 @@ fn milliseconds(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
-/// `postgresql.auto.conf` without recovery settings; `None` when there is nothing to remove. ALTER SYSTEM must not
-/// decide whom a replica follows.
+/// `postgresql.auto.conf` without recovery settings and these others; `None` when there is nothing to remove. ALTER
+/// SYSTEM must not decide whom a replica follows.
 #[must_use]
-pub fn strip_recovery_settings(auto_conf: &str) -> Option<String> {
-    let is_recovery = |line: &&str| {
+pub fn strip_settings(auto_conf: &str, also: &[&str]) -> Option<String> {
+    let is_ours = |line: &&str| {
         let name = line
             .trim_start()
             .split(|c: char| c == '=' || c.is_whitespace())
             .next()
             .unwrap_or_default();
-        RECOVERY_PARAMETERS.contains(&name.to_ascii_lowercase().as_str())
+        let name = name.to_ascii_lowercase();
+        RECOVERY_PARAMETERS.contains(&name.as_str()) || also.contains(&name.as_str())
     };
-    let kept: Vec<&str> = auto_conf.lines().filter(|line| !is_recovery(line)).collect();
+    let kept: Vec<&str> = auto_conf.lines().filter(|line| !is_ours(line)).collect();
     (kept.len() != auto_conf.lines().count()).then(|| kept.iter().map(|line| format!("{line}\n")).collect())
 }
 
@@ -316,10 +317,10 @@ mod tests {
     fn alter_system_cannot_steer_a_replica() {
         let text = "# Do not edit\nwork_mem = '1MB'\nPRIMARY_CONNINFO = 'host=evil'\n  restore_command='x'\n";
         assert_eq!(
-            strip_recovery_settings(text).as_deref(),
+            strip_settings(text, &[]).as_deref(),
             Some("# Do not edit\nwork_mem = '1MB'\n")
         );
-        assert_eq!(strip_recovery_settings("work_mem = '1MB'\n"), None);
-        assert_eq!(strip_recovery_settings(""), None);
+        assert_eq!(strip_settings("work_mem = '1MB'\n", &[]), None);
+        assert_eq!(strip_settings("", &[]), None);
     }
 }

@@ -25,6 +25,8 @@ pub struct Record {
     pub total_bytes: u64,
     /// Where it starts.
     pub lsn: Lsn,
+    /// Where the record before it starts.
+    pub prev: Lsn,
     /// What it is, e.g. `CHECKPOINT_SHUTDOWN redo …`.
     pub description: String,
 }
@@ -88,14 +90,30 @@ pub fn parse_line(line: &str) -> Option<Record> {
     let (lengths, rest) = rest.split_once(", tx:")?;
     let total_bytes = lengths.split_once('/')?.1.trim().parse().ok()?;
     let (_, rest) = rest.split_once("lsn:")?;
-    let (lsn, rest) = rest.split_once(',')?;
+    let (lsn, rest) = rest.split_once(", prev")?;
+    let (prev, rest) = rest.split_once(',')?;
     let (_, description) = rest.split_once("desc:")?;
     Some(Record {
         rmgr: rmgr.trim().to_owned(),
         total_bytes,
         lsn: lsn.trim().parse().ok()?,
+        prev: prev.trim().parse().ok()?,
         description: description.trim().to_owned(),
     })
+}
+
+impl Record {
+    /// The rest of its segment was left unused.
+    #[must_use]
+    pub fn is_switch(&self) -> bool {
+        self.rmgr == "XLOG" && self.description.starts_with("SWITCH")
+    }
+}
+
+/// Whether a record that starts here may follow a switch of the WAL segment: it is the first of its segment.
+#[must_use]
+pub const fn is_first(start: Lsn, wal_segment_bytes: u64) -> bool {
+    wal_segment_bytes > LONG_HEADER && start.0 % wal_segment_bytes == LONG_HEADER
 }
 
 /// Where a record ends, as PostgreSQL counts it (`EndRecPtr` in `xlogreader.c`): its bytes, padded to a multiple of
@@ -147,9 +165,13 @@ mod tests {
         let line = "rmgr: XLOG        len (rec/tot):    114/   114, tx:          0, lsn: 0/01752D40, prev 0/01752D10, desc: CHECKPOINT_SHUTDOWN redo 0/1752D40; tli 1; shutdown";
         let record = parse_line(line).expect("a record");
         assert_eq!(
-            (record.rmgr.as_str(), record.total_bytes, record.lsn),
-            ("XLOG", 114, Lsn(0x175_2D40))
+            (record.rmgr.as_str(), record.total_bytes, record.lsn, record.prev),
+            ("XLOG", 114, Lsn(0x175_2D40), Lsn(0x175_2D10))
         );
+        assert!(!record.is_switch());
+        let switch = "rmgr: XLOG        len (rec/tot):     24/    24, tx:          0, lsn: 0/030000D8, prev 0/030000A0, desc: SWITCH ";
+        assert!(parse_line(switch).expect("a record").is_switch());
+        assert!(is_first(Lsn(0x400_0028), SEGMENT) && !is_first(Lsn(0x400_00A0), SEGMENT));
         assert!(record.description.starts_with("CHECKPOINT_SHUTDOWN"));
         for line in [
             "",

@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
+    sync::atomic::Ordering,
 };
 
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Instance, chain, lock, settings::Account};
+use super::{Instance, chain, lock, settings::Account, sync_names::PARAMETER};
 use crate::{
     ha::{StartAs, Upstream},
     model::{ControlData, Dynamic, StandbyCluster},
@@ -19,6 +20,7 @@ use crate::{
         conninfo::Conninfo,
         files, hba, listen, pgpass,
         recovery::{Follow, Recovery, recovery_settings},
+        replslot, walvolume,
     },
 };
 
@@ -36,7 +38,9 @@ impl Instance {
         control: Option<&ControlData>,
     ) -> Result<Vec<String>, String> {
         let replica = matches!(start_as, StartAs::Replica(_));
-        let mut effective = self.effective(dynamic, control.filter(|_| replica));
+        let sync_names = self.forced_sync_names(start_as, dynamic);
+        let ours = sync_names.is_some();
+        let mut effective = self.effective(dynamic, control.filter(|_| replica), sync_names);
         for warning in &effective.warnings {
             warn!(
                 parameter = warning.name,
@@ -53,12 +57,12 @@ impl Instance {
         let prepared = conf.adopt_base().and_then(|()| conf.restore_missing());
         prepared.map_err(|error| chain(&error))?;
         // On the heap: this is part of the future of every turn of the loop.
-        let checked = Box::pin(self.checked(&mut effective, recovery.as_ref())).await?;
+        let checked = Box::pin(self.checked(&mut effective, recovery.as_ref(), ours)).await?;
         if let Some(text) = checked {
             conf.write(&conf.main(), &text).map_err(|error| chain(&error))?;
             lock(&self.written).clone_from(&effective.parameters);
         }
-        self.write_others(dynamic).map_err(|error| chain(&error))?;
+        self.write_others(dynamic, ours).map_err(|error| chain(&error))?;
         conf.set_standby(replica).map_err(|error| chain(&error))?;
         let args = self.arguments(&effective);
         *lock(&self.raised) = effective.pending_restart;
@@ -67,7 +71,7 @@ impl Instance {
 
     /// Arguments of a postmaster with this configuration, without writing anything.
     pub(super) fn arguments_now(&self, dynamic: &Dynamic) -> Vec<String> {
-        self.arguments(&self.effective(dynamic, None))
+        self.arguments(&self.effective(dynamic, None, None))
     }
 
     /// Writes everything the first postmaster of a restored cluster reads: recovery as told, nobody but us let in.
@@ -79,7 +83,8 @@ impl Instance {
         dynamic: &Dynamic,
         control: &ControlData,
     ) -> Result<Vec<String>, String> {
-        let mut effective = self.effective(dynamic, Some(control));
+        // What the backup's cluster waited for is not here.
+        let mut effective = self.effective(dynamic, Some(control), Some(String::new()));
         if recovery.is_some() || own_recovery {
             // Its primary may have had larger settings, which do not matter where nobody can read before the end.
             effective
@@ -89,7 +94,7 @@ impl Instance {
         let conf = self.conf();
         let prepared = conf.adopt_base().and_then(|()| conf.restore_missing());
         prepared.map_err(|error| chain(&error))?;
-        let checked = Box::pin(self.checked(&mut effective, recovery)).await?;
+        let checked = Box::pin(self.checked(&mut effective, recovery, true)).await?;
         if let Some(text) = checked {
             conf.write(&conf.main(), &text).map_err(|error| chain(&error))?;
         }
@@ -100,7 +105,7 @@ impl Instance {
             if own_recovery {
                 Ok(false)
             } else {
-                conf.strip_auto_conf()
+                conf.strip_auto_conf(&[PARAMETER])
             }
         });
         written.map_err(|error| chain(&error))?;
@@ -135,12 +140,13 @@ impl Instance {
         &self,
         effective: &mut Effective,
         recovery: Option<&Recovery>,
+        sync_names: bool,
     ) -> Result<Option<String>, String> {
         let main = self.conf().main();
         let candidate = files::neighbour(&main, ".check");
         for _ in 0..CORRECTIONS_MAX {
             let text = self.render(effective, recovery);
-            let fingerprint = fingerprint(&effective.parameters, recovery);
+            let fingerprint = fingerprint(&effective.parameters, recovery, sync_names);
             if lock(&self.accepted).contains(&fingerprint) {
                 return Ok(Some(text));
             }
@@ -228,7 +234,7 @@ impl Instance {
         }
     }
 
-    fn write_others(&self, dynamic: &Dynamic) -> Result<(), files::Error> {
+    fn write_others(&self, dynamic: &Dynamic, sync_names: bool) -> Result<(), files::Error> {
         let conf = self.conf();
         if let Some(text) = hba::render(&self.hba_lines(dynamic)) {
             conf.write(&conf.hba(), &text)?;
@@ -236,10 +242,19 @@ impl Instance {
         if let Some(text) = hba::render(&self.ident_lines(dynamic)) {
             conf.write(&conf.ident(), &text)?;
         }
-        conf.strip_auto_conf().map(drop)
+        // ALTER SYSTEM must not decide whom commits wait for either.
+        let also: &[&str] = if sync_names { &[PARAMETER] } else { &[] };
+        conf.strip_auto_conf(also).map(drop)
     }
 
-    fn effective(&self, dynamic: &Dynamic, control: Option<&ControlData>) -> Effective {
+    fn effective(
+        &self,
+        dynamic: &Dynamic,
+        control: Option<&ControlData>,
+        sync_names: Option<String>,
+    ) -> Effective {
+        let mut forced = self.forced();
+        forced.extend(sync_names.map(|names| (PARAMETER, names)));
         let settings = self.settings();
         let empty = Map::new();
         let parameters = dynamic
@@ -256,10 +271,36 @@ impl Instance {
             socket_dir: Some(&socket_dir),
             dynamic: parameters,
             local: &settings.parameters,
-            forced: &[],
+            forced: &forced,
+            slot_wal_limit: self.slot_wal_limit(),
             known: &self.known,
             replica_of: control,
         })
+    }
+
+    /// What the HA logic insists on.
+    fn forced(&self) -> Vec<(&'static str, String)> {
+        let feedback = self.feedback.load(Ordering::Relaxed);
+        // With a lower level PostgreSQL does not start as long as there are logical slots, whoever made them.
+        let decodes = replslot::read_all(self.data_dir())
+            .iter()
+            .any(|slot| slot.logical);
+        let wanted = [
+            (feedback, "hot_standby_feedback", "on"),
+            (decodes, "wal_level", "logical"),
+        ];
+        let forced = wanted.into_iter().filter(|(forced, ..)| *forced);
+        forced.map(|(_, name, value)| (name, value.to_owned())).collect()
+    }
+
+    /// What slots may hold back, unless the user's own configuration file says it.
+    fn slot_wal_limit(&self) -> Option<String> {
+        let conf = self.conf();
+        let included = conf.custom_conf.clone().unwrap_or_else(|| conf.base());
+        let given = std::fs::read_to_string(included)
+            .is_ok_and(|text| walvolume::mentions(&text, "max_slot_wal_keep_size"));
+        let size = walvolume::size(self.data_dir()).filter(|_| !given)?;
+        walvolume::slot_wal_limit(size)
     }
 
     fn hba_lines(&self, dynamic: &Dynamic) -> Vec<String> {
@@ -384,10 +425,13 @@ fn recovery_conf(dynamic: &Dynamic, local: &Map<String, Value>) -> Map<String, V
     shared.into_iter().flatten().chain(local).map(lower).collect()
 }
 
-/// What the check judges: everything that is not made by ourselves.
-fn fingerprint(parameters: &BTreeMap<String, String>, recovery: Option<&Recovery>) -> u64 {
+/// What the check judges: everything that is not made by ourselves, as `sync_names` says of those names.
+fn fingerprint(parameters: &BTreeMap<String, String>, recovery: Option<&Recovery>, sync_names: bool) -> u64 {
     let mut hasher = DefaultHasher::new();
-    parameters.hash(&mut hasher);
+    let judged = |(name, _): &(&String, &String)| !(sync_names && *name == PARAMETER);
+    for parameter in parameters.iter().filter(judged) {
+        parameter.hash(&mut hasher);
+    }
     let settings = recovery.into_iter().flat_map(|recovery| &recovery.settings);
     for setting in settings.filter(|(name, _)| !name.starts_with("primary_")) {
         setting.hash(&mut hasher);
@@ -481,8 +525,11 @@ mod tests {
             standby: true,
             settings: parameters(&[("primary_conninfo", conninfo), ("restore_command", command)]),
         };
-        let of = |recovery: &Recovery| fingerprint(&parameters(&[("a", "b")]), Some(recovery));
+        let of = |recovery: &Recovery| fingerprint(&parameters(&[("a", "b")]), Some(recovery), false);
         assert_eq!(of(&recovery("host=a", "x")), of(&recovery("host=b", "x")));
         assert_ne!(of(&recovery("host=a", "x")), of(&recovery("host=a", "y")));
+        let named = |names: &str, ours| fingerprint(&parameters(&[(PARAMETER, names)]), None, ours);
+        assert_eq!(named("a", true), named("b", true));
+        assert_ne!(named("a", false), named("b", false));
     }
 }

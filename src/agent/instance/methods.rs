@@ -97,6 +97,7 @@ impl Instance {
             };
             match made {
                 Ok(()) => {
+                    self.forget_sync_names();
                     let role = StartAs::Replica(replacement.from.cloned());
                     self.write_files(&role, dynamic, None).await?;
                     return Ok(());

@@ -2,7 +2,9 @@
 //!
 //! Here: starting, stopping, following, small questions. [`config_files`] writes the configuration files,
 //! [`timelines`] knows where the data ends, [`work`] does what takes long (bootstrap, clone, promote), [`methods`] makes
-//! replicas in the ways that are configured, [`restored`] makes a cluster of what a command brings, [`rewinding`] rewinds, [`callbacks`] runs the operator's commands. What should be done is decided in `ha`.
+//! replicas in the ways that are configured, [`restored`] makes a cluster of what a command brings, [`rewinding`] rewinds,
+//! [`slots`] makes, moves and copies replication slots, [`callbacks`] runs the operator's commands. What should be done is
+//! decided in `ha`.
 //!
 //! Failures are texts for people; where a decision depends on the kind, they are a [`Failure`].
 
@@ -12,6 +14,8 @@ mod methods;
 mod restored;
 mod rewinding;
 mod settings;
+mod slots;
+mod sync_names;
 mod timelines;
 mod work;
 
@@ -76,8 +80,12 @@ pub struct Instance {
     written: Mutex<BTreeMap<String, String>>,
     /// Values a replica runs with because its primary had more; what is configured waits for a restart.
     raised: Mutex<Vec<PendingRestart>>,
+    /// `synchronous_standby_names`.
+    sync_names: Mutex<sync_names::SyncNames>,
     /// Fingerprints of configurations PostgreSQL has accepted, so that it need not be asked again.
     accepted: Mutex<Vec<u64>>,
+    /// Logical slots kept here need `hot_standby_feedback`.
+    feedback: AtomicBool,
     /// Timelines in use elsewhere, to be kept free by the next promotion.
     reserved: Mutex<Vec<Timeline>>,
     /// Position and end of the last checkpoint record looked up.
@@ -105,7 +113,9 @@ impl Instance {
             restarting: AtomicBool::new(false),
             written: Mutex::new(BTreeMap::new()),
             raised: Mutex::new(Vec::new()),
+            sync_names: Mutex::default(),
             accepted: Mutex::new(Vec::new()),
+            feedback: AtomicBool::new(false),
             reserved: Mutex::new(Vec::new()),
             checkpoint_end: Mutex::new(None),
             identified: Mutex::new(None),
@@ -132,7 +142,7 @@ impl Instance {
         Arc::clone(&self.conf.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn data_dir(&self) -> &Path {
+    pub(super) fn data_dir(&self) -> &Path {
         &self.data_dir
     }
 
@@ -209,7 +219,10 @@ impl Instance {
         match start_as {
             StartAs::Primary => self.fill_timelines(timeline),
             // Those below its own timeline are no choice for it, and a replica of this replica may ask for them.
-            StartAs::Replica(_) => self.release_timelines(timeline),
+            StartAs::Replica(_) => {
+                self.release_timelines(timeline);
+                self.forget_sync_names();
+            }
         }
         let args = self.write_files(start_as, dynamic, control.as_ref()).await?;
         self.launch(args, limit, cancel).await?;
@@ -500,24 +513,6 @@ impl Instance {
             }
         }
         standby.ok_or_else(|| errors.join("; "))
-    }
-
-    /// A physical slot that keeps WAL from now on.
-    pub async fn create_slot(&self, name: &str) -> Result<(), String> {
-        self.monitor
-            .create_physical_slot(name, SMALL)
-            .await
-            .map(drop)
-            .map_err(|error| chain(&error))
-    }
-
-    /// Drops a slot nobody uses.
-    pub async fn drop_slot(&self, name: &str) -> Result<(), String> {
-        self.monitor
-            .drop_slot(name, SMALL)
-            .await
-            .map(drop)
-            .map_err(|error| chain(&error))
     }
 }
 

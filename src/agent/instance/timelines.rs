@@ -12,8 +12,9 @@ use tracing::{info, warn};
 
 use super::{Instance, SMALL, chain, lock};
 use crate::{
-    model::{ControlData, HistoryRow, Lsn, Timeline, parse_history_file},
+    model::{ControlData, DbState, HistoryRow, Lsn, Timeline, parse_history_file},
     postgres::{
+        archive,
         conninfo::Conninfo,
         control, files, pgpass,
         query::{LocalView, Where},
@@ -42,21 +43,22 @@ const RESERVED_MAX: u32 = 1000;
 impl Instance {
     /// End of the shutdown checkpoint record of a cleanly stopped primary.
     pub async fn checkpoint_end(&self, control: &ControlData) -> Option<Lsn> {
-        let cached = *lock(&self.checkpoint_end);
-        if let Some((at, end)) = cached
-            && at == control.checkpoint
-        {
+        if let Some(end) = self.looked_up(control) {
             return end;
         }
-        let cancel = CancellationToken::new();
-        let file = control::read(&self.binaries, self.data_dir(), None, &cancel)
-            .await
-            .ok()?;
-        let (timeline, lsn) = (control.timeline, control.checkpoint);
-        let record = waldump::record_at(&self.binaries, self.data_dir(), timeline, lsn, None, &cancel);
-        let record = Box::pin(record).await;
-        let end = match record {
-            Ok(record) => waldump::record_end(record.lsn, record.total_bytes, file.wal_segment_bytes),
+        let file = self.control_file().await?;
+        self.look_up(control, file.wal_segment_bytes).await
+    }
+
+    /// The last checkpoint record that was looked up, if it is this one.
+    fn looked_up(&self, control: &ControlData) -> Option<Option<Lsn>> {
+        let (at, end) = (*lock(&self.checkpoint_end))?;
+        (at == control.checkpoint).then_some(end)
+    }
+
+    async fn look_up(&self, control: &ControlData, wal_segment_bytes: u64) -> Option<Lsn> {
+        let end = match self.record(control.timeline, control.checkpoint).await {
+            Ok(record) => waldump::record_end(record.lsn, record.total_bytes, wal_segment_bytes),
             Err(error) => {
                 warn!(
                     error = chain(&error),
@@ -69,13 +71,57 @@ impl Instance {
         end
     }
 
-    /// Where the data certainly ends, if it was stopped cleanly.
-    pub async fn clean_end(&self) -> Option<Lsn> {
-        let control = self.control().await.ok()?;
+    async fn record(&self, timeline: Timeline, at: Lsn) -> Result<waldump::Record, waldump::Error> {
+        let cancel = CancellationToken::new();
+        let record = waldump::record_at(&self.binaries, self.data_dir(), timeline, at, None, &cancel);
+        // On the heap: this is part of the future of every turn of the loop.
+        Box::pin(record).await
+    }
+
+    async fn control_file(&self) -> Option<control::ControlFile> {
+        let cancel = CancellationToken::new();
+        let read = control::read(&self.binaries, self.data_dir(), None, &cancel);
+        Box::pin(read).await.ok()
+    }
+
+    /// The state in `pg_control`, without proof of its checksum; for looking often.
+    #[must_use]
+    pub fn peek(&self) -> Option<DbState> {
+        control::peek(self.data_dir())
+    }
+
+    /// WAL files that wait for the archiver.
+    #[must_use]
+    pub fn unarchived(&self) -> usize {
+        archive::ready(self.data_dir()).map_or(0, |segments| segments.len())
+    }
+
+    /// What a successor is measured by once this primary was shut down cleanly: the end of its data. With archiving the
+    /// rest of the last segment is skipped right before the shutdown checkpoint; up to 16 MB of nothing must not count
+    /// as a lag, so then it is where the data before that ends (contract: HA rules §10, common steps).
+    pub async fn handed_over_at(&self) -> Option<Lsn> {
+        let file = self.control_file().await?;
+        let (control, segment) = (&file.control, file.wal_segment_bytes);
         if !control.state.is_clean() {
             return None;
         }
-        Some(self.checkpoint_end(&control).await.unwrap_or(control.end().1))
+        if control.state == DbState::ShutDown
+            && waldump::is_first(control.checkpoint, segment)
+            && let Some(switch) = self.switch_before(control).await
+        {
+            return Some(switch);
+        }
+        let end = match self.looked_up(control) {
+            Some(end) => end,
+            None => self.look_up(control, segment).await,
+        };
+        Some(end.unwrap_or(control.end().1))
+    }
+
+    async fn switch_before(&self, control: &ControlData) -> Option<Lsn> {
+        let checkpoint = self.record(control.timeline, control.checkpoint).await.ok()?;
+        let before = self.record(control.timeline, checkpoint.prev).await.ok()?;
+        before.is_switch().then_some(before.lsn)
     }
 
     /// Local timeline history and the time the timeline began.

@@ -5,22 +5,13 @@ use serde_json::{Map, Value, json};
 
 use super::Builder;
 use crate::{
-    config::{document::is_role_override, mistakes::Mistake, other_names::nearest, vars},
-    model::{StandbyCluster, Timing, merge_patch, read_bool, unkept_promises},
+    config::{document::is_role_override, other_names::nearest},
+    model::{StandbyCluster, Timing, merge_patch},
 };
 
 const TTL: &str = "bootstrap.dcs.ttl";
 const LOOP_WAIT: &str = "bootstrap.dcs.loop_wait";
 const RETRY_TIMEOUT: &str = "bootstrap.dcs.retry_timeout";
-
-/// Keys of the dynamic configuration that are known but read by nobody yet, and do no harm unread.
-const NOT_YET: &[&str] = &[
-    "slots",
-    "permanent_slots",
-    "permanent_replication_slots",
-    "ignore_slots",
-    "member_slots_ttl",
-];
 
 /// Keys of the dynamic configuration (contract: environment §4).
 #[rustfmt::skip]
@@ -95,7 +86,7 @@ impl Builder {
             }
             _ => self.inconsistent(&["bootstrap.dcs"], "postgresql is not a mapping"),
         }
-        self.refuse_what_would_be_ignored(&document);
+        self.refuse_a_standby_without_source(&document);
         self.look_for_misspellings(&document);
         document
     }
@@ -128,16 +119,8 @@ impl Builder {
         given
     }
 
-    /// A promise the core does not keep yet (durability) must not look kept.
-    fn refuse_what_would_be_ignored(&mut self, document: &Map<String, Value>) {
-        for promise in unkept_promises(document) {
-            let var = vars::by_path("bootstrap.dcs").map_or_else(String::new, vars::Var::name);
-            let origin = self.all.settings.origin("bootstrap.dcs");
-            self.all.mistakes.push(Mistake::Unsupported {
-                name: if origin.is_empty() { var } else { origin },
-                what: format!("{promise} is"),
-            });
-        }
+    /// A cluster that is to follow another and does not say which would stand on its own.
+    fn refuse_a_standby_without_source(&mut self, document: &Map<String, Value>) {
         let section = document.get("standby_cluster").and_then(Value::as_object);
         if section.is_some_and(|section| !section.is_empty()) && StandbyCluster::from_map(document).is_none()
         {
@@ -145,13 +128,6 @@ impl Builder {
                 &["bootstrap.dcs"],
                 "standby_cluster has no source (host, port or restore_command)",
             );
-        }
-        for key in NOT_YET
-            .iter()
-            .filter(|key| document.get(**key).is_some_and(|v| !is_off(v)))
-        {
-            let origin = self.all.settings.origin("bootstrap.dcs");
-            self.warn(&format!("{origin}: {key} has no effect in this build"));
         }
     }
 }
@@ -185,10 +161,4 @@ impl Builder {
             ));
         }
     }
-}
-
-fn is_off(value: &Value) -> bool {
-    read_bool(value) == Some(false)
-        || value.as_object().is_some_and(Map::is_empty)
-        || value.as_array().is_some_and(Vec::is_empty)
 }

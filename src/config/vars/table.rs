@@ -216,6 +216,8 @@ pub static SECTIONS: &[Section] = &[
         v("CHECK_TIMELINE", "bootstrap.dcs.check_timeline", Bool, Unset, Bootstrap, "A replica on an older timeline is no candidate"),
         v("PRIMARY_START_TIMEOUT", "bootstrap.dcs.primary_start_timeout", Seconds(0, SECONDS_MAX), Unset, Bootstrap, "How long a crashed primary may take to start before another takes over (300)"),
         v("PRIMARY_STOP_TIMEOUT", "bootstrap.dcs.primary_stop_timeout", Seconds(0, SECONDS_MAX), Unset, Bootstrap, "How long stopping a primary may take before it is killed"),
+        v("FAILSAFE_MODE", "bootstrap.dcs.failsafe_mode", Bool, Unset, Bootstrap, "A primary that loses the DCS goes on while all other members promise not to lead (yes)"),
+        v("PRIMARY_RACE_BACKOFF", "bootstrap.dcs.primary_race_backoff", Seconds(0, SECONDS_MAX), Unset, Bootstrap, "How long replicas leave a free lock alone while WAL still arrives (0)"),
         v("MAX_TIMELINES_HISTORY", "bootstrap.dcs.max_timelines_history", Int(0, MANY), Unset, Bootstrap, "Rows of timeline history to keep; 0 keeps all"),
     ]},
     Section { title: "REST API", vars: &[

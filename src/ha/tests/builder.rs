@@ -163,6 +163,8 @@ pub(super) fn view() -> Build {
         leader_probe: None,
         can_restore: false,
         failsafe: crate::ha::failsafe::Sight::default(),
+        sync: None,
+        missing_slots: Vec::new(),
         shutdown: None,
         contained: true,
         memory: Memory::default(),

@@ -195,6 +195,33 @@ fn a_restart_and_a_crash_of_postgres_are_no_reason_to_stop_asking() {
     check(blind(leader(), 20).job(stop, secs(1)), &[], KEEP, "is running");
 }
 
+#[test]
+fn a_store_that_can_be_read_and_does_not_renew_is_as_good_as_none() {
+    let renewed = |ago| {
+        let hold = Hold {
+            sent_at: NOW.minus(secs(ago)),
+            ttl: TTL,
+            lease: 7,
+        };
+        leader().change(|view| view.hold = Some(hold))
+    };
+    check(renewed(16), &[Action::LeaderDuties], KEEP, "the leader");
+    check(
+        renewed(18),
+        &[ask(&["a", "c"]), Action::LeaderDuties],
+        KEEP,
+        "the leader",
+    );
+    // The lock has run out in the store meanwhile, and cannot be taken either.
+    let expired = renewed(18).cluster(|cluster| cluster.leader = None);
+    check(
+        expired.next(),
+        &[ask(&["a", "c"]), Action::AcquireLock],
+        KEEP,
+        "taking it back",
+    );
+}
+
 // --- what their answers are worth
 
 #[test]
@@ -360,6 +387,10 @@ fn a_young_agent_may_be_bound_by_what_it_does_not_know() {
         KEEP,
         "nobody leads",
     );
+    // The last primary has promised nothing.
+    let last = key(on(view().replica("c").crashed_primary()), &["a", "b", "c"], 5);
+    let start = [Action::AcquireLock, Action::Begin(Job::Start(StartAs::Primary))];
+    check(last.peers(answers), &start, KEEP, "nobody leads");
     // Everybody in sight reaches the DCS and needs no consent.
     check(young.replica("a").peers(answers), LEAD, KEEP, "nobody leads");
 }

@@ -97,6 +97,13 @@ fn jobs() -> Axis {
         ("bootstrap", job(Job::Bootstrap)),
         ("clone", job(clone_of("a"))),
         ("rewind", job(Job::Rewind(at("a")))),
+        (
+            "copy slots",
+            job(Job::CopySlots {
+                from: at("a"),
+                slots: vec!["x".into()],
+            }),
+        ),
         ("start primary", job(Job::Start(StartAs::Primary))),
         ("start replica", job(Job::Start(StartAs::Replica(None)))),
         ("restart", job(Job::Restart)),

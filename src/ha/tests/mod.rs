@@ -1,5 +1,5 @@
 //! Tests of the decision: one file per situation as in `ha`, plus `grid` (invariants over every combination) and
-//! `life` (members whose plans are carried out against a model of the DCS and postgres, turn by turn).
+//! `walk` (synchronous replication under random faults) and `life` (members whose plans are carried out against a model of the DCS and postgres, turn by turn).
 
 mod blind;
 mod bootstrap;
@@ -10,11 +10,15 @@ mod election;
 mod failsafe;
 mod follow;
 mod grid;
+mod heirs;
 mod leader;
 mod life;
 mod manual;
 mod pause;
+mod slots;
 mod standby;
 mod stopping;
+mod sync;
+mod walk;
 mod why;
 mod world;

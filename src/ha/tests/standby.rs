@@ -180,12 +180,7 @@ fn a_paused_standby_leader_keeps_the_lock_and_follows_and_repairs_nothing() {
     let streams = following(leading()).replica_of("remote", 1000, true);
     check(paused(streams), &[Action::LeaderDuties], KEEP, STANDBY);
     let moved = leading().replica_of("a", 1000, true);
-    check(
-        paused(moved),
-        &[Action::Follow(Some(remote()))],
-        KEEP,
-        "follows",
-    );
+    check(paused(moved), &[Action::Follow(Some(remote()))], KEEP, "follows");
     let parted = not_streaming(following(leading().replica_of("remote", 1500, false)), 5);
     check(
         paused(remote_on(parted, 2)),

@@ -89,7 +89,6 @@ impl Dynamic {
         let postgresql = raw.get("postgresql").and_then(Value::as_object);
         // A year is as good as for ever, and no sum of it with a clock overflows.
         let seconds = |n: i64| Duration::from_secs(n.clamp(0, 366 * 86_400).unsigned_abs());
-        let standby = StandbyCluster::from_map(raw);
         Self {
             timing: Timing::adjusted(
                 int(&["ttl"], 30),
@@ -103,14 +102,9 @@ impl Dynamic {
             primary_stop_timeout: seconds(int(&["primary_stop_timeout", "master_stop_timeout"], 0)),
             max_timelines_history: usize::try_from(int(&["max_timelines_history"], 0)).unwrap_or(0),
             primary_race_backoff: seconds(int(&["primary_race_backoff"], 0)),
-            // A cluster that follows another has no commits of its own to wait for.
-            sync: if standby.is_some() {
-                SyncMode::from_map(&Map::new())
-            } else {
-                SyncMode::from_map(raw)
-            },
+            sync: SyncMode::from_map(raw),
             failsafe_mode: flag(Some(raw), "failsafe_mode", false),
-            standby,
+            standby: StandbyCluster::from_map(raw),
             member_slots_ttl: raw
                 .get("member_slots_ttl")
                 .and_then(read_duration)
@@ -133,12 +127,6 @@ impl Dynamic {
         }
     }
 
-    /// Promises in the document that this build does not keep; see [`unkept_promises`].
-    #[must_use]
-    pub fn unkept_promises(&self) -> Vec<&'static str> {
-        unkept_promises(&self.raw)
-    }
-
     /// The `postgresql` part of the document.
     #[must_use]
     pub fn postgresql(&self) -> Option<&Map<String, Value>> {
@@ -153,19 +141,6 @@ pub fn of_new_cluster(given: &Map<String, Value>) -> Map<String, Value> {
     let mut document = given.clone();
     document.entry("failsafe_mode").or_insert(Value::Bool(true));
     document
-}
-
-/// Promises of a `/config` document about durability that the core does not keep yet. They
-/// must never look kept: a member's own configuration that asks for one is refused, a stored one is complained about.
-#[must_use]
-pub fn unkept_promises(document: &Map<String, Value>) -> Vec<&'static str> {
-    let synchronous = document
-        .get("synchronous_mode")
-        .is_some_and(|value| !value.is_null() && read_bool(value) != Some(false));
-    [(synchronous, "synchronous_mode")]
-        .into_iter()
-        .filter_map(|(asked, name)| asked.then_some(name))
-        .collect()
 }
 
 #[cfg(test)]
@@ -201,23 +176,5 @@ mod tests {
         assert!(new(json!({"ttl": 20})));
         assert!(!new(json!({"failsafe_mode": "off"})));
         assert!(!Dynamic::from_map(&map(json!({"ttl": 20}))).failsafe_mode);
-    }
-
-    #[test]
-    fn promises_that_are_not_kept_are_named() {
-        for (document, expected) in [
-            (json!({}), &[][..]),
-            (json!({"synchronous_mode": false, "standby_cluster": null}), &[]),
-            (json!({"synchronous_mode": "off", "standby_cluster": {}}), &[]),
-            (json!({"synchronous_mode": true}), &["synchronous_mode"]),
-            (json!({"synchronous_mode": "quorum"}), &["synchronous_mode"]),
-            (
-                json!({"synchronous_mode": "on", "standby_cluster": {"host": "h"}}),
-                &["synchronous_mode"],
-            ),
-        ] {
-            let dynamic = Dynamic::from_map(&map(document.clone()));
-            assert_eq!(dynamic.unkept_promises(), expected, "{document}");
-        }
     }
 }

@@ -12,6 +12,7 @@ use tokio::{
 use super::{
     Home,
     process::Process,
+    senders,
     state::{
         ExitInfo, ExitStatus, SignalError, StartError, StartPhase, StartSpec, Started, State, StopError,
         StopLadder, StopMode, StopOutcome,
@@ -54,6 +55,10 @@ pub(super) enum Request {
         mode: StopMode,
         ladder: StopLadder,
         reply: StopReply,
+    },
+    EndSender {
+        pid: i32,
+        reply: oneshot::Sender<Result<(), SignalError>>,
     },
     Nudge {
         signal: Signal,
@@ -135,6 +140,7 @@ impl Actor {
         match request {
             Request::Start { spec, reply } => self.on_start(spec, reply),
             Request::Stop { mode, ladder, reply } => self.on_stop(mode, ladder, reply),
+            Request::EndSender { pid, reply } => drop(reply.send(self.end_sender(pid))),
             Request::Nudge { signal, reply } => drop(reply.send(self.nudge(signal))),
         }
     }
@@ -413,6 +419,18 @@ impl Actor {
                 source,
             }),
             _ => Err(SignalError::NotRunning {
+                state: self.state.borrow().name(),
+            }),
+        }
+    }
+
+    fn end_sender(&self, pid: i32) -> Result<(), SignalError> {
+        match &self.process {
+            Some(process) => {
+                let ended = senders::end(pid, process.pid());
+                ended.map_err(|source| SignalError::Refused { pid, source })
+            }
+            None => Err(SignalError::NotRunning {
                 state: self.state.borrow().name(),
             }),
         }

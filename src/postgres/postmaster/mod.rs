@@ -6,6 +6,7 @@
 
 mod actor;
 mod process;
+mod senders;
 mod state;
 mod status;
 
@@ -16,6 +17,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+pub use senders::sent_by;
 pub use state::{
     ExitInfo, ExitStatus, NotReady, Ready, SignalError, StartError, StartPhase, StartSpec, Started, State,
     StopError, StopLadder, StopMode, StopOutcome,
@@ -198,6 +200,17 @@ impl Postmaster {
     /// See [`SignalError`].
     pub(super) async fn signal_promote(&self) -> Result<(), SignalError> {
         self.nudge(rustix::process::Signal::USR1).await
+    }
+
+    /// Asks a walsender to end (SIGTERM), for a shutdown under way, in which SQL cannot. Nothing happens to a process
+    /// that is no walsender of this postmaster.
+    ///
+    /// # Errors
+    /// See [`SignalError`].
+    pub async fn end_sender(&self, pid: i32) -> Result<(), SignalError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::EndSender { pid, reply });
+        answer.await.unwrap_or(Err(SignalError::Gone))
     }
 
     async fn nudge(&self, signal: rustix::process::Signal) -> Result<(), SignalError> {

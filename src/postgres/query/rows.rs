@@ -51,6 +51,8 @@ impl fmt::Debug for WalReceiver {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct WalSender {
+    /// Its process.
+    pub pid: Option<i32>,
     /// Login of the receiver.
     pub usename: Option<String>,
     /// Its name: for our members the member's name.

@@ -52,7 +52,10 @@ SELECT r.standby,
        pg_catalog.current_setting('primary_slot_name') AS primary_slot_name,
        pg_catalog.current_setting('restore_command') AS restore_command,
        pg_catalog.current_setting('synchronous_standby_names') AS synchronous_standby_names,
-       pg_catalog.current_setting('synchronous_commit') AS synchronous_commit
+       pg_catalog.current_setting('synchronous_commit') AS synchronous_commit,
+       CASE WHEN NOT r.standby THEN
+            (SELECT wait_event FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer' LIMIT 1)
+       END AS checkpointer
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) r,
        pg_catalog.pg_control_checkpoint() c
 "#;
@@ -92,6 +95,8 @@ pub struct LocalView {
     pub synchronous_standby_names: String,
     /// As a new session of ours gets it.
     pub synchronous_commit: String,
+    /// What the checkpointer of a primary waits for.
+    pub checkpointer: Option<String>,
 }
 
 /// Role and positions.
@@ -222,6 +227,7 @@ impl LocalView {
             restore_command: get(row, "restore_command")?,
             synchronous_standby_names: get(row, "synchronous_standby_names")?,
             synchronous_commit: get(row, "synchronous_commit")?,
+            checkpointer: get(row, "checkpointer")?,
         })
     }
 }

@@ -172,6 +172,7 @@ impl World {
                 self.node(name).upstream = up.as_ref().map(|up| up.member.clone());
                 self.started(name, Pg::Replica);
             }
+            Job::CopySlots { .. } => self.node(name).stopped(),
             Job::Restart => self.node(name).hung = false,
             Job::Promote => {
                 let used = self.cluster.timeline().0;
