@@ -5,6 +5,7 @@
 //!
 //! | module      | what is broken there                                                       |
 //! |-------------|----------------------------------------------------------------------------|
+//! | `bootstrap` | nothing: commands of the operator's make clusters and replicas             |
 //! | `comeback`  | all members stop and return, in any order                                   |
 //! | `config`    | settings: for one role, that wait for a restart, that nobody can use        |
 //! | `failsafe`  | etcd, while the members see each other                                      |
@@ -15,6 +16,7 @@
 //! | `pause`     | what runs, while nobody is to do anything about it                          |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
+//! | `standby`   | the leader of a cluster that follows another                                |
 //! | `sync`      | standbys and leaders of clusters in a synchronous mode                      |
 //! | `stop`      | what PostgreSQL's own shutdown waits for: receivers, the archive            |
 //! | `slots`     | who needs WAL: members that are away, leaders that consumers read from      |
@@ -29,6 +31,8 @@
     reason = "tests: a panic is a failure, and waits poll a condition with a deadline"
 )]
 
+#[path = "cluster/bootstrap.rs"]
+mod bootstrap;
 #[path = "cluster/comeback.rs"]
 mod comeback;
 #[path = "cluster/config.rs"]
@@ -61,6 +65,8 @@ mod readme;
 mod refusals;
 #[path = "cluster/slots.rs"]
 mod slots;
+#[path = "cluster/standby.rs"]
+mod standby;
 #[path = "cluster/stop.rs"]
 mod stop;
 #[path = "cluster/sync.rs"]

@@ -18,11 +18,18 @@ impl Agent {
         let Some(answer) = self.sight.answer.clone() else {
             return;
         };
-        let Where::Primary(primary) = &answer.place else {
-            return;
-        };
-        self.write_status(cluster, &answer, primary.flush_lsn).await;
-        self.write_history(cluster, primary.timeline).await;
+        match &answer.place {
+            Where::Primary(primary) => {
+                self.write_status(cluster, &answer, primary.flush_lsn).await;
+                self.write_history(cluster, primary.timeline).await;
+            }
+            // Of a standby cluster: the history is the remote cluster's.
+            Where::Standby(standby) => {
+                let received = standby.received().unwrap_or(Lsn::INVALID);
+                let position = received.max(standby.replay_lsn.unwrap_or(Lsn::INVALID));
+                self.write_status(cluster, &answer, position).await;
+            }
+        }
     }
 
     async fn write_status(&mut self, cluster: &Cluster, answer: &LocalView, flushed: Lsn) {

@@ -211,6 +211,15 @@ impl Agent {
 
     async fn probe_leader(&self, leader: &Upstream) -> LeaderProbe {
         let facts = match self.instance.probe(leader, LEADER_LIMIT).await {
+            // Following it, rewinding to it and copying it would all end in foreign data.
+            Ok(probe)
+                if leader.is_remote() && self.system_id.as_ref().is_some_and(|id| *id != probe.system_id) =>
+            {
+                Err(format!(
+                    "it has the system identifier {}, which is another cluster's: see standby_cluster in /config",
+                    probe.system_id
+                ))
+            }
             Ok(probe) => Ok(LeaderFacts {
                 in_recovery: probe.in_recovery,
                 timeline: probe.timeline,

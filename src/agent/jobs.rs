@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    instance::{Instance, Progress, PromoteFailed, UNFINISHED, chain},
+    instance::{Instance, Progress, PromoteFailed, Replacement, UNFINISHED, chain},
     job::Outcome,
     lease::Lease,
     orderly_stop::{self, Lock},
@@ -17,7 +17,7 @@ use crate::{
     client::Client,
     clock::Boottime,
     dcs::{Dcs, DcsError, Key, When, Written},
-    ha::{self, DemoteMode, Failure, Job, StartAs, heirs::Heirs},
+    ha::{self, DemoteMode, Failure, Job, StartAs, Upstream, heirs::Heirs},
     model::{Dynamic, HistoryRow, Lsn, MemberName, StatusKey, SystemId, Version},
     postgres::{
         datadir::INCOMPLETE,
@@ -60,6 +60,10 @@ pub(super) struct Context {
     pub(super) progress: watch::Sender<Option<Progress>>,
     /// The version of `/initialize` that our claim to bootstrap has.
     pub(super) claim: Option<Version>,
+    /// Identity of the cluster, once it has one.
+    pub(super) expected: Option<SystemId>,
+    /// A copy is made by `pg_basebackup`, whatever the configured ways are.
+    pub(super) basebackup_only: bool,
     /// Patience with a start that somebody asked for; `None`: the usual one.
     pub(super) start_limit: Option<Duration>,
     /// Commits wait for us: the leader has to look for another first.
@@ -113,13 +117,18 @@ pub(super) async fn run(job: Job, context: Context, cancel: CancellationToken) -
 
 async fn carry_out(job: Job, context: &Context, cancel: &CancellationToken) -> Outcome {
     match job {
-        Job::Bootstrap => Ok(bootstrap(context, cancel).await?),
+        Job::Bootstrap => Ok(bootstrap(context, None, cancel).await?),
+        Job::BootstrapStandby => {
+            let standby = context.dynamic.standby.as_ref();
+            let remote = standby
+                .map(Upstream::remote)
+                .ok_or_else(|| "no remote cluster is configured any more".to_owned())?;
+            Ok(bootstrap(context, Some(&remote), cancel).await?)
+        }
+        Job::Restore => replace(context, None, false, cancel).await,
         Job::Clone { from, keep } => {
             stop_for_repair(context).await?;
-            let copied = context
-                .instance
-                .copy_from(&from, keep, &context.dynamic, &context.progress, cancel);
-            Ok(copied.await?)
+            replace(context, Some(&from), keep, cancel).await
         }
         Job::Rewind(to) => {
             stop_for_repair(context).await?;
@@ -133,16 +142,49 @@ async fn carry_out(job: Job, context: &Context, cancel: &CancellationToken) -> O
     }
 }
 
-/// A new cluster: data, roles and scripts first, then the identity goes into the store. The lock is taken by the next
-/// turn, as after any other stop: until then postgres was reachable through its Unix socket only.
-async fn bootstrap(context: &Context, cancel: &CancellationToken) -> Result<(), String> {
-    let Some(claim) = context.claim else {
-        return Err("bootstrapping was not claimed in the DCS".to_owned());
+/// Makes a new copy and puts it in the place of what is there.
+async fn replace(
+    context: &Context,
+    from: Option<&Upstream>,
+    keep: bool,
+    cancel: &CancellationToken,
+) -> Outcome {
+    let replacement = Replacement {
+        from,
+        keep,
+        basebackup_only: context.basebackup_only,
+        expected: context.expected.as_ref(),
     };
     let made = context
         .instance
-        .bootstrap(&context.dynamic, &context.progress, cancel)
-        .await;
+        .make_replica(&replacement, &context.dynamic, &context.progress, cancel);
+    Ok(made.await?)
+}
+
+/// A new cluster: data, roles and scripts first, then the identity goes into the store. The lock is taken by the next
+/// turn, as after any other stop: until then postgres was reachable through its Unix socket only.
+///
+/// With `remote`, a copy of that cluster, which stays a replica.
+async fn bootstrap(
+    context: &Context,
+    remote: Option<&Upstream>,
+    cancel: &CancellationToken,
+) -> Result<(), String> {
+    let Some(claim) = context.claim else {
+        return Err("bootstrapping was not claimed in the DCS".to_owned());
+    };
+    let made = match remote {
+        None => {
+            let instance = &context.instance;
+            instance
+                .bootstrap(&context.dynamic, &context.progress, cancel)
+                .await
+        }
+        Some(_) => match replace(context, remote, false, cancel).await {
+            Ok(()) => context.instance.control().await.map(|control| control.system_id),
+            Err(failure) => Err(failure.to_string()),
+        },
+    };
     let id = match made {
         Ok(id) => id,
         Err(error) => {
@@ -238,6 +280,11 @@ fn may_lead(context: &Context, cancel: &CancellationToken) -> Result<(), String>
     if let Some(why) = context.watchdog.failed() {
         return Err(format!("a watchdog is required and cannot be used: {why}"));
     }
+    if let Some(standby) = &context.dynamic.standby {
+        return Err(format!(
+            "this cluster follows another one ({standby:?}), nobody in it is a primary"
+        ));
+    }
     match context.lease.hold() {
         None => Err("the lock is not held".to_owned()),
         Some(_) if context.lease.counts() => Ok(()),
@@ -246,7 +293,7 @@ fn may_lead(context: &Context, cancel: &CancellationToken) -> Result<(), String>
 }
 
 async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
-    let start_as = context.instance.begin_restart().await;
+    let start_as = context.instance.begin_restart(&context.dynamic).await;
     let primary = start_as == StartAs::Primary;
     if primary {
         checkpoint(context, Duration::from_secs(10), &Until::of(context, cancel)).await;
@@ -509,7 +556,7 @@ async fn demote(
     let orderly = async |lock| orderly_stop::stop(context, ladder(left), &until, lock).await;
     let stopped = match mode {
         DemoteMode::Graceful | DemoteMode::Fast => orderly(Lock::GivenAway).await?,
-        DemoteMode::Offline => orderly(Lock::Untouched).await?,
+        DemoteMode::Offline | DemoteMode::Cluster => orderly(Lock::Untouched).await?,
         DemoteMode::Immediate | DemoteMode::ImmediateNoLock => {
             let by_force = context.instance.stop(StopMode::Immediate, ladder(left));
             orderly_stop::Stopped::by(by_force.await?)
@@ -519,6 +566,10 @@ async fn demote(
     match mode {
         DemoteMode::Graceful | DemoteMode::Fast if stopped.released.is_some() => {}
         DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate => release(context).await,
+        DemoteMode::Cluster if context.instance.archive_end(&context.dynamic, cancel).await => {
+            info!("WAL is archived, so this member has all there is: it keeps the lock");
+        }
+        DemoteMode::Cluster => release(context).await,
         // The lock is another's or will expire; ours is not to touch it.
         DemoteMode::ImmediateNoLock | DemoteMode::Offline => context.lease.forget(),
     }

@@ -228,6 +228,8 @@ pub struct Agent {
     claim: Option<Version>,
     /// A new copy was asked for (of the leader's data: true); it begins when the job that runs has ended.
     reinit_wanted: Option<bool>,
+    /// The copy that begins next is to be made by `pg_basebackup`, whatever the configured ways are.
+    basebackup_only: bool,
     slots: slots::Slots,
     system_id: Option<SystemId>,
     pending_restart: Map<String, Value>,
@@ -348,6 +350,7 @@ impl Agent {
             finished: None,
             claim: None,
             reinit_wanted: None,
+            basebackup_only: false,
             slots: slots::Slots::default(),
             system_id: None,
             pending_restart: Map::new(),
@@ -599,13 +602,6 @@ impl Agent {
         let Some(raw) = &cluster.config else { return };
         let dynamic = Dynamic::from_map(raw);
         self.config_version = cluster.config_version;
-        for promise in dynamic.unkept_promises() {
-            error!(
-                promise,
-                "the cluster's configuration asks for what this build does not do: no other cluster is followed; take \
-                 it out of /config"
-            );
-        }
         let old = std::mem::replace(&mut self.dynamic, dynamic);
         self.lease.set_fenced(!self.dynamic.pause);
         if old == self.dynamic {
@@ -666,10 +662,10 @@ impl Agent {
             }
         }
         match (&finished.job, &finished.outcome) {
-            (Job::Bootstrap, _) => self.claim = None,
+            (Job::Bootstrap | Job::BootstrapStandby, _) => self.claim = None,
             (Job::CopySlots { slots, .. }, Ok(())) => self.slots.copied(slots),
-            (Job::Clone { .. }, Ok(())) => self.copies.made += 1,
-            (Job::Clone { .. }, Err(_)) => self.copies.failed += 1,
+            (Job::Clone { .. } | Job::Restore, Ok(())) => self.copies.made += 1,
+            (Job::Clone { .. } | Job::Restore, Err(_)) => self.copies.failed += 1,
             _ => {}
         }
         self.progress.send_replace(None);

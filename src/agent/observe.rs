@@ -67,6 +67,7 @@ impl Agent {
             finished: self.finished.clone(),
             peers: None,
             leader_probe: None,
+            can_restore: self.instance.can_restore(&self.dynamic),
             failsafe: self.failsafe_sight(),
             sync: self.sync_sight(),
             missing_slots: self.slots.missing(),
@@ -194,7 +195,14 @@ impl Agent {
         let job = self.jobs.view().map(|running| running.job);
         matches!(
             job,
-            Some(Job::Bootstrap | Job::Clone { .. } | Job::Rewind(_) | Job::CopySlots { .. })
+            Some(
+                Job::Bootstrap
+                    | Job::BootstrapStandby
+                    | Job::Restore
+                    | Job::Clone { .. }
+                    | Job::Rewind(_)
+                    | Job::CopySlots { .. }
+            )
         )
     }
 

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::{
-    Agent,
+    Agent, Progress,
     handle::{
         Answer, DcsView, Local as LocalStatus, Outlook, ReplicationState, Snapshot, SyncMode, Trouble,
         WIRE_VERSION, Walsender, Xlog,
@@ -48,12 +48,25 @@ impl Agent {
     }
 
     fn snapshot(&self, next: Duration) -> Snapshot {
+        let job = self.jobs.view().map(|running| running.job);
         let (role, state) = role_and_state(
-            self.jobs.view().map(|running| running.job).as_ref(),
+            job.as_ref(),
             &self.sight.local,
             &self.sight.postmaster,
             self.memory.start_failures.0 > 0,
         );
+        let state = match *self.progress.borrow() {
+            Some(Progress::CustomBootstrap) if state == PgState::Initializing => PgState::CustomBootstrap,
+            Some(Progress::Recovering) if state == PgState::Initializing => {
+                PgState::StartingAfterCustomBootstrap
+            }
+            _ => state,
+        };
+        let standby_cluster = self.dynamic.standby.is_some();
+        let role = match role {
+            Role::Replica if standby_cluster && self.lease.hold().is_some() => Role::StandbyLeader,
+            role => role,
+        };
         let now = Boottime::now();
         Snapshot {
             observed_at: self.sight.at,
@@ -88,7 +101,7 @@ impl Agent {
                 SyncKind::On => SyncMode::Priority,
                 SyncKind::Quorum => SyncMode::Quorum,
             },
-            standby_cluster: false,
+            standby_cluster,
             outlook: self.outlook.clone(),
         }
     }
@@ -257,7 +270,9 @@ fn role_and_state(
     };
     let state = match (job, local) {
         (Some(Job::Bootstrap), _) => return (Role::Uninitialized, PgState::Initializing),
-        (Some(Job::Clone { .. }), _) => return (Role::Uninitialized, PgState::CreatingReplica),
+        (Some(Job::Clone { .. } | Job::Restore | Job::BootstrapStandby), _) => {
+            return (Role::Uninitialized, PgState::CreatingReplica);
+        }
         (Some(Job::Rewind(_)), _) => PgState::Stopped,
         (Some(Job::Restart), _) => PgState::Restarting,
         (Some(Job::CopySlots { .. }), Local::Down(_) | Local::Stopping { .. }) => PgState::Restarting,

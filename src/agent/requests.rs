@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clock::Boottime,
-    ha::{Job, Local, Upstream, clone_source, heirs::Heirs},
+    ha::{Job, Local, Source, Upstream, clone_source, heirs::Heirs},
     model::{MemberName, StatusKey},
 };
 
@@ -172,11 +172,15 @@ impl Agent {
     fn reinitialize(&mut self, force: bool, from_leader: bool) -> Result<(), ReinitRefused> {
         let from = self.clone_source(from_leader)?;
         let Some(running) = self.jobs.view() else {
+            self.basebackup_only = from_leader;
             self.begin_request(Job::Clone { from, keep: false }, "a new copy was asked for", None);
             return Ok(());
         };
         // These end soon, and broken off they leave something worse behind.
-        let let_it_end = matches!(running.job, Job::Promote | Job::Demote { .. } | Job::Bootstrap);
+        let let_it_end = matches!(
+            running.job,
+            Job::Promote | Job::Demote { .. } | Job::Bootstrap | Job::BootstrapStandby
+        );
         if !force || let_it_end {
             return Err(ReinitRefused::Busy(running.job.name().to_owned()));
         }
@@ -205,6 +209,7 @@ impl Agent {
                 member: leader.name.clone(),
                 host,
                 port,
+                source: Source::Member,
             })
         };
         tagged.or_else(leader_at).ok_or(ReinitRefused::NoLeader)
@@ -238,7 +243,7 @@ impl Agent {
     }
 
     /// What a job that begins now works with.
-    pub(super) fn job_context(&self, status: StatusKey, start_limit: Option<Duration>) -> jobs::Context {
+    pub(super) fn job_context(&mut self, status: StatusKey, start_limit: Option<Duration>) -> jobs::Context {
         jobs::Context {
             instance: Arc::clone(&self.instance),
             lease: Arc::clone(&self.lease),
@@ -257,6 +262,11 @@ impl Agent {
             http: self.http.clone(),
             progress: self.progress.clone(),
             claim: self.claim,
+            expected: self
+                .last_cluster
+                .as_ref()
+                .and_then(|seen| seen.cluster.system_id()),
+            basebackup_only: std::mem::take(&mut self.basebackup_only),
             start_limit,
             leaves_sync: self.is_sync_standby(),
             hurried: self.hurried.clone(),

@@ -8,7 +8,9 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::agent::handle::SyncMode;
-use crate::model::{Cluster, Dynamic, Lsn, Member, MemberName, PgState, SyncKey, Timeline, read_bool};
+use crate::model::{
+    Cluster, Dynamic, Lsn, Member, MemberName, PgState, StandbyCluster, SyncKey, Timeline, read_bool,
+};
 
 /// What a member is in its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,10 +151,7 @@ pub fn configured_sync(config: &Map<String, Value>) -> SyncMode {
 }
 
 fn is_standby_cluster(config: &Map<String, Value>) -> bool {
-    config
-        .get("standby_cluster")
-        .and_then(Value::as_object)
-        .is_some_and(|section| !section.is_empty())
+    StandbyCluster::from_map(config).is_some()
 }
 
 impl ClusterView {

@@ -67,6 +67,10 @@ pub enum Command {
     Pause(ClusterArg),
     /// Switch automatic failover on again
     Resume(ClusterArg),
+    /// Make the cluster follow another one: its leader becomes a replica
+    DemoteCluster(DemoteClusterArgs),
+    /// Make a cluster that follows another one stand on its own
+    PromoteCluster(PromoteClusterArgs),
     /// Show the dynamic configuration
     ShowConfig(ClusterArg),
 }
@@ -189,6 +193,38 @@ pub struct ReinitArgs {
     /// Return when the data is there again
     #[arg(long)]
     pub wait: bool,
+}
+
+/// `demote-cluster`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DemoteClusterArgs {
+    /// Name of the cluster
+    pub cluster: Option<String>,
+    /// Host of the cluster to follow, or several separated by commas
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Its port
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Command that fetches WAL from an archive
+    #[arg(long, value_name = "COMMAND")]
+    pub restore_command: Option<String>,
+    /// Slot to use there
+    #[arg(long, value_name = "SLOT")]
+    pub primary_slot_name: Option<String>,
+    /// Ask nothing
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `promote-cluster`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PromoteClusterArgs {
+    /// Name of the cluster
+    pub cluster: Option<String>,
+    /// Ask nothing
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `history`.

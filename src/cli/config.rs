@@ -6,7 +6,9 @@ use http::Method;
 use serde_json::{Map, Value, json};
 
 use super::{CliError, ClusterArg, Context, source, source::Source, ui::Ui};
-use crate::exit::Exit;
+use crate::{api::cluster::ClusterView, client::Answer, exit::Exit};
+
+const PATCH_WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) async fn show(context: &Context, ui: &mut dyn Ui, args: &ClusterArg) -> anyhow::Result<Exit> {
     context.must_be_ours(args.cluster.as_ref())?;
@@ -36,31 +38,32 @@ pub(super) async fn set_pause(
         return Err(CliError::refused(text).into());
     }
     let body = json!({"pause": if pause { Value::Bool(true) } else { Value::Null }});
-    let mut members: Vec<_> = source.view.members.iter().collect();
+    let answer = patch(context, &source.view, &body).await?;
+    if answer.status == 200 {
+        let done = if pause { "paused" } else { "resumed" };
+        ui.say(&format!("Success: cluster management is {done}"));
+        return Ok(Exit::Ok);
+    }
+    let verb = if pause { "pause" } else { "resume" };
+    ui.say(&format!(
+        "Failed: {verb} cluster management status code={}, ({})",
+        answer.status,
+        answer.text()
+    ));
+    Ok(Exit::Failed)
+}
+
+/// Changes the cluster's configuration through the leader, or else whichever member answers; its answer.
+pub(super) async fn patch(context: &Context, view: &ClusterView, body: &Value) -> Result<Answer, CliError> {
+    let mut members: Vec<_> = view.members.iter().collect();
     members.sort_by_key(|member| !member.role.leads());
     for base in members.iter().filter_map(|member| member.api_base()) {
         let url = format!("{base}/config");
-        match context
-            .client
-            .send(Method::PATCH, &url, Some(&body), Duration::from_secs(10))
-            .await
-        {
-            Ok(answer) if answer.status == 200 => {
-                let done = if pause { "paused" } else { "resumed" };
-                ui.say(&format!("Success: cluster management is {done}"));
-                return Ok(Exit::Ok);
-            }
-            Ok(answer) => {
-                let verb = if pause { "pause" } else { "resume" };
-                ui.say(&format!(
-                    "Failed: {verb} cluster management status code={}, ({})",
-                    answer.status,
-                    answer.text()
-                ));
-                return Ok(Exit::Failed);
-            }
+        let sent = context.client.send(Method::PATCH, &url, Some(body), PATCH_WITHIN);
+        match sent.await {
+            Ok(answer) => return Ok(answer),
             Err(error) => tracing::debug!(%error, "asking the next member"),
         }
     }
-    Err(CliError::refused("Can not find accessible cluster member").into())
+    Err(CliError::refused("Can not find accessible cluster member"))
 }

@@ -14,6 +14,7 @@ mod member_jobs;
 mod members;
 mod slots;
 mod source;
+mod standby;
 mod table;
 mod targets;
 mod ui;
@@ -30,8 +31,8 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 pub use args::{
-    ClusterArg, Command, FailoverArgs, HealthArgs, HistoryArgs, ReinitArgs, ReloadArgs, RestartArgs,
-    RoleFilter, SlotsArgs, SwitchoverArgs, VersionArgs,
+    ClusterArg, Command, DemoteClusterArgs, FailoverArgs, HealthArgs, HistoryArgs, PromoteClusterArgs,
+    ReinitArgs, ReloadArgs, RestartArgs, RoleFilter, SlotsArgs, SwitchoverArgs, VersionArgs,
 };
 use members::{Look, Shape};
 use source::Source;
@@ -124,6 +125,8 @@ async fn run_with(command: Command, context: &Context, ui: &mut dyn Ui) -> anyho
         Command::Health(args) => Ok(health(context, ui, args).await),
         Command::Pause(args) => Box::pin(config::set_pause(context, ui, &args, true)).await,
         Command::Resume(args) => Box::pin(config::set_pause(context, ui, &args, false)).await,
+        Command::DemoteCluster(args) => Box::pin(standby::demote(context, ui, args)).await,
+        Command::PromoteCluster(args) => Box::pin(standby::promote(context, ui, args)).await,
         Command::ShowConfig(args) => config::show(context, ui, &args).await,
     };
     match done {

@@ -176,9 +176,9 @@ fn leftover(gathered: &mut Gathered, path: &str, value: Value, origin: &Origin) 
             }
         }
         // Sections of one's own: whether a method of that name is used is known only later.
-        Value::Object(_) if matches!(parent, "postgresql" | "bootstrap") => {
+        value @ Value::Object(_) if matches!(parent, "postgresql" | "bootstrap") => {
             let origin = at(origin, path);
-            gathered.extra.insert(path.to_owned(), origin);
+            gathered.extra.insert(path.to_owned(), (origin, value));
         }
         _ => unknown(gathered, path, origin),
     }
@@ -207,11 +207,11 @@ fn suggestion(path: &str) -> Option<String> {
     nearest(key, siblings.iter().map(String::as_str)).map(|key| join(parent, key))
 }
 
-/// Reports the sections of one's own that no method refers to (`used`: those that are); some are misspelt settings.
+/// Reports the sections of one's own that no method refers to (`used`: paths of those that one does); some are misspelt
+/// settings.
 pub(super) fn settle(gathered: &mut Gathered, used: &[String]) {
-    for (path, origin) in std::mem::take(&mut gathered.extra) {
-        let name = path.strip_prefix("postgresql.");
-        if name.is_some_and(|name| used.iter().any(|used| used == name)) {
+    for (path, (origin, _)) in std::mem::take(&mut gathered.extra) {
+        if used.contains(&path) {
             continue;
         }
         if suggestion(&path).is_some() {

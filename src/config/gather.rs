@@ -26,7 +26,7 @@ pub(super) struct Gathered {
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<String>,
     /// Sections of the document under a name of the user's choice (`postgresql.<method>`), by path.
-    pub(super) extra: BTreeMap<String, Origin>,
+    pub(super) extra: BTreeMap<String, (Origin, Value)>,
 }
 
 impl Gathered {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use serde_json::{Map, Value};
 
 use super::{Address, Allowed, Listen, Secret};
-use crate::model::{MemberName, RoleScope, Tags, Timing};
+use crate::model::{BootstrapMethod, MemberName, RoleScope, Tags, Timing};
 
 /// The configuration of one member.
 #[derive(Debug, Clone, PartialEq)]
@@ -258,6 +258,8 @@ pub struct Bootstrap {
     pub dcs: Map<String, Value>,
     /// The timing in it, for use until the cluster's own configuration is known.
     pub timing: Timing,
+    /// How the data is made; `None`: by initdb.
+    pub method: Option<BootstrapMethod>,
     /// Arguments of initdb.
     pub initdb: Vec<String>,
     /// Lines added to initdb's `pg_hba.conf`.
@@ -309,6 +311,10 @@ pub struct Postgresql {
     pub recovery_conf: Map<String, Value>,
     /// The roles.
     pub authentication: Authentication,
+    /// Ways to make a replica, in the order in which they are tried; empty: as the cluster's configuration says.
+    pub create_replica_methods: Vec<String>,
+    /// Sections that describe such ways, by name.
+    pub method_sections: Map<String, Value>,
     /// Arguments of `pg_basebackup`.
     pub basebackup: Vec<String>,
     /// Arguments of `pg_rewind`.

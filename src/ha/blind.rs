@@ -53,7 +53,7 @@ fn start(view: &View, memory: &Memory, down: &Down, now: Boottime) -> Option<Pla
     if Memory::backoff(memory.start_failures, now).is_some() {
         return None;
     }
-    if held && down.was_primary() && *last_leader == view.me {
+    if held && down.was_primary() && *last_leader == view.me && view.dynamic.standby.is_none() {
         // It crashed while it led, and its lease still counts: nobody else can have led since.
         return Some(
             Plan::begin(

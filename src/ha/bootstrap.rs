@@ -96,13 +96,22 @@ fn without_leader(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime
         None if view.tags.nofailover() => {
             Plan::wait("tagged nofailover, waiting for a leader to bootstrap")
         }
-        None => Plan::act(
-            "no cluster is initialized, trying to bootstrap a new one",
-            [Action::ClaimInitialize, Action::Begin(Job::Bootstrap)],
-        )
-        .again_in(Duration::from_secs(1)),
+        None => match &view.dynamic.standby {
+            None => claim("no cluster is initialized, trying to bootstrap a new one", Job::Bootstrap),
+            Some(_) => claim(
+                "no cluster is initialized, trying to bootstrap a new standby leader",
+                Job::BootstrapStandby,
+            ),
+        },
         Some("") => Plan::wait("waiting for another member to finish the bootstrap")
             .again_in(Duration::from_secs(1)),
+        Some(id) if view.can_restore => match Memory::backoff(memory.clone_failures, now) {
+            Some(left) => Plan::wait("the last restore failed, waiting before the next attempt").again_in(left),
+            None => Plan::begin(
+                format!("the cluster exists (system identifier {id}) and has no leader: making a replica without one"),
+                Job::Restore,
+            ),
+        },
         Some(id) => Plan::wait(format!(
             "the cluster exists (system identifier {id}) and has no leader: waiting for a member with its data"
         ))
@@ -110,19 +119,23 @@ fn without_leader(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime
     }
 }
 
+fn claim(because: &str, job: Job) -> Plan {
+    Plan::act(because, [Action::ClaimInitialize, Action::Begin(job)]).again_in(Duration::from_secs(1))
+}
+
 /// Our own bootstrap failed. Trying again would fail again, and nobody would read why; the job has given the claim back,
 /// so another member may try meanwhile.
 pub(super) fn failed(view: &View) -> Option<Plan> {
     match &view.finished {
         Some(Finished {
-            job: Job::Bootstrap,
+            job: Job::Bootstrap | Job::BootstrapStandby,
             outcome: Err(error),
         }) => Some(Plan::exit(
             Exit::Bootstrap,
             format!(
                 "bootstrapping the new cluster failed: {error}. No data of a finished cluster was touched, and what \
                  is unfinished is made afresh: correct the cause named above (disk space, permissions, initdb options, \
-                 an init script) and start this member again."
+                 an init script, the source) and start this member again."
             ),
         )),
         _ => None,
@@ -138,7 +151,10 @@ pub(super) fn abandoned(view: &View, cluster: &Cluster, memory: &Memory, now: Bo
     let working = |m: &Member| {
         let at_work = matches!(
             m.data.state,
-            PgState::Initializing | PgState::CustomBootstrap | PgState::StartingAfterCustomBootstrap
+            PgState::Initializing
+                | PgState::CustomBootstrap
+                | PgState::StartingAfterCustomBootstrap
+                | PgState::CreatingReplica
         );
         m.name != view.me && at_work
     };

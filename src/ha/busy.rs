@@ -82,7 +82,7 @@ pub(super) fn too_gentle(view: &View, job: &Job, now: Boottime) -> bool {
     let gentle = matches!(
         job,
         Job::Demote {
-            mode: DemoteMode::Graceful | DemoteMode::Fast,
+            mode: DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Cluster,
             ..
         }
     );

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Down, Job, Memory, Plan, StartAs, View, election,
+    Action, DemoteMode, Down, Job, Memory, Plan, StartAs, Upstream, View, election,
     follow::{self, Astray},
     handover, leader,
     repair::{self, Fault},
     rewind::{self, Reach, Verdict},
-    successor, sync,
+    standby, successor, sync,
     view::{give_up, upstream},
 };
 use crate::{
@@ -41,7 +41,8 @@ fn ours(view: &View, cluster: &Cluster, memory: &Memory, down: &Down, now: Boott
     if let Some(plan) = handover::without_postgres(view, cluster, now, |why| give_up(memory, now, why)) {
         return plan;
     }
-    if down.was_primary() && down.timeline() < cluster.timeline() {
+    let following = standby::remote(view);
+    if following.is_none() && down.was_primary() && down.timeline() < cluster.timeline() {
         return give_up(
             memory,
             now,
@@ -66,6 +67,10 @@ fn ours(view: &View, cluster: &Cluster, memory: &Memory, down: &Down, now: Boott
             // Alone, a long crash recovery is better than one that is begun again and again.
             Ok(None) => {}
         }
+    }
+    if let Some(remote) = following {
+        let as_leader = StartAs::Replica(Some(remote.clone()));
+        return compared(view, memory, down, remote, as_leader, now).keeping(true);
     }
     let (start_as, because) = if down.was_primary() {
         (
@@ -121,12 +126,29 @@ fn theirs(
             .again_in(Duration::from_millis(500));
     };
     let as_replica = StartAs::Replica(election::upstream_for(view, cluster));
+    compared(view, memory, down, leader_at, as_replica, now)
+}
+
+/// Starts as a replica once the data is known to fit that of `leader_at`.
+fn compared(
+    view: &View,
+    memory: &Memory,
+    down: &Down,
+    leader_at: Upstream,
+    as_replica: StartAs,
+    now: Boottime,
+) -> Plan {
+    let leader = &leader_at.member.clone();
     let following = |why: &str| start(memory, as_replica.clone(), why, now);
     // A mistake in the configuration is no reason to touch data.
     // Nor is a full disk: a copy would need more of it.
     let failing =
         memory.start_failures.0 >= START_ATTEMPTS && !memory.misconfigured && !memory.disk_is_full();
-    if Memory::backoff(memory.start_failures, now).is_some() || !(down.was_primary() || failing) {
+    // An archive cannot be asked.
+    if Memory::backoff(memory.start_failures, now).is_some()
+        || !(down.was_primary() || failing)
+        || !leader_at.streams()
+    {
         // A replica is compared with the leader once it runs: what it replays on start only then counts.
         return following(&format!("following leader '{leader}'"));
     }
@@ -153,7 +175,7 @@ fn theirs(
         Some(Err(_)) => return following("the leader cannot be asked, starting"),
         Some(Ok(facts)) => facts,
     };
-    match rewind::verdict(Reach::of_down(down), facts) {
+    match rewind::verdict(Reach::of_down(down), &standby::settled(view, facts)) {
         Verdict::LeaderNotReady => wait(format!("leader '{leader}' is still being promoted")),
         Verdict::Diverged { rewindable } => {
             let rewindable = rewindable && (down.control.checksums || down.control.wal_log_hints);

@@ -14,7 +14,7 @@ use super::{
     down::giving_way,
     failsafe,
     follow::{silent, stopped_replaying},
-    leader,
+    leader, standby,
     sync::{self, Promise},
     view::upstream,
 };
@@ -93,8 +93,11 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     match rule(view, cluster, memory, candidate, now) {
         Ruling::Yes(because) => {
             let mut actions = vec![Action::AcquireLock];
-            actions.extend(sync::before_promotion(view, cluster));
-            actions.push(Action::Begin(Job::Promote));
+            // The leader of a cluster that follows another stays a replica.
+            if view.dynamic.standby.is_none() {
+                actions.extend(sync::before_promotion(view, cluster));
+                actions.push(Action::Begin(Job::Promote));
+            }
             if cluster.failover.is_some() {
                 actions.push(Action::ClearFailover);
             }
@@ -146,6 +149,9 @@ fn running_primary(
     if view.watchdog_failed {
         return view.demote(DemoteMode::ImmediateNoLock, now, leader::NO_WATCHDOG);
     }
+    if view.dynamic.standby.is_some() && !view.dynamic.pause {
+        return standby::stop_primary(view, now);
+    }
     if running.timeline < cluster.timeline() {
         return view.demote(
             DemoteMode::ImmediateNoLock,
@@ -186,8 +192,10 @@ pub(super) fn former_primary(
     match rule(view, cluster, memory, candidate, now) {
         Ruling::Yes(because) => {
             let mut actions = vec![Action::AcquireLock];
-            actions.extend(sync::before_start(view, cluster));
-            actions.push(Action::Begin(Job::Start(StartAs::Primary)));
+            if view.dynamic.standby.is_none() {
+                actions.extend(sync::before_start(view, cluster));
+                actions.push(Action::Begin(Job::Start(StartAs::Primary)));
+            }
             // Else the request that made us stop would make us stop again, for ever if its candidate cannot lead.
             if cluster.failover.as_ref().is_some_and(|key| due(view, key)) {
                 actions.push(Action::ClearFailover);
@@ -229,7 +237,9 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     }
     // A failover names no leader: somebody wants exactly this member.
     let wanted = forced(view, cluster);
-    if cluster.initialize.is_none() && !candidate.last_primary && !memory.followed && !wanted {
+    // A standby cluster has no data but the remote cluster's, and nobody in it is promoted.
+    let own_data = view.dynamic.standby.is_none();
+    if cluster.initialize.is_none() && !candidate.last_primary && !memory.followed && !wanted && own_data {
         return no(
             "the DCS knows no cluster: a replica that has followed nobody since it was started must not register one",
         );
@@ -424,7 +434,8 @@ fn own(
     now: Boottime,
 ) -> Option<Ruling> {
     let cold = !memory.followed;
-    let behind = candidate.timeline < cluster.timeline();
+    // The history of a cluster that follows another is what it was when it led itself.
+    let behind = candidate.timeline < cluster.timeline() && view.dynamic.standby.is_none();
     if behind && (cold || view.dynamic.check_timeline || candidate.last_primary) {
         return Some(Ruling::No(format!(
             "our timeline {} is older than the cluster's {}",

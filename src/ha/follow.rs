@@ -7,6 +7,7 @@ use super::{
     election, hung,
     repair::{self, Fault},
     rewind::{self, Reach, Verdict},
+    standby,
     view::upstream,
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// A replica that has not streamed for this long is compared with its leader (again).
-const NOT_STREAMING: Duration = Duration::from_secs(3);
+pub(super) const NOT_STREAMING: Duration = Duration::from_secs(3);
 /// Answers of the leader's postgres older than this are asked for again.
 const PROBE_FRESH: Duration = Duration::from_secs(1);
 /// Least time after which a replica that stands still, or does not answer, is not expected to get over it by itself.
@@ -58,8 +59,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     else {
         return Plan::wait("not a replica");
     };
-    let at = |upstream: &Upstream| (upstream.host.clone(), upstream.port);
-    if *upstream != wanted.as_ref().map(at) {
+    if *upstream != wanted.as_ref().and_then(Upstream::address) {
         if may_have_parted(running, cluster) && !compared(cluster, memory, leader) && patient(memory, now) {
             return compare(view, cluster, memory, running, leader, false, now);
         }
@@ -112,7 +112,7 @@ fn published_timeline(cluster: &Cluster, leader: &MemberName) -> Timeline {
 }
 
 /// A leader that can be streamed from but not asked must not keep a replica away for ever.
-fn patient(memory: &Memory, now: Boottime) -> bool {
+pub(super) fn patient(memory: &Memory, now: Boottime) -> bool {
     let since = memory.not_streaming_since;
     since.is_none_or(|since| now.since(since) < WAIT_FOR_ANSWER)
 }
@@ -161,14 +161,17 @@ fn compare(
             .again_in(Duration::from_secs(1));
         }
     };
-    let fault = match rewind::verdict(Reach::of_running(running), facts) {
+    let fault = match rewind::verdict(Reach::of_running(running), &standby::settled(view, facts)) {
         Verdict::LeaderNotReady => {
             return Plan::wait(format!("leader '{leader}' is still being promoted"))
                 .again_in(Duration::from_millis(250));
         }
         Verdict::Diverged { rewindable } => Some(Fault::Diverged { rewindable }),
         // Our look at ourselves and the one at the leader are a moment apart; what lasts is no accident.
-        Verdict::Ahead if stuck => Some(Fault::Diverged { rewindable: false }),
+        // Two that follow a third may be ahead of each other.
+        Verdict::Ahead if stuck && view.dynamic.standby.is_none() => {
+            Some(Fault::Diverged { rewindable: false })
+        }
         Verdict::Follow if running.position() < facts.flushed && stands_still(view, memory, now) => {
             Some(Fault::WalGone)
         }
@@ -208,7 +211,7 @@ fn patience(view: &View) -> Duration {
 
 /// It fits, the leader answers, and still nothing arrives, neither from the leader nor from an archive: what it needs is
 /// not there any more.
-fn stands_still(view: &View, memory: &Memory, now: Boottime) -> bool {
+pub(super) fn stands_still(view: &View, memory: &Memory, now: Boottime) -> bool {
     let long = |since: Boottime| now.since(since) >= patience(view);
     // Every attempt stops the replica, and whatever keeps it from streaming may keep it from copying too.
     let (failures, last) = memory.clone_failures;
@@ -300,7 +303,7 @@ pub(super) fn astray(
             format!("the replica does not become consistent, asking leader '{leader}'"),
             [Action::ProbeLeader(leader_at)],
         ))),
-        Some(Ok(facts)) if !facts.in_recovery => Some(Astray::Stuck(leader_at)),
+        Some(Ok(facts)) if !standby::settled(view, facts).in_recovery => Some(Astray::Stuck(leader_at)),
         Some(_) => None,
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     Action, DemoteMode, Job, Local, Memory, Plan, Running, Silence, View, election, failsafe,
     handover::{self, Request},
-    hung, lease, successor,
+    hung, lease, standby, successor,
     sync::{self, Promise},
     view::give_up,
 };
@@ -25,9 +25,16 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         return without_hold(view, now);
     };
     let until_demotion = lease::deadlines(hold).demote_at.since(now);
+    let following = standby::remote(view);
     let plan = match &view.local {
+        Local::Running(running) if running.is_primary() && following.is_some() && !view.dynamic.pause => {
+            standby::stop_primary(view, now)
+        }
         Local::Running(running) if running.is_primary() => primary(view, cluster, memory, running, now),
-        Local::Running(running) => replica(view, cluster, memory, running, now),
+        Local::Running(running) => match following {
+            Some(remote) => standby::leader(view, cluster, memory, running, remote, now),
+            None => replica(view, cluster, memory, running, now),
+        },
         Local::Silent { since, why, .. } => silent(view, cluster, memory, *since, *why, now),
         _ => Plan::wait("the local postgres is not there"),
     };
@@ -149,17 +156,35 @@ fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
             "the cluster has moved on to a later timeline",
         );
     }
-    let mut due = None;
-    match handover::requested(view, cluster, running.position(), now) {
-        None => {}
-        Some(Request::Drop(why)) => return handover::dropped(why),
-        Some(Request::Ask(ask)) => return handover::asking(ask),
-        Some(Request::DueIn(left)) => due = Some(left),
-        Some(Request::HandOver(because)) => {
-            let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
-            return Plan::begin(because, Job::Demote { mode, deadline });
-        }
+    if let Some(plan) = asked(view, cluster, running, now) {
+        return plan;
     }
+    let due = handover::requested(view, cluster, running.position(), now);
+    let because = match due {
+        Some(Request::DueIn(_)) => "a scheduled switchover is due soon",
+        _ => "the leader with the lock",
+    };
+    let mut plan = duties(view, cluster, memory, running, because, now);
+    if let Some(Request::DueIn(left)) = due {
+        plan.again_in = Some(left);
+    }
+    let mut memory = plan.memory.take().unwrap_or_else(|| memory.clone());
+    if let Some(turn) = sync::turn(view, cluster, &memory.sync, now) {
+        with_sync(&mut plan, &mut memory, turn);
+    }
+    plan.memory = Some(memory);
+    plan
+}
+
+/// What only the leader writes, where it is missing or differs.
+pub(super) fn duties(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    running: &Running,
+    because: &str,
+    now: Boottime,
+) -> Plan {
     let mut actions = Vec::new();
     if let (None, Some(mine)) = (cluster.system_id(), &running.system_id) {
         actions.push(Action::WriteInitialize(mine.clone(), cluster.initialize_version));
@@ -168,23 +193,16 @@ fn primary(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
         actions.push(Action::WriteConfig);
     }
     actions.push(Action::LeaderDuties);
-    let because = match due {
-        Some(_) => "a scheduled switchover is due soon",
-        None => "the leader with the lock",
-    };
-    let mut plan = Plan::act(because, actions);
-    plan.again_in = due;
-    let mut memory = memory.clone();
-    if let Some((write, noted)) = failsafe::duty(view, cluster, &memory, now) {
-        "the leader with the lock, writing who may lead into /failsafe".clone_into(&mut plan.because);
-        plan.actions.push(write);
-        memory = noted;
+    match failsafe::duty(view, cluster, memory, now) {
+        None => Plan::act(because, actions),
+        Some((write, memory)) => {
+            actions.push(write);
+            let because = format!("{because}, writing who may lead into /failsafe");
+            let mut plan = Plan::act(because, actions);
+            plan.memory = Some(memory);
+            plan
+        }
     }
-    if let Some(turn) = sync::turn(view, cluster, &memory.sync, now) {
-        with_sync(&mut plan, &mut memory, turn);
-    }
-    plan.memory = Some(memory);
-    plan
 }
 
 /// Clients may be waiting for what synchronous replication does next, so it comes first.
@@ -198,4 +216,17 @@ fn with_sync(plan: &mut Plan, memory: &mut Memory, turn: sync::Turn) {
         plan.because = because;
     }
     memory.sync = turn.seen;
+}
+
+/// What people ask of a leader whose postgres answers, if something is to be done about it now.
+pub(super) fn asked(view: &View, cluster: &Cluster, running: &Running, now: Boottime) -> Option<Plan> {
+    match handover::requested(view, cluster, running.position(), now)? {
+        Request::Drop(why) => Some(handover::dropped(why)),
+        Request::Ask(ask) => Some(handover::asking(ask)),
+        Request::DueIn(_) => None,
+        Request::HandOver(because) => {
+            let (mode, deadline) = (DemoteMode::Graceful, now + view.hand_over_timeout());
+            Some(Plan::begin(because, Job::Demote { mode, deadline }))
+        }
+    }
 }

@@ -76,6 +76,8 @@ pub struct Memory {
     pub waiting_for_leader_since: Option<Boottime>,
     /// Where a replica that has not come up yet was pointed at meanwhile.
     pub pointed_at: Option<Upstream>,
+    /// The remote cluster that the replica of the standby leader (us) was pointed at.
+    pub follows_remote: Option<Upstream>,
     /// Our position, and since when it has not moved from there.
     pub moved: Option<(Lsn, Boottime)>,
     /// Postgres is down in the midst of what a person asked for, and is to be started again also in a paused cluster.
@@ -112,6 +114,7 @@ impl Memory {
     fn note_cluster(&mut self, view: &View, cluster: &Cluster, now: Boottime) {
         if !cluster.is_leader(&view.me) {
             self.primary_down_since = None;
+            self.follows_remote = None;
         }
         let Some(leader) = &cluster.leader else {
             self.unlocked_since.get_or_insert(now);
@@ -140,7 +143,9 @@ impl Memory {
         if another || primary {
             self.last_leader = Some(leader.name.clone());
         }
-        self.followed |= if another { streaming } else { primary };
+        // The leader of a standby cluster has the cluster's data if it streams it.
+        let leads = primary || (view.dynamic.standby.is_some() && streaming);
+        self.followed |= if another { streaming } else { leads };
         let others = cluster
             .members
             .iter()
@@ -231,13 +236,13 @@ impl Memory {
             _ => false,
         };
         match &finished.job {
-            Job::Bootstrap => self.followed |= ok,
+            Job::Bootstrap | Job::BootstrapStandby => self.followed |= ok,
             Job::Demote { mode, .. } => {
                 self.compared_with = None;
                 self.stop_failures = if ok { 0 } else { self.stop_failures + 1 };
                 if matches!(
                     mode,
-                    DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate
+                    DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate | DemoteMode::Cluster
                 ) {
                     self.handed_over_at = Some(now);
                 }
@@ -274,11 +279,11 @@ impl Memory {
                 if ok {
                     self.rewind_failures = 0;
                     self.rewinds += 1;
-                } else if failure.is_some() && still_leads(view, &to.member) {
+                } else if failure.is_some() && (to.is_remote() || still_leads(view, &to.member)) {
                     self.rewind_failures += 1;
                 }
             }
-            Job::Clone { .. } => {
+            Job::Clone { .. } | Job::Restore => {
                 self.compared_with = None;
                 self.start_failures = (0, Boottime(0));
                 (self.not_streaming_since, self.stands_at) = (None, None);

@@ -11,7 +11,8 @@
 //!
 //! One file per situation: [`bootstrap`] (no data), [`down`] (data, no postgres), [`election`] (lock free),
 //! [`leader`] (lock ours), [`follow`] (lock another's), [`blind`] (DCS unreachable), [`failsafe`] (a primary without it),
-//! [`busy`] (a job runs), [`paused`] (a person works on it), [`stopping`] (shutdown asked for). [`lease`] has the times everything is judged by, [`rewind`] the question
+//! [`busy`] (a job runs), [`paused`] (a person works on it), [`stopping`] (shutdown asked for), [`standby`] (the cluster
+//! follows another). [`lease`] has the times everything is judged by, [`rewind`] the question
 //! whether a directory has diverged, [`repair`] what is done about it, [`hung`] whether a postmaster is,
 //! [`reason`] why a member neither streams nor leads, [`history`] the rows of `/history`, [`successor`]
 //! the question whether another could lead, [`sync`] whom commits wait for, [`handover`] what people ask of a leader,
@@ -44,6 +45,7 @@ mod reason;
 mod repair;
 pub mod rewind;
 pub mod slots;
+mod standby;
 mod stopping;
 mod successor;
 pub mod sync;
@@ -57,7 +59,7 @@ use std::time::Duration;
 pub use bootstrap::source as clone_source;
 pub use failure::Failure;
 pub use memory::Memory;
-pub use plan::{Action, DemoteMode, Job, Plan, StartAs, Upstream};
+pub use plan::{Action, DemoteMode, Job, Plan, Source, StartAs, Upstream};
 pub use reason::{Reason, reason};
 pub use view::{
     DcsView, Down, Finished, LeaderFacts, LeaderProbe, Local, Parent, Peers, Running, RunningJob, Shutdown,

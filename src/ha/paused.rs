@@ -112,7 +112,10 @@ fn primary(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Pl
 
 fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
     match &cluster.leader {
-        Some(leader) if leader.name == view.me && candidate(view, cluster) => {
+        // The leader of a cluster that follows another is a replica, and stays what it is.
+        Some(leader)
+            if leader.name == view.me && (candidate(view, cluster) || view.dynamic.standby.is_some()) =>
+        {
             leader::decide(view, cluster, memory, now)
         }
         Some(leader) if leader.name == view.me => give_back(true, "a replica, and nobody is promoted"),

@@ -6,18 +6,65 @@ use super::{Memory, failsafe, sync::StandbyNames};
 use crate::{
     clock::Boottime,
     exit::Exit,
-    model::{Lsn, MemberName, SyncKey, SystemId, Version},
+    model::{Lsn, MemberName, StandbyCluster, SyncKey, SystemId, Version},
 };
+
+/// Whose server a replica gets its data from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A member of this cluster.
+    Member,
+    /// The cluster that this one follows (`standby_cluster`).
+    Remote,
+}
 
 /// Where a replica streams from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
-    /// The member.
+    /// The member; of a remote cluster: what people call it by.
     pub member: MemberName,
-    /// Host of its postgres.
+    /// Host of its postgres. Of a remote cluster perhaps several, separated by commas, or none: then there is only an
+    /// archive.
     pub host: String,
     /// Port of its postgres.
     pub port: u16,
+    /// Whose server it is.
+    pub source: Source,
+}
+
+impl Upstream {
+    /// The cluster that this one follows.
+    #[must_use]
+    pub fn remote(standby: &StandbyCluster) -> Self {
+        let (member, host, port) = match standby.address() {
+            Some((host, port)) => (format!("{host}:{port}"), host, port),
+            None => ("the archive".to_owned(), String::new(), 0),
+        };
+        Self {
+            member: MemberName(member),
+            host,
+            port,
+            source: Source::Remote,
+        }
+    }
+
+    /// The cluster that this one follows, or a part of it.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.source == Source::Remote
+    }
+
+    /// There is a server to stream from.
+    #[must_use]
+    pub const fn streams(&self) -> bool {
+        !self.host.is_empty()
+    }
+
+    /// As it shows in the settings of a server that streams from it.
+    #[must_use]
+    pub fn address(&self) -> Option<(String, u16)> {
+        self.streams().then(|| (self.host.clone(), self.port))
+    }
 }
 
 /// How a start is meant.
@@ -43,6 +90,9 @@ pub enum DemoteMode {
     ImmediateNoLock,
     /// The DCS is unreachable: fast stop, by force before the fence deadline; the lock is not touched.
     Offline,
+    /// The cluster is to follow another: fast stop. Where WAL is archived the end of it is too, and the lock is kept,
+    /// because this member has it all; elsewhere the lock is released.
+    Cluster,
 }
 
 /// Long work: runs in the single job slot while the loop goes on and the lock is renewed.
@@ -50,6 +100,10 @@ pub enum DemoteMode {
 pub enum Job {
     /// initdb, roles, init scripts; then the lock is taken.
     Bootstrap,
+    /// Copy the remote cluster: this one is to follow it.
+    BootstrapStandby,
+    /// Make a replica with nobody to copy from.
+    Restore,
     /// Copy the upstream's data directory, and put the copy in the place of what is there now.
     Clone {
         /// Whose data.
@@ -87,6 +141,8 @@ impl Job {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Bootstrap => "bootstrap",
+            Self::BootstrapStandby => "bootstrap of a standby cluster",
+            Self::Restore => "restore",
             Self::Clone { .. } => "clone",
             Self::Rewind(_) => "rewind",
             Self::CopySlots { .. } => "copy slots",

@@ -169,8 +169,8 @@ pub fn reason(view: &View, memory: &Memory, now: Boottime) -> Option<Reason> {
 
 const fn of_job(job: &Job) -> Reason {
     match job {
-        Job::Bootstrap => Reason::Bootstrapping,
-        Job::Clone { .. } => Reason::Cloning,
+        Job::Bootstrap | Job::BootstrapStandby => Reason::Bootstrapping,
+        Job::Clone { .. } | Job::Restore => Reason::Cloning,
         Job::Rewind(_) => Reason::Rewinding,
         Job::Start(_) => Reason::Starting,
         // Slots are put in place while postgres is down.
@@ -198,7 +198,12 @@ fn with_view(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> 
         return may_not_lead(view, memory, now).unwrap_or(Reason::WaitingForLeader);
     };
     if *leader == view.me {
-        return may_not_lead(view, memory, now).unwrap_or(Reason::Starting);
+        // The leader of a cluster that follows another one is a replica, and may live from an archive alone.
+        return match (&view.dynamic.standby, &view.local) {
+            (Some(standby), Local::Running(_)) if standby.host.is_none() => Reason::NoStream,
+            (Some(_), Local::Running(_)) => Reason::Connecting,
+            _ => may_not_lead(view, memory, now).unwrap_or(Reason::Starting),
+        };
     }
     match &view.local {
         Local::Running(_) if view.tags.nostream() => Reason::NoStream,
@@ -222,7 +227,7 @@ fn failed(memory: &Memory) -> Option<Reason> {
         (_, Failure::DiskFull(_)) => Reason::DiskFull,
         (Job::Start(_) | Job::Restart, Failure::Configuration(_)) => Reason::ConfigurationRefused,
         (Job::Start(_) | Job::Restart, _) => Reason::StartFailed,
-        (Job::Clone { .. } | Job::Bootstrap, _) => Reason::CloneFailed,
+        (Job::Clone { .. } | Job::Restore | Job::Bootstrap | Job::BootstrapStandby, _) => Reason::CloneFailed,
         (Job::Rewind(_), _) => Reason::RewindFailed,
         // What a leader does is told by its memory.
         (Job::Promote | Job::Demote { .. } | Job::CopySlots { .. }, _) => return None,

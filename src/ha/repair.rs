@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Job, Memory, Plan, Upstream, View};
+use super::{Job, Memory, Plan, Upstream, View, standby};
 use crate::clock::Boottime;
 
 /// Pause between copies where there was no space for one: each fills the disk first.
@@ -42,7 +42,9 @@ impl Fault {
         match self {
             Self::Diverged { .. } => {
                 let after_rewind = rewind_tried && dynamic.remove_data_directory_on_rewind_failure;
-                !after_rewind && !dynamic.remove_data_directory_on_diverged_timelines
+                let wanted_gone = after_rewind || dynamic.remove_data_directory_on_diverged_timelines;
+                // Whether the remote cluster is the right one is known to people only (contract: HA rules §12b).
+                dynamic.standby.is_some() || !wanted_gone
             }
             Self::DoesNotStart | Self::NeverConsistent => true,
             Self::WalGone => false,
@@ -62,8 +64,13 @@ pub(super) fn repair(
     let why = fault.why();
     let rewindable = view.dynamic.use_pg_rewind && fault == Fault::Diverged { rewindable: true };
     if rewindable && memory.may_rewind() {
-        let because = format!("{why}: rewinding to leader '{}'", leader.member);
-        return Some(Plan::begin(because, Job::Rewind(leader)));
+        // pg_rewind wants a source that is no standby itself.
+        let source = standby::remote(view).filter(Upstream::streams).unwrap_or(leader);
+        let because = match source.is_remote() {
+            true => format!("{why}: rewinding to the remote cluster '{}'", source.member),
+            false => format!("{why}: rewinding to leader '{}'", source.member),
+        };
+        return Some(Plan::begin(because, Job::Rewind(source)));
     }
     if memory.disk_is_full() && memory.clone_failures.0 > 0 {
         let left = FULL.saturating_sub(now.since(memory.clone_failures.1));

@@ -73,7 +73,7 @@ fn with_job(view: &View, running: &RunningJob, shutdown: Shutdown, asked: Demote
 const fn force(mode: DemoteMode) -> u8 {
     match mode {
         DemoteMode::Graceful => 0,
-        DemoteMode::Fast | DemoteMode::Offline => 1,
+        DemoteMode::Fast | DemoteMode::Offline | DemoteMode::Cluster => 1,
         DemoteMode::Immediate | DemoteMode::ImmediateNoLock => 2,
     }
 }

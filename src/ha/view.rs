@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Upstream, failsafe, lease, sync};
+use super::{Action, DemoteMode, Failure, Job, Memory, Plan, Source, Upstream, failsafe, lease, sync};
 use crate::{
     clock::Boottime,
     dcs::Hold,
@@ -305,6 +305,8 @@ pub struct View {
     pub peers: Option<Peers>,
     /// Answer of the leader's postgres, if asked for.
     pub leader_probe: Option<LeaderProbe>,
+    /// A replica can be made here with nobody to copy from (a method with `no_leader`).
+    pub can_restore: bool,
     /// What failsafe mode adds to what can be seen.
     pub failsafe: failsafe::Sight,
     /// Synchronous replication, as a running primary sees it.
@@ -403,5 +405,6 @@ pub(super) fn upstream(cluster: &Cluster, name: &MemberName) -> Option<Upstream>
         member: name.clone(),
         host,
         port,
+        source: Source::Member,
     })
 }

@@ -9,6 +9,7 @@ mod dynamic;
 mod failover;
 mod lsn;
 mod member;
+mod method;
 mod names;
 mod peer;
 mod role;
@@ -21,11 +22,11 @@ pub use control::{ControlData, DbState};
 pub use dynamic::{
     Dynamic, IgnoreSlot, PermanentSlot, Remark, SlotKind, SlotScope, StandbyCluster, SyncKind, SyncMode,
     Timing, is_slot_name, merge_patch, of_new_cluster, read_bool, read_duration, read_int, remarks,
-    unkept_promises,
 };
 pub use failover::FailoverKey;
 pub use lsn::{Lsn, ParseLsnError};
 pub use member::{Member, MemberData};
+pub use method::{BASEBACKUP, BootstrapMethod, MethodError, ReplicaCommand, ReplicaMethod};
 pub use names::{MemberName, SystemId, slot_name};
 pub use peer::PeerStatus;
 pub use role::{PgState, Role, RoleScope};

@@ -9,6 +9,7 @@ use super::{
     command::{self, Command},
     files::{self, at, optional},
 };
+use crate::model::{Lsn, Timeline};
 
 /// Time one segment may take.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -105,9 +106,88 @@ pub async fn archive_ready(
     Ok(segments.len())
 }
 
+/// Marks the segment of a stopped instance that holds `lsn` as ready to be archived, although it is not full; nothing
+/// happens where it is archived already or there is no such file.
+///
+/// # Errors
+/// The WAL folder cannot be used.
+pub fn mark_ready(data_dir: &Path, timeline: Timeline, lsn: Lsn) -> Result<(), Error> {
+    let wal = data_dir.join("pg_wal");
+    let is_segment = |name: &str| name.len() == 24 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let mut size = 0;
+    for entry in at("list", &wal, fs::read_dir(&wal))? {
+        let entry = at("list", &wal, entry)?;
+        if entry.file_name().to_str().is_some_and(is_segment) {
+            // All have the size that initdb chose.
+            size = at("look at", &entry.path(), entry.metadata())?.len();
+            break;
+        }
+    }
+    let Some(segment) = segment_name(timeline, lsn, size).filter(|name| wal.join(name).exists()) else {
+        return Ok(());
+    };
+    let status = wal.join("archive_status");
+    if status.join(format!("{segment}.done")).exists() {
+        return Ok(());
+    }
+    Ok(files::write_atomic(
+        &status.join(format!("{segment}.ready")),
+        b"",
+        0o600,
+    )?)
+}
+
+/// Name of the WAL file of `size` bytes that holds a position.
+fn segment_name(timeline: Timeline, lsn: Lsn, size: u64) -> Option<String> {
+    let number = lsn.0.checked_div(size)?;
+    let per_file_id = 0x1_0000_0000_u64.checked_div(size).filter(|n| *n > 0)?;
+    Some(format!(
+        "{:08X}{:08X}{:08X}",
+        timeline.0,
+        number / per_file_id,
+        number % per_file_id
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_position_is_in_its_segment() {
+        const MB: u64 = 1 << 20;
+        let name = |lsn, size| segment_name(Timeline(2), Lsn(lsn), size);
+        assert_eq!(
+            name(0x2_0300_0028, 16 * MB).as_deref(),
+            Some("000000020000000200000003")
+        );
+        assert_eq!(
+            name(0x2_0300_0028, MB).as_deref(),
+            Some("000000020000000200000030")
+        );
+        assert_eq!(name(1, 0), None);
+    }
+
+    #[test]
+    fn the_last_segment_is_marked_once() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let status = dir.path().join("pg_wal/archive_status");
+        fs::create_dir_all(&status).expect("folder");
+        let segment = "000000010000000000000002";
+        fs::write(dir.path().join("pg_wal").join(segment), vec![0; 1 << 20]).expect("file");
+        mark_ready(dir.path(), Timeline(1), Lsn((2 << 20) + 40)).expect("marked");
+        let (ready, done) = (
+            status.join(format!("{segment}.ready")),
+            status.join(format!("{segment}.done")),
+        );
+        assert!(ready.exists());
+        fs::rename(&ready, &done).expect("archived");
+        mark_ready(dir.path(), Timeline(1), Lsn((2 << 20) + 40)).expect("marked");
+        assert!(!ready.exists());
+        // No such file: nothing to archive.
+        mark_ready(dir.path(), Timeline(1), Lsn(9 << 20)).expect("nothing");
+        assert_eq!(fs::read_dir(&status).expect("list").count(), 1);
+    }
 
     #[test]
     fn placeholders_are_filled() {

@@ -13,13 +13,17 @@ use std::{
 use rustix::fs::Access;
 
 use super::{
-    files::{self, at},
+    files::{self, at, neighbour},
+    inplace::has_neighbours,
     staging::is_mount_point,
     version::Major,
 };
 
 /// Name of the marker file of an unfinished directory.
 pub const INCOMPLETE: &str = ".howdah-incomplete";
+
+/// Ending of the name of the same marker beside a directory.
+const BESIDE: &str = ".howdah-incomplete";
 
 /// What was found at the place of the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +96,7 @@ fn look(dir: &Path, user: u32) -> io::Result<DataDir> {
     if !meta.is_dir() {
         return Ok(DataDir::Unusable(Reason::NotADirectory));
     }
-    if dir.join(INCOMPLETE).try_exists()? {
+    if dir.join(INCOMPLETE).try_exists()? || neighbour(dir, BESIDE).try_exists()? {
         return Ok(DataDir::Incomplete);
     }
     let has_control = dir.join("global/pg_control").try_exists()?;
@@ -155,6 +159,42 @@ fn visible_entry(dir: &Path) -> io::Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// Marks a directory as incomplete before a command fills it that wants it empty: the marker lies beside it, or, where
+/// the folder around it is not ours, in it.
+///
+/// # Errors
+/// Neither can be written.
+pub fn mark_beside(dir: &Path) -> Result<(), files::Error> {
+    let inside = || files::write_atomic(&dir.join(INCOMPLETE), b"", 0o600);
+    if !has_neighbours(dir) {
+        return inside();
+    }
+    files::write_atomic(&neighbour(dir, BESIDE), b"", 0o600).or_else(|_| inside())
+}
+
+/// Removes the marker in a directory that has one beside it too.
+pub(super) fn unmark_inside(dir: &Path) -> Result<(), files::Error> {
+    match neighbour(dir, BESIDE).exists() {
+        true => files::remove_if_there(&dir.join(INCOMPLETE)),
+        false => Ok(()),
+    }
+}
+
+/// Takes the marker of [`mark_beside`] back, wherever it is.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn unmark_beside(dir: &Path) -> Result<(), files::Error> {
+    for marker in [dir.join(INCOMPLETE), neighbour(dir, BESIDE)] {
+        files::optional("remove", &marker, fs::remove_file(&marker))?;
+    }
+    // A marker that came back after a power failure would make served data count as unfinished.
+    for folder in [Some(dir), dir.parent()].into_iter().flatten() {
+        files::sync_dir(folder)?;
+    }
+    Ok(())
 }
 
 /// Takes away the rights PostgreSQL refuses, e.g. from a volume that is group-writable. The group keeps

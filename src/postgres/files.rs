@@ -91,6 +91,14 @@ fn write_new(path: &Path, dir: &Path, content: &[u8], mode: u32) -> Result<(), E
     at("sync", path, file.sync_all())
 }
 
+/// Removes a file; absent is fine.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove_if_there(path: &Path) -> Result<(), Error> {
+    optional("remove", path, fs::remove_file(path)).map(drop)
+}
+
 /// Writes only when the content or the mode differs; returns whether it did.
 ///
 /// # Errors

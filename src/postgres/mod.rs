@@ -19,6 +19,7 @@ pub mod guc;
 pub mod hba;
 pub mod initdb;
 pub mod initscripts;
+pub mod inplace;
 mod lines;
 pub mod listen;
 pub mod login;

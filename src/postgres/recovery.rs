@@ -95,6 +95,27 @@ pub fn recovery_settings(major: Major, follow: &Follow<'_>) -> Recovery {
     }
 }
 
+/// The settings of a recovery that ends: those of the operator, and a promotion where its target is reached (the default
+/// would be to wait there for a person).
+#[must_use]
+pub fn target_settings(major: Major, given: &Map<String, Value>) -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::new();
+    for (name, value) in given {
+        let name = name.to_ascii_lowercase();
+        let exists = RECOVERY_PARAMETERS.contains(&name.as_str())
+            && !matches!(
+                name.as_str(),
+                "standby_mode" | "trigger_file" | "promote_trigger_file"
+            )
+            && major.has_parameter(&name);
+        if let Some(value) = guc::text_of(value).filter(|_| exists) {
+            settings.insert(name, value);
+        }
+    }
+    settings.insert("recovery_target_action".to_owned(), "promote".to_owned());
+    settings
+}
+
 /// What it takes to make a running server use the wanted settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Difference {
@@ -219,6 +240,25 @@ mod tests {
     #[test]
     fn a_replica_gets_exactly_its_settings() {
         insta::assert_debug_snapshot!(wanted(Some("pg_1")));
+    }
+
+    #[test]
+    fn a_recovery_ends_at_its_target() {
+        let given = json!({"Restore_Command": "cp /a/%f %p", "recovery_target_time": "2026-01-01", "nonsense": 1,
+            "standby_mode": "on", "recovery_target_inclusive": false});
+        let settings = target_settings(Major(15), given.as_object().expect("a map"));
+        let names: Vec<&str> = settings.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            [
+                "recovery_target_action",
+                "recovery_target_inclusive",
+                "recovery_target_time",
+                "restore_command"
+            ]
+        );
+        assert_eq!(settings["recovery_target_action"], "promote");
+        assert_eq!(settings["recovery_target_inclusive"], "off");
     }
 
     #[test]

@@ -327,6 +327,29 @@ fn is_free(dir: &Path) -> bool {
     }
 }
 
+/// Makes the directory if it is not there, as [`Staging::prepare`] makes its own.
+pub(super) fn make_place(dir: &Path) -> Result<(), Error> {
+    match optional("look at", dir, fs::symlink_metadata(dir))? {
+        Some(_) => Ok(()),
+        None => make_dir(dir),
+    }
+}
+
+/// Removes what is in a directory that counts as empty: nothing in it was ever served. Its marker stays.
+pub(super) fn empty_out(dir: &Path) -> Result<(), Error> {
+    if optional("look at", dir, fs::symlink_metadata(dir))?.is_none() {
+        return Ok(());
+    }
+    for entry in entries(dir)? {
+        let name = entry.file_name().unwrap_or_default();
+        // What was kept aside inside a volume is somebody's data.
+        if name != "lost+found" && name != INCOMPLETE && !name.to_string_lossy().starts_with(ATTIC) {
+            remove_all(&entry)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a file or a tree; links are removed, not followed. Absent is fine.
 pub(super) fn remove_all(path: &Path) -> Result<(), Error> {
     let Some(meta) = optional("look at", path, fs::symlink_metadata(path))? else {

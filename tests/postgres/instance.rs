@@ -13,7 +13,7 @@ use std::{
 use howdah::{
     agent::instance::{Instance, PromoteFailed, Settings},
     config::Callbacks,
-    ha::{Failure, StartAs, Upstream},
+    ha::{Failure, Source, StartAs, Upstream},
     model::{Dynamic, Timeline, parse_history_file},
     postgres::{
         binaries::Binaries,
@@ -117,7 +117,10 @@ fn settings(root: &Path, name: &str) -> Settings {
         pg_ident: Vec::new(),
         by_role: std::collections::BTreeMap::new(),
         recovery_conf: Map::new(),
+        bootstrap_method: None,
         initdb: Vec::new(),
+        create_replica_methods: Vec::new(),
+        method_sections: Map::new(),
         basebackup: Vec::new(),
         rewind_args: Vec::new(),
         create_database: "shop".into(),
@@ -194,6 +197,7 @@ impl Member {
             member: self.settings.member.clone(),
             host: "127.0.0.1".into(),
             port: self.settings.port,
+            source: Source::Member,
         }
     }
 
@@ -498,6 +502,7 @@ async fn nothing_is_rewound_to_a_leader_that_is_no_primary() {
         member: "pg9".into(),
         host: "127.0.0.1".into(),
         port: free_port(),
+        source: Source::Member,
     };
     tokio::spawn(async move {
         sleep(S).await;

@@ -213,8 +213,8 @@ fn situation(view: &View) -> u16 {
     };
     let job = match view.job.as_ref().map(|running| &running.job) {
         None => 0,
-        Some(Job::Bootstrap) => 1,
-        Some(Job::Clone { .. } | Job::CopySlots { .. }) => 2,
+        Some(Job::Bootstrap | Job::BootstrapStandby) => 1,
+        Some(Job::Clone { .. } | Job::CopySlots { .. } | Job::Restore) => 2,
         Some(Job::Rewind(_)) => 3,
         Some(Job::Start(StartAs::Primary)) => 4,
         Some(Job::Start(_)) => 5,

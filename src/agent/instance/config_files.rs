@@ -13,7 +13,7 @@ use tracing::warn;
 use super::{Instance, chain, layers::Layers, lock, settings::Account, sync_names::PARAMETER};
 use crate::{
     ha::{StartAs, Upstream},
-    model::{ControlData, Dynamic, RoleScope},
+    model::{ControlData, Dynamic, RoleScope, StandbyCluster},
     postgres::{
         conf::{self, Effective},
         confcheck::{self, Verdict},
@@ -71,6 +71,52 @@ impl Instance {
         *lock(&self.written_for) = Some(scope);
         lock(&self.arguments_written).clone_from(&args);
         self.generation.fetch_add(1, Ordering::Relaxed);
+        Ok(args)
+    }
+
+    /// Arguments of a postmaster with this configuration, without writing anything.
+    pub(super) fn arguments_now(&self, dynamic: &Dynamic) -> Vec<String> {
+        self.arguments(&self.effective(dynamic, RoleScope::Primary, None, None))
+    }
+
+    /// Writes everything the first postmaster of a restored cluster reads: recovery as told, nobody but us let in.
+    /// `own_recovery`: its recovery settings are the ones that are there already.
+    pub(super) async fn write_restored_files(
+        &self,
+        recovery: Option<&Recovery>,
+        own_recovery: bool,
+        dynamic: &Dynamic,
+        control: &ControlData,
+    ) -> Result<Vec<String>, String> {
+        // What the backup's cluster waited for is not here.
+        let mut effective = self.effective(dynamic, RoleScope::Primary, Some(control), Some(String::new()));
+        if recovery.is_some() || own_recovery {
+            // Its primary may have had larger settings, which do not matter where nobody can read before the end.
+            effective
+                .parameters
+                .insert("hot_standby".to_owned(), "off".to_owned());
+        }
+        let conf = self.conf();
+        let prepared = conf.adopt_base().and_then(|()| conf.restore_missing());
+        prepared.map_err(|error| chain(&error))?;
+        let checked = Box::pin(self.checked(&mut effective, recovery, true)).await?;
+        if let Some(text) = checked {
+            conf.write(&conf.main(), &text).map_err(|error| chain(&error))?;
+        }
+        let superuser = &self.settings().superuser.login.username;
+        let hba = hba::render(&hba::custom_bootstrap_lines(superuser)).unwrap_or_default();
+        let written = conf.write(&conf.hba(), &hba);
+        let written = written.and_then(|_| {
+            if own_recovery {
+                Ok(false)
+            } else {
+                conf.strip_auto_conf(&[PARAMETER])
+            }
+        });
+        written.map_err(|error| chain(&error))?;
+        let mut args = self.arguments(&effective);
+        args.push(format!("--hba_file={}", conf.hba().display()));
+        args.push("--listen_addresses=".to_owned());
         Ok(args)
     }
 
@@ -293,7 +339,8 @@ impl Instance {
 
     fn recovery(&self, upstream: Option<&Upstream>, dynamic: &Dynamic) -> Result<Recovery, String> {
         let settings = self.settings();
-        let conninfo = match upstream {
+        let remote = upstream.is_some_and(Upstream::is_remote);
+        let conninfo = match upstream.filter(|upstream| upstream.streams()) {
             Some(upstream) => {
                 self.write_passfile(upstream)?;
                 let conninfo = self.connection(upstream, &settings.replication);
@@ -305,14 +352,19 @@ impl Instance {
             }
             None => None,
         };
-        let slot = settings.member.slot();
+        let standby = dynamic.standby.as_ref();
+        let own_slot = dynamic.use_slots.then(|| settings.member.slot());
+        let slot = match standby.filter(|_| remote) {
+            Some(standby) => standby.primary_slot_name.clone(),
+            None => own_slot,
+        };
         Ok(recovery_settings(
             self.binaries.major(),
             &Follow {
                 primary: conninfo.as_ref(),
-                slot: dynamic.use_slots.then_some(slot.as_str()),
+                slot: slot.as_deref(),
                 user: Some(&recovery_conf(dynamic, &settings.recovery_conf)),
-                standby_cluster: Vec::new(),
+                standby_cluster: standby.map_or_else(Vec::new, |standby| of_standby_cluster(standby, remote)),
             },
         ))
     }
@@ -338,18 +390,39 @@ impl Instance {
         let settings = self.settings();
         let port = upstream.port.to_string();
         let accounts = [&settings.replication, &settings.rewind, &settings.superuser];
-        let entries: Vec<pgpass::Entry<'_>> = accounts
-            .iter()
-            .map(|account| pgpass::Entry {
-                host: &upstream.host,
-                port: &port,
-                login: &account.login,
+        let hosts = upstream.host.split(',').map(str::trim);
+        let entries: Vec<pgpass::Entry<'_>> = hosts
+            .flat_map(|host| {
+                let port = port.as_str();
+                accounts.map(|account| pgpass::Entry {
+                    host,
+                    port,
+                    login: &account.login,
+                })
             })
             .collect();
         pgpass::write(&settings.passfile, &entries)
             .map(drop)
             .map_err(|error| chain(&error))
     }
+}
+
+/// What the section says about the archive holds for everybody, the delay for whoever follows the remote cluster: those
+/// behind it are late already.
+fn of_standby_cluster(standby: &StandbyCluster, remote: bool) -> Vec<(&'static str, String)> {
+    let delay = standby.recovery_min_apply_delay.filter(|_| remote);
+    let settings = [
+        ("restore_command", standby.restore_command.clone()),
+        ("archive_cleanup_command", standby.archive_cleanup_command.clone()),
+        (
+            "recovery_min_apply_delay",
+            delay.map(|delay| delay.as_millis().to_string()),
+        ),
+    ];
+    settings
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect()
 }
 
 /// The cluster's `recovery_conf` with this member's on top.

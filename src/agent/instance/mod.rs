@@ -1,15 +1,19 @@
 //! The one local postgres as jobs and the loop use it: the adapters of `postgres/` put together for this member.
 //!
 //! Here: starting, stopping, following, small questions. [`config_files`] writes the configuration files,
-//! [`timelines`] knows where the data ends, [`work`] does what takes long (bootstrap, clone, promote), [`rewinding`]
-//! rewinds, [`slots`] makes, moves and copies replication slots, [`callbacks`] runs the operator's commands. What should be done is decided in `ha`.
+//! [`timelines`] knows where the data ends, [`work`] does what takes long (bootstrap, clone, promote), [`methods`] makes
+//! replicas in the ways that are configured, [`restored`] makes a cluster of what a command brings, [`rewinding`] rewinds,
+//! [`slots`] makes, moves and copies replication slots, [`callbacks`] runs the operator's commands. What should be done is
+//! decided in `ha`.
 //!
 //! Failures are texts for people; where a decision depends on the kind, they are a [`Failure`].
 
 mod callbacks;
 mod config_files;
 mod layers;
+mod methods;
 mod next_start;
+mod restored;
 mod rewinding;
 mod settings;
 mod slots;
@@ -34,7 +38,7 @@ use tracing::{info, warn};
 use crate::{
     agent::jobs,
     clock::Boottime,
-    ha::{Failure, Shutdown, StartAs, Upstream},
+    ha::{Failure, Shutdown, Source, StartAs, Upstream},
     model::{ControlData, Dynamic, Lsn, RoleScope, Timeline},
     postgres::{
         binaries::Binaries,
@@ -51,6 +55,7 @@ use crate::{
 };
 use callbacks::{Callbacks, Event};
 use layers::{Hooks, Layers};
+pub use methods::Replacement;
 use next_start::NextStart;
 pub use settings::{Account, Settings};
 pub use work::{Progress, PromoteFailed, UNFINISHED};
@@ -448,32 +453,36 @@ impl Instance {
     }
 
     /// As what postgres is to be started again. The stop and the start that follow are one restart to the callbacks.
-    pub async fn begin_restart(&self) -> StartAs {
+    pub async fn begin_restart(&self, dynamic: &Dynamic) -> StartAs {
         self.restarting.store(true, Ordering::Relaxed);
-        self.present_role().await
+        self.present_role(dynamic).await
     }
 
     /// As what postgres runs now.
-    pub async fn present_role(&self) -> StartAs {
+    pub async fn present_role(&self, dynamic: &Dynamic) -> StartAs {
         if !self.standby_signal() {
             return StartAs::Primary;
         }
         let known = lock(&self.role).clone();
         match known {
             Some(role @ StartAs::Replica(_)) => role,
-            _ => StartAs::Replica(self.present_upstream().await),
+            _ => StartAs::Replica(self.present_upstream(dynamic).await),
         }
     }
 
     /// Whom a running replica follows, from its own settings.
-    async fn present_upstream(&self) -> Option<Upstream> {
+    async fn present_upstream(&self, dynamic: &Dynamic) -> Option<Upstream> {
         let view = self.monitor.observe(SMALL).await.ok()?;
         let conninfo = Conninfo::parse(&view.primary_conninfo).ok()?;
-        Some(Upstream {
+        let present = Upstream {
             member: "present upstream".into(),
             host: conninfo.get("host")?.to_owned(),
             port: conninfo.get("port").unwrap_or("5432").parse().ok()?,
-        })
+            source: Source::Member,
+        };
+        let remote = dynamic.standby.as_ref().map(Upstream::remote);
+        let is_remote = |remote: &Upstream| remote.address() == present.address();
+        Some(remote.filter(is_remote).unwrap_or(present))
     }
 
     /// Points the running replica at another upstream.
@@ -481,8 +490,14 @@ impl Instance {
         let role = StartAs::Replica(upstream.cloned());
         let control = self.control().await.ok();
         Box::pin(self.write_files(&role, dynamic, control.as_ref())).await?;
-        *lock(&self.role) = Some(role);
-        self.postmaster.reload().await.map_err(|error| chain(&error))
+        let name = role_name(&role);
+        let before = lock(&self.role).replace(role);
+        self.postmaster.reload().await.map_err(|error| chain(&error))?;
+        // The leader of a standby cluster comes and goes without a restart.
+        if before.is_some_and(|before| role_name(&before) != name) {
+            self.fire(Event::RoleChange, name);
+        }
+        Ok(())
     }
 
     /// Writes the files for the present role again and reloads. Does nothing without a running server: the next
@@ -491,7 +506,7 @@ impl Instance {
         if self.postmaster.state().pid().is_none() {
             return Ok(());
         }
-        let role = self.present_role().await;
+        let role = self.present_role(dynamic).await;
         let control = self.control().await.ok();
         Box::pin(self.write_files(&role, dynamic, control.as_ref())).await?;
         self.postmaster.reload().await.map_err(|error| chain(&error))
@@ -555,9 +570,19 @@ impl Instance {
     /// Asks the leader's postgres for its timeline history.
     pub async fn probe(&self, leader: &Upstream, limit: Duration) -> Result<LeaderProbe, String> {
         let settings = self.settings();
-        let address = Address::Tcp(leader.host.clone());
-        let target = settings.target(&settings.rewind, address, leader.port, &settings.database);
-        leader_probe(&target, limit).await.map_err(|error| chain(&error))
+        let mut errors = Vec::new();
+        // A remote cluster may have several; its primary is the one to ask, if it is among them.
+        let mut standby = None;
+        for host in leader.host.split(',').map(str::trim) {
+            let address = Address::Tcp(host.to_owned());
+            let target = settings.target(&settings.rewind, address, leader.port, &settings.database);
+            match leader_probe(&target, limit).await {
+                Ok(seen) if seen.in_recovery => standby = standby.or(Some(seen)),
+                Ok(seen) => return Ok(seen),
+                Err(error) => errors.push(chain(&error)),
+            }
+        }
+        standby.ok_or_else(|| errors.join("; "))
     }
 }
 
@@ -575,6 +600,10 @@ fn conf_dir(settings: &Settings) -> ConfDir {
 const fn role_name(role: &StartAs) -> &'static str {
     match role {
         StartAs::Primary => "primary",
+        StartAs::Replica(Some(Upstream {
+            source: Source::Remote,
+            ..
+        })) => "standby_leader",
         StartAs::Replica(_) => "replica",
     }
 }

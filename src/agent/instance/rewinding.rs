@@ -132,6 +132,33 @@ impl Instance {
             .map_err(|error| format!("crash recovery before the rewind: {}", chain(&error)))
     }
 
+    /// Archives everything a stopped primary has, with the segment its shutdown checkpoint is in: whoever follows from an
+    /// archive sees the end only with it. Returns whether WAL is archived at all.
+    pub async fn archive_end(&self, dynamic: &Dynamic, cancel: &CancellationToken) -> bool {
+        let args = self.arguments_now(dynamic);
+        let mode = self.value_at_start(&args, "archive_mode").await;
+        let command = self.value_at_start(&args, "archive_command").await;
+        let Some(command) = command.filter(|command| !command.is_empty()) else {
+            return false;
+        };
+        if !matches!(mode.as_deref(), Some("on" | "always")) {
+            return false;
+        }
+        let marked = match self.control().await {
+            Ok(control) => archive::mark_ready(self.data_dir(), control.timeline, control.checkpoint)
+                .map_err(|error| chain(&error)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = marked {
+            warn!(error, "the segment of the shutdown checkpoint cannot be archived");
+        }
+        match archive::archive_ready(self.data_dir(), &command, None, cancel).await {
+            Ok(segments) => info!(segments, "archived the end of our WAL"),
+            Err(error) => warn!(error = chain(&error), "could not archive the end of our WAL"),
+        }
+        true
+    }
+
     /// The end of our timeline may exist nowhere else; pg_rewind removes what the leader does not have.
     async fn archive_ready(&self, args: &[String], cancel: &CancellationToken) {
         let mode = self.value_at_start(args, "archive_mode").await;
@@ -198,13 +225,18 @@ impl Instance {
     /// is first is noticed by looking.
     fn ask_for_checkpoint(&self, leader: &Upstream) -> tokio::task::JoinHandle<()> {
         let settings = self.settings();
-        let address = Address::Tcp(leader.host.clone());
-        let monitor =
-            Monitor::new(settings.target(&settings.superuser, address, leader.port, &settings.database));
+        let monitor = |host: &str| {
+            let address = Address::Tcp(host.trim().to_owned());
+            Monitor::new(settings.target(&settings.superuser, address, leader.port, &settings.database))
+        };
+        // Of a remote cluster there may be several; a replica that is asked too comes to no harm.
+        let monitors: Vec<Monitor> = leader.host.split(',').map(monitor).collect();
         let member = leader.member.clone();
         tokio::spawn(async move {
-            if let Err(error) = monitor.execute_long("CHECKPOINT", LEADER_CHECKPOINT_LIMIT).await {
-                warn!(error = chain(&error), leader = %member, "could not checkpoint the leader before the rewind");
+            for monitor in monitors {
+                if let Err(error) = monitor.execute_long("CHECKPOINT", LEADER_CHECKPOINT_LIMIT).await {
+                    warn!(error = chain(&error), leader = %member, "could not checkpoint the leader before the rewind");
+                }
             }
         })
     }

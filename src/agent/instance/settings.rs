@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     config::{self, Config},
-    model::{MemberName, RoleScope},
+    model::{BootstrapMethod, MemberName, RoleScope},
     postgres::{
         login::Login,
         query::{Address, Target, TlsOptions},
@@ -70,8 +70,14 @@ pub struct Settings {
     pub by_role: BTreeMap<RoleScope, config::RoleSettings>,
     /// Recovery parameters.
     pub recovery_conf: Map<String, Value>,
+    /// How the data of a new cluster is made; `None`: by initdb.
+    pub bootstrap_method: Option<BootstrapMethod>,
     /// Arguments of initdb.
     pub initdb: Vec<String>,
+    /// Ways to make a replica; empty: as the cluster's configuration says.
+    pub create_replica_methods: Vec<String>,
+    /// Sections that describe such ways.
+    pub method_sections: Map<String, Value>,
     /// Arguments of pg_basebackup.
     pub basebackup: Vec<String>,
     /// Arguments of pg_rewind.
@@ -148,7 +154,10 @@ impl Settings {
             pg_ident: postgresql.pg_ident.clone(),
             by_role: postgresql.by_role.clone(),
             recovery_conf: postgresql.recovery_conf.clone(),
+            bootstrap_method: config.bootstrap.method.clone(),
             initdb: config.bootstrap.initdb.clone(),
+            create_replica_methods: postgresql.create_replica_methods.clone(),
+            method_sections: postgresql.method_sections.clone(),
             basebackup: postgresql.basebackup.clone(),
             rewind_args: postgresql.rewind.clone(),
             create_database: config.bootstrap.database.clone(),

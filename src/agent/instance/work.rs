@@ -20,7 +20,7 @@ use crate::{
     postgres::{
         clone,
         command::Command,
-        datadir::INCOMPLETE,
+        datadir::{self, INCOMPLETE},
         files, initdb, initscripts, options, pgpass,
         postmaster::{State, StopLadder, StopMode},
         promote,
@@ -41,10 +41,14 @@ pub enum Progress {
         /// Bytes expected.
         total_bytes: u64,
     },
+    /// A command makes the data of a new cluster.
+    CustomBootstrap,
+    /// What it has made is being recovered.
+    Recovering,
 }
 
 /// The database initdb makes for connections like ours.
-const MAINTENANCE: &str = "postgres";
+pub(super) const MAINTENANCE: &str = "postgres";
 /// A new cluster's postgres has nothing to recover.
 const FIRST_START_LIMIT: Duration = Duration::from_secs(60);
 /// The checkpoint after a promotion may write a lot.
@@ -60,17 +64,53 @@ const CLONE_STALL: Duration = Duration::from_secs(120);
 pub const UNFINISHED: &[u8] = b"bootstrap\n";
 
 impl Instance {
-    /// initdb, roles, database, init scripts. Postgres is stopped again at the end; until then it listens on its
-    /// Unix socket only, because this member does not hold the lock yet. A crash on the way leaves a marker, and the
-    /// next attempt begins afresh.
+    /// initdb (or the configured command), roles, database, init scripts. Postgres is stopped again at the end; until
+    /// then it listens on its Unix socket only, because this member does not hold the lock yet. A crash on the way leaves
+    /// a marker, and the next attempt begins afresh.
     pub async fn bootstrap(
         &self,
         dynamic: &Dynamic,
-        _progress: &watch::Sender<Option<Progress>>,
+        progress: &watch::Sender<Option<Progress>>,
         cancel: &CancellationToken,
     ) -> Result<SystemId, String> {
         let settings = self.settings();
         self.finish_exchange()?;
+        let marker = self.data_dir().join(INCOMPLETE);
+        match &settings.bootstrap_method {
+            None => self.initdb(&settings, cancel).await?,
+            Some(method) => {
+                progress.send_replace(Some(Progress::CustomBootstrap));
+                self.bring(method, &settings, cancel).await?;
+            }
+        }
+        let prepared = match &settings.bootstrap_method {
+            None => self.prepare(&settings, dynamic, cancel).await,
+            Some(method) => {
+                progress.send_replace(Some(Progress::Recovering));
+                self.prepare_restored(method, &settings, dynamic, cancel).await
+            }
+        };
+        let ladder = StopLadder {
+            smart: Duration::ZERO,
+            // What a command has brought may be large, and its first checkpoint with it.
+            fast: Duration::from_secs(600),
+            immediate: Duration::from_secs(5),
+        };
+        let stopped = self.halt(StopMode::Fast, ladder).await;
+        self.monitor
+            .retarget(settings.local_target(&settings.database))
+            .await;
+        prepared?;
+        stopped?;
+        let id = self.control().await?.system_id;
+        std::fs::remove_file(&marker).map_err(|error| format!("remove {}: {error}", marker.display()))?;
+        datadir::unmark_beside(self.data_dir()).map_err(|error| chain(&error))?;
+        // A marker that came back after a power failure would make served data count as unfinished.
+        files::sync_dir(self.data_dir()).map_err(|error| chain(&error))?;
+        Ok(id)
+    }
+
+    async fn initdb(&self, settings: &Settings, cancel: &CancellationToken) -> Result<(), String> {
         let staging = Staging::prepare(self.data_dir()).map_err(|error| chain(&error))?;
         let input = initdb::Input {
             dir: staging.dir(),
@@ -81,14 +121,14 @@ impl Instance {
         };
         info!(dir = %self.data_dir().display(), "creating a new cluster with initdb");
         if let Err(error) = initdb::run(&self.binaries, &input, cancel).await {
-            if let Err(error) = staging.discard() {
-                warn!(
-                    error = chain(&error),
-                    "could not remove the unfinished new cluster"
-                );
-            }
+            discard(&staging);
             return Err(chain(&error));
         }
+        self.install_unfinished(&staging)
+    }
+
+    /// Puts the data of a cluster that is not ready yet in its place.
+    pub(super) fn install_unfinished(&self, staging: &Staging) -> Result<(), String> {
         // The marker goes in before the directory is in place: from then on it looks like a data directory.
         let marker = self.data_dir().join(INCOMPLETE);
         files::write_atomic(&staging.dir().join(INCOMPLETE), UNFINISHED, 0o600)
@@ -102,29 +142,12 @@ impl Instance {
         staging
             .install(old, &staging::stamp(jiff::Timestamp::now()))
             .map_err(|error| chain(&error))?;
-        files::write_atomic(&marker, UNFINISHED, 0o600).map_err(|error| chain(&error))?;
-        let prepared = self.prepare(&settings, dynamic, cancel).await;
-        let ladder = StopLadder {
-            smart: Duration::ZERO,
-            fast: Duration::from_secs(60),
-            immediate: Duration::from_secs(5),
-        };
-        let stopped = self.halt(StopMode::Fast, ladder).await;
-        self.monitor
-            .retarget(settings.local_target(&settings.database))
-            .await;
-        prepared?;
-        stopped?;
-        let id = self.control().await?.system_id;
-        std::fs::remove_file(&marker).map_err(|error| format!("remove {}: {error}", marker.display()))?;
-        // A marker that came back after a power failure would make served data count as unfinished.
-        files::sync_dir(self.data_dir()).map_err(|error| chain(&error))?;
-        Ok(id)
+        files::write_atomic(&marker, UNFINISHED, 0o600).map_err(|error| chain(&error))
     }
 
     /// An exchange of directories that failed half-way in this process is finished before anything else is done: what it
     /// was to keep must not be taken for what it was to remove.
-    fn finish_exchange(&self) -> Result<(), String> {
+    pub(super) fn finish_exchange(&self) -> Result<(), String> {
         match staging::finish_interrupted(self.data_dir()) {
             Ok(false) => Ok(()),
             Ok(true) => Err("an earlier exchange of the data directory had to be finished first".to_owned()),
@@ -152,7 +175,7 @@ impl Instance {
         self.run_scripts(settings, cancel).await
     }
 
-    async fn create_roles(&self, settings: &Settings) -> Result<(), String> {
+    pub(super) async fn create_roles(&self, settings: &Settings) -> Result<(), String> {
         let statements = [
             roles::SILENCE.to_owned(),
             roles::superuser(&settings.superuser.login),
@@ -175,7 +198,7 @@ impl Instance {
     }
 
     /// The agents connect to one database, and what the rewind role may do counts per database.
-    async fn grant_where_agents_connect(&self, settings: &Settings) -> Result<(), String> {
+    pub(super) async fn grant_where_agents_connect(&self, settings: &Settings) -> Result<(), String> {
         if settings.database == MAINTENANCE {
             return Ok(());
         }
@@ -188,7 +211,7 @@ impl Instance {
             .map_err(|error| format!("grant the rewind role its functions: {}", chain(&error)))
     }
 
-    async fn create_database(&self, name: &str) -> Result<(), String> {
+    pub(super) async fn create_database(&self, name: &str) -> Result<(), String> {
         let exists = roles::DATABASE_EXISTS.replace("$1", &roles::literal(name));
         let found = self
             .monitor
@@ -209,14 +232,8 @@ impl Instance {
     }
 
     async fn run_scripts(&self, settings: &Settings, cancel: &CancellationToken) -> Result<(), String> {
+        write_own_passfile(settings)?;
         let socket_dir = settings.socket_dir.to_string_lossy().into_owned();
-        let port = settings.port.to_string();
-        let entry = pgpass::Entry {
-            host: &socket_dir,
-            port: &port,
-            login: &settings.superuser.login,
-        };
-        pgpass::write(&settings.passfile, &[entry]).map_err(|error| chain(&error))?;
         let context = initscripts::Context {
             socket_dir: &socket_dir,
             port: settings.port,
@@ -231,13 +248,13 @@ impl Instance {
         if ran > 0 {
             info!(scripts = ran, dir = %settings.scripts_dir.display(), "ran the init scripts");
         }
-        self.post_bootstrap(settings, &socket_dir, cancel).await
+        self.post_bootstrap(settings, cancel).await
     }
 
-    async fn post_bootstrap(
+    /// Runs the operator's command in the new cluster.
+    pub(super) async fn post_bootstrap(
         &self,
         settings: &Settings,
-        socket_dir: &str,
         cancel: &CancellationToken,
     ) -> Result<(), String> {
         let Some(command) = &settings.post_bootstrap else {
@@ -248,6 +265,8 @@ impl Instance {
         let Some((program, arguments)) = words.split_first() else {
             return Ok(());
         };
+        write_own_passfile(settings)?;
+        let socket_dir = settings.socket_dir.display();
         let user = &settings.superuser.login.username;
         let dsn = format!(
             "host={socket_dir} port={} user={user} dbname={}",
@@ -265,27 +284,16 @@ impl Instance {
             .map_err(|error| format!("post_bootstrap: {}", chain(&error)))
     }
 
-    /// Copies the upstream's data into a side directory and puts it in place. What was there is renamed if it is to be
-    /// kept, and removed otherwise; in both cases only once the copy is complete.
-    pub async fn copy_from(
+    /// Copies the upstream's data into a side directory with pg_basebackup.
+    pub(super) async fn basebackup(
         &self,
         from: &Upstream,
-        keep: bool,
-        dynamic: &Dynamic,
+        staging: &Staging,
         progress: &watch::Sender<Option<Progress>>,
         cancel: &CancellationToken,
     ) -> Result<(), String> {
         let settings = self.settings();
-        self.finish_exchange()?;
-        let old = if keep {
-            self.refuse_attic("keeping another copy")?;
-            OldData::KeepRenamed
-        } else {
-            OldData::Remove
-        };
-        self.settle_tablespaces(OldData::KeepRenamed, None)?;
         let spaces = self.tablespaces_of(&settings, from).await;
-        let staging = Staging::prepare(self.data_dir()).map_err(|error| chain(&error))?;
         self.write_passfile(from)?;
         let source = self
             .connection(from, &settings.replication)
@@ -301,28 +309,9 @@ impl Instance {
         };
         let copied = watch::Sender::new(clone::Progress::default());
         let relay = relay(copied.subscribe(), progress.clone());
-        let made = clone::run(&self.binaries, &staging, &input, &copied, cancel).await;
+        let made = clone::run(&self.binaries, staging, &input, &copied, cancel).await;
         relay.abort();
-        if let Err(error) = made {
-            if let Err(error) = staging.discard() {
-                warn!(error = chain(&error), "could not remove the unfinished copy");
-            }
-            return Err(with_advice(&chain(&error)));
-        }
-        // Whatever happens next, this copy must never be started as a primary.
-        files::write_atomic(&staging.dir().join("standby.signal"), b"", 0o600)
-            .map_err(|error| chain(&error))?;
-        let kept = staging
-            .install(old, &staging::stamp(jiff::Timestamp::now()))
-            .map_err(|error| chain(&error))?;
-        self.settle_tablespaces(old, kept.as_deref())?;
-        self.forget_sync_names();
-        if let Some(kept) = kept {
-            info!(dir = %kept.display(), "the old data directory was kept");
-        }
-        self.write_files(&StartAs::Replica(Some(from.clone())), dynamic, None)
-            .await?;
-        Ok(())
+        made.map_err(|error| with_advice(&chain(&error)))
     }
 
     /// Where the source keeps its tablespaces: the copy will want the same places here. Streaming rights are enough for
@@ -330,7 +319,8 @@ impl Instance {
     async fn tablespaces_of(&self, settings: &Settings, from: &Upstream) -> Vec<PathBuf> {
         const SQL: &str = "SELECT pg_catalog.jsonb_agg(l) FROM (SELECT pg_catalog.pg_tablespace_location(oid) AS l \
             FROM pg_catalog.pg_tablespace) AS t WHERE l LIKE '/%'";
-        let address = Address::Tcp(from.host.clone());
+        let host = from.host.split(',').next().unwrap_or_default().trim();
+        let address = Address::Tcp(host.to_owned());
         let target = settings.target(&settings.rewind, address, from.port, &settings.database);
         let answer = Monitor::new(target).execute(SQL, SOURCE_LIMIT).await;
         let list = match &answer {
@@ -456,6 +446,28 @@ impl PromoteFailed {
     pub const fn requested(&self) -> bool {
         matches!(self, Self::Requested(_))
     }
+}
+
+/// Removes a side directory that is of no use.
+pub(super) fn discard(staging: &Staging) {
+    if let Err(error) = staging.discard() {
+        warn!(
+            error = chain(&error),
+            "could not remove an unfinished data directory"
+        );
+    }
+}
+
+/// The superuser on our own socket, for commands of the operator's.
+fn write_own_passfile(settings: &Settings) -> Result<(), String> {
+    let entry = pgpass::Entry {
+        host: &settings.socket_dir.to_string_lossy(),
+        port: &settings.port.to_string(),
+        login: &settings.superuser.login,
+    };
+    pgpass::write(&settings.passfile, &[entry])
+        .map(drop)
+        .map_err(|error| chain(&error))
 }
 
 /// The server's refusal names a role; what a person sets is a variable.

@@ -17,7 +17,7 @@ use super::{Agent, jobs::FinalAdvance};
 use crate::{
     clock::Boottime,
     ha::{
-        Upstream,
+        Source, Upstream,
         slots::{self, Change, Op, Place, Readiness, Retained, Retention, Situation, Slot, Wanted, Whose},
     },
     model::{Cluster, Lsn, MemberName, SlotKind, StatusKey},
@@ -372,6 +372,7 @@ fn leader(cluster: &Cluster) -> Option<Upstream> {
         member: member.name.clone(),
         host,
         port,
+        source: Source::Member,
     })
 }
 

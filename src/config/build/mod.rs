@@ -1,5 +1,6 @@
 //! From settings to [`Config`]: defaults, and everything that only shows when settings are seen together.
 
+mod methods;
 mod postgresql;
 mod roles;
 mod stores;
@@ -115,8 +116,8 @@ impl Builder {
             watchdog: self.watchdog(),
             postgresql,
         };
-        let methods = self.all.settings.list("postgresql.create_replica_methods");
-        document::settle(&mut self.all, &methods);
+        let used = self.used_sections(&config);
+        document::settle(&mut self.all, &used);
         config
     }
 
@@ -263,6 +264,7 @@ impl Builder {
         Bootstrap {
             dcs: self.dynamic(),
             timing,
+            method: self.bootstrap_method(),
             initdb: self.initdb(),
             pg_hba: self.all.settings.list("bootstrap.pg_hba"),
             post_bootstrap: self.all.settings.text("bootstrap.post_bootstrap"),

@@ -8,7 +8,6 @@ use super::Builder;
 use crate::{
     config::{
         address::Address,
-        mistakes::Mistake,
         types::{Callbacks, Postgresql, RoleSettings},
     },
     model::{RoleScope, merge_patch},
@@ -93,6 +92,8 @@ impl Builder {
             by_role: self.by_role(),
             recovery_conf: self.all.settings.map("postgresql.recovery_conf"),
             authentication,
+            create_replica_methods: Vec::new(),
+            method_sections: Map::new(),
             basebackup: list("postgresql.basebackup"),
             rewind: list("postgresql.rewind"),
             callbacks: Callbacks {
@@ -106,7 +107,7 @@ impl Builder {
             before_stop: text("postgresql.before_stop"),
         };
         built.parameters = self.parameters();
-        self.refuse_other_replica_methods();
+        (built.create_replica_methods, built.method_sections) = self.replica_methods();
         built
     }
 
@@ -183,17 +184,5 @@ impl Builder {
         self.all
             .settings
             .set("bootstrap.dcs", Value::Object(merged), origin);
-    }
-
-    /// A replica that is made in another way than asked for would be a surprise, if only for the network.
-    fn refuse_other_replica_methods(&mut self) {
-        const PATH: &str = "postgresql.create_replica_methods";
-        let methods = self.all.settings.list(PATH);
-        for method in methods.iter().filter(|method| *method != "basebackup") {
-            self.all.mistakes.push(Mistake::Unsupported {
-                name: self.all.settings.origin(PATH),
-                what: format!("{method} as a way to make a replica is"),
-            });
-        }
     }
 }

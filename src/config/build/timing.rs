@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::Builder;
 use crate::{
-    config::{mistakes::Mistake, other_names::nearest, vars},
-    model::{Timing, merge_patch, unkept_promises},
+    config::other_names::nearest,
+    model::{StandbyCluster, Timing, merge_patch},
 };
 
 const TTL: &str = "bootstrap.dcs.ttl";
@@ -88,7 +88,7 @@ impl Builder {
             }
             _ => self.inconsistent(&["bootstrap.dcs"], "postgresql is not a mapping"),
         }
-        self.refuse_what_would_be_ignored(&document);
+        self.refuse_a_standby_without_source(&document);
         self.look_for_misspellings(&document);
         document
     }
@@ -121,15 +121,15 @@ impl Builder {
         given
     }
 
-    /// A promise the core does not keep yet (durability, following another cluster) must not look kept.
-    fn refuse_what_would_be_ignored(&mut self, document: &Map<String, Value>) {
-        for promise in unkept_promises(document) {
-            let var = vars::by_path("bootstrap.dcs").map_or_else(String::new, vars::Var::name);
-            let origin = self.all.settings.origin("bootstrap.dcs");
-            self.all.mistakes.push(Mistake::Unsupported {
-                name: if origin.is_empty() { var } else { origin },
-                what: format!("{promise} is"),
-            });
+    /// A cluster that is to follow another and does not say which would stand on its own.
+    fn refuse_a_standby_without_source(&mut self, document: &Map<String, Value>) {
+        let section = document.get("standby_cluster").and_then(Value::as_object);
+        if section.is_some_and(|section| !section.is_empty()) && StandbyCluster::from_map(document).is_none()
+        {
+            self.inconsistent(
+                &["bootstrap.dcs"],
+                "standby_cluster has no source (host, port or restore_command)",
+            );
         }
     }
 }

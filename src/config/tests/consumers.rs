@@ -53,6 +53,10 @@ const READERS: &[(&str, &str)] = &[
     ("EMBEDDED_DATA_DIR", "own.data_dir"),
     ("EMBEDDED_CLIENT_PORT", "own.this.client_port"),
     ("EMBEDDED_PEER_PORT", "peer.peer_port"),
+    (
+        "POSTGRESQL_CREATE_REPLICA_METHODS",
+        "postgresql.create_replica_methods",
+    ),
     ("LOG_LEVEL", "config.log.directives()"),
     ("LOG_LOGGERS", "config.log.directives()"),
     ("LOG_TYPE", "config.log.format"),
@@ -68,10 +72,6 @@ const READERS: &[(&str, &str)] = &[
 /// Rows without a reader of their own, and why that is right.
 const WITHOUT: &[(&str, &str)] = &[
     ("CONFIGURATION", "taken apart into the other settings"),
-    (
-        "POSTGRESQL_CREATE_REPLICA_METHODS",
-        "anything but the default is refused",
-    ),
     (
         "POSTGRESQL_CALLBACKS_",
         "read where the instance starts and stops",

@@ -129,13 +129,58 @@ fn wrong_values_are_named_by_their_place() {
         &[("HOWDAH_CONFIGURATION", "a: {b")],
         "HOWDAH_CONFIGURATION: the value is not readable as YAML or JSON in line 2 column 1 (allowed: a mapping in Patroni's shape)",
     );
-    refused(
-        &[(
-            "HOWDAH_CONFIGURATION",
-            "postgresql: {create_replica_methods: [wal_e, basebackup], wal_e: {command: /restore}}",
-        )],
-        "HOWDAH_CONFIGURATION: postgresql.create_replica_methods: wal_e as a way to make a replica is not supported in this build",
+}
+
+#[test]
+fn methods_of_ones_own_are_read_with_their_sections() {
+    let loaded = good(&[(
+        "HOWDAH_CONFIGURATION",
+        "{bootstrap: {method: clone, clone: {command: /clone, recovery_conf: {restore_command: x}}}, postgresql: \
+         {create_replica_methods: [wal_e, basebackup], wal_e: {command: /restore, no_leader: true}}}",
+    )]);
+    assert_eq!(loaded.warnings, [""; 0]);
+    let method = loaded.config.bootstrap.method.expect("a method");
+    assert_eq!(
+        (method.name.as_str(), method.command.as_str()),
+        ("clone", "/clone")
     );
+    let postgresql = loaded.config.postgresql;
+    assert_eq!(postgresql.create_replica_methods, ["wal_e", "basebackup"]);
+    assert_eq!(postgresql.method_sections["wal_e"]["command"], "/restore");
+}
+
+#[test]
+fn a_method_that_cannot_be_used_is_refused() {
+    for (document, mistake) in [
+        (
+            "bootstrap: {method: clone}",
+            "HOWDAH_CONFIGURATION: bootstrap.method: bootstrap.clone: there is no section clone",
+        ),
+        (
+            "bootstrap: {method: clone, clone: {no_params: true}}",
+            "HOWDAH_CONFIGURATION: bootstrap.method: bootstrap.clone: section clone has no command",
+        ),
+        (
+            "postgresql: {create_replica_methods: [m], m: {command: x, keep_data: perhaps}}",
+            "HOWDAH_CONFIGURATION: postgresql.create_replica_methods: postgresql.m: keep_data: \"perhaps\" is neither yes nor no",
+        ),
+        (
+            "bootstrap: {dcs: {standby_cluster: {primary_slot_name: x}}}",
+            "HOWDAH_CONFIGURATION: bootstrap.dcs: standby_cluster has no source (host, port or restore_command)",
+        ),
+    ] {
+        refused(&[("HOWDAH_CONFIGURATION", document)], mistake);
+    }
+}
+
+#[test]
+fn a_first_configuration_may_follow_another_cluster() {
+    let loaded = good(&[(
+        "HOWDAH_CONFIGURATION",
+        "{bootstrap: {dcs: {standby_cluster: {host: a, create_replica_methods: [m]}}}, postgresql: {m: {command: x}}}",
+    )]);
+    assert_eq!(loaded.warnings, [""; 0]);
+    assert_eq!(loaded.config.bootstrap.dcs["standby_cluster"]["host"], "a");
 }
 
 #[test]

@@ -206,15 +206,14 @@ fn what_this_build_cannot_do_is_said() {
         &[("HOWDAH_CONFIGURATION", "kubernetes: {labels: {a: b}}")],
         "HOWDAH_CONFIGURATION: kubernetes: Kubernetes as DCS is not supported in this build",
     );
-    refused(
-        &[("HOWDAH_BOOTSTRAP_DCS", "standby_cluster: {host: h}")],
-        "HOWDAH_BOOTSTRAP_DCS: standby_cluster is not supported in this build",
-    );
     let loaded = good(&[
         ("HOWDAH_RESTAPI_HTTPS_EXTRA_HEADERS", "{}"),
         ("PATRONI_RESTAPI_VERIFY_CLIENT", "none"),
         ("PATRONI_LOG_DIR", "/log"),
-        ("HOWDAH_BOOTSTRAP_DCS", "synchronous_mode: on"),
+        (
+            "HOWDAH_BOOTSTRAP_DCS",
+            "{synchronous_mode: on, standby_cluster: {host: h}}",
+        ),
     ]);
     assert_eq!(loaded.warnings, ["PATRONI_LOG_DIR: accepted, but has no effect"]);
 }

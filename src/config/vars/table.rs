@@ -192,7 +192,7 @@ pub static SECTIONS: &[Section] = &[
         v("POSTGRESQL_PG_IDENT_REPLICA", "postgresql.pg_ident_replica", Lines, Unset, Reload, "The same, while it is a replica"),
         v("POSTGRESQL_PG_IDENT_STANDBY_LEADER", "postgresql.pg_ident_standby_leader", Lines, Unset, Reload, "The same, while it leads a standby cluster"),
         v("POSTGRESQL_RECOVERY_CONF", "postgresql.recovery_conf", Map, Unset, Reload, "Recovery parameters of a replica: {restore_command: ...}"),
-        v("POSTGRESQL_CREATE_REPLICA_METHODS", "postgresql.create_replica_methods", List, Fixed("basebackup"), Start, "Ways to make a replica; only basebackup so far"),
+        v("POSTGRESQL_CREATE_REPLICA_METHODS", "postgresql.create_replica_methods", List, Fixed("basebackup"), Reload, "Ways to make a replica, tried in this order: basebackup, or methods of your own, each with a section postgresql.<method> in HOWDAH_CONFIGURATION"),
         v("POSTGRESQL_BASEBACKUP", "postgresql.basebackup", Options, Unset, Reload, "Options of pg_basebackup: [{max-rate: 100M}]"),
         v("POSTGRESQL_USE_PG_REWIND", "postgresql.use_pg_rewind", Bool, Unset, Bootstrap, "Whether diverged members are rewound; part of the cluster's configuration"),
         v("POSTGRESQL_REWIND", "postgresql.rewind", Options, Unset, Reload, "Options of pg_rewind"),
@@ -212,7 +212,7 @@ pub static SECTIONS: &[Section] = &[
     Section { title: "Roles: rewind", vars: login!("REWIND", "rewind", "rewinder", Computed("derived from the superuser's"), "the role pg_rewind connects with") },
     Section { title: "Creating the cluster", vars: &[
         v("BOOTSTRAP_DATABASE", "bootstrap.database", Text, Computed("name of the superuser"), Bootstrap, "Database to create"),
-        v("BOOTSTRAP_METHOD", "bootstrap.method", Choice(&["initdb"]), Fixed("initdb"), Bootstrap, "How the cluster is created"),
+        v("BOOTSTRAP_METHOD", "bootstrap.method", Name, Fixed("initdb"), Bootstrap, "How the cluster is created: initdb, or a method of your own with a section bootstrap.<method> in HOWDAH_CONFIGURATION"),
         v("BOOTSTRAP_INITDB", "bootstrap.initdb", Options, Unset, Bootstrap, "Options of initdb: [{encoding: UTF8}, {locale: C}] or --encoding=UTF8 --locale=C"),
         v("BOOTSTRAP_PG_HBA", "bootstrap.pg_hba", Lines, Unset, Bootstrap, "Lines added to the pg_hba.conf that initdb writes"),
         v("BOOTSTRAP_POST_BOOTSTRAP", "bootstrap.post_bootstrap", Text, Unset, Bootstrap, "Command to run once the new cluster is up; gets a connection string"),

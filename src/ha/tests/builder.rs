@@ -11,11 +11,11 @@ use crate::{
     dcs::Hold,
     ha::{
         Action, DcsView, Down, Finished, Job, LeaderFacts, LeaderProbe, Local, Memory, Peers, Plan, Running,
-        RunningJob, Shutdown, Silence, Standing, Upstream, View, decide, lease,
+        RunningJob, Shutdown, Silence, Source, Standing, Upstream, View, decide, lease,
     },
     model::{
         Cluster, ControlData, DbState, Dynamic, FailoverKey, HistoryRow, Leader, Lsn, Member, MemberData,
-        MemberName, PeerStatus, PgState, Role, StatusKey, SystemId, Tags, Timeline, Version,
+        MemberName, PeerStatus, PgState, Role, StandbyCluster, StatusKey, SystemId, Tags, Timeline, Version,
     },
 };
 
@@ -36,6 +36,7 @@ pub(super) fn at(name: &str) -> Upstream {
         member: name.into(),
         host: name.into(),
         port: 5432,
+        source: Source::Member,
     }
 }
 
@@ -160,6 +161,7 @@ pub(super) fn view() -> Build {
         finished: None,
         peers: None,
         leader_probe: None,
+        can_restore: false,
         failsafe: crate::ha::failsafe::Sight::default(),
         sync: None,
         missing_slots: Vec::new(),
@@ -275,6 +277,17 @@ impl Build {
     pub(super) fn dcs_down_for(mut self, time: Duration) -> Self {
         self.down = Some(self.now.minus(time));
         self
+    }
+
+    /// The cluster follows the one at `remote:5432`.
+    pub(super) fn standby_of_remote(self) -> Self {
+        self.dynamic(|dynamic| {
+            dynamic.standby = Some(StandbyCluster {
+                host: Some("remote".into()),
+                restore_command: Some("cp /archive/%f %p".into()),
+                ..StandbyCluster::default()
+            });
+        })
     }
 
     pub(super) fn dcs_up(mut self) -> Self {

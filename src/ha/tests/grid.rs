@@ -186,7 +186,7 @@ fn clusters() -> Axis {
 
 /// Calls with every combination; returns how many there were. While a job runs nobody looks at requests and answers,
 /// so those are not varied then.
-fn every(mut each: impl FnMut(&[&str], &Build)) -> usize {
+pub(super) fn every(mut each: impl FnMut(&[&str], &Build)) -> usize {
     let axes = [
         clusters(),
         locks(),

@@ -17,6 +17,7 @@ mod manual;
 mod pause;
 mod reason;
 mod slots;
+mod standby;
 mod stopping;
 mod sync;
 mod walk;

@@ -129,12 +129,6 @@ impl Dynamic {
         }
     }
 
-    /// Promises in the document that this build does not keep; see [`unkept_promises`].
-    #[must_use]
-    pub fn unkept_promises(&self) -> Vec<&'static str> {
-        unkept_promises(&self.raw)
-    }
-
     /// The `postgresql` part of the document.
     #[must_use]
     pub fn postgresql(&self) -> Option<&Map<String, Value>> {
@@ -149,20 +143,6 @@ pub fn of_new_cluster(given: &Map<String, Value>) -> Map<String, Value> {
     let mut document = given.clone();
     document.entry("failsafe_mode").or_insert(Value::Bool(true));
     document
-}
-
-/// Promises of a `/config` document about durability and about whose data this is that the core does not keep yet. They
-/// must never look kept: a member's own configuration that asks for one is refused, a stored one is complained about.
-#[must_use]
-pub fn unkept_promises(document: &Map<String, Value>) -> Vec<&'static str> {
-    let standby = document
-        .get("standby_cluster")
-        .and_then(Value::as_object)
-        .is_some_and(|section| !section.is_empty());
-    [(standby, "standby_cluster")]
-        .into_iter()
-        .filter_map(|(asked, name)| asked.then_some(name))
-        .collect()
 }
 
 #[cfg(test)]
@@ -198,22 +178,5 @@ mod tests {
         assert!(new(json!({"ttl": 20})));
         assert!(!new(json!({"failsafe_mode": "off"})));
         assert!(!Dynamic::from_map(&map(json!({"ttl": 20}))).failsafe_mode);
-    }
-
-    #[test]
-    fn promises_that_are_not_kept_are_named() {
-        for (document, expected) in [
-            (json!({}), &[][..]),
-            (json!({"synchronous_mode": false, "standby_cluster": null}), &[]),
-            (json!({"synchronous_mode": "off", "standby_cluster": {}}), &[]),
-            (json!({"synchronous_mode": "quorum"}), &[]),
-            (
-                json!({"synchronous_mode": "on", "standby_cluster": {"host": "h"}}),
-                &["standby_cluster"],
-            ),
-        ] {
-            let dynamic = Dynamic::from_map(&map(document.clone()));
-            assert_eq!(dynamic.unkept_promises(), expected, "{document}");
-        }
     }
 }

@@ -55,6 +55,17 @@ impl StandbyCluster {
             standby.host.is_some() || standby.port.is_some() || standby.restore_command.is_some();
         has_source.then_some(standby)
     }
+
+    /// Host (or several, separated by commas) and port of the server to stream from; `None`: there is only an archive.
+    #[must_use]
+    pub fn address(&self) -> Option<(String, u16)> {
+        let host = match (&self.host, self.port) {
+            (Some(host), _) => host.clone(),
+            (None, Some(_)) => "localhost".to_owned(),
+            (None, None) => return None,
+        };
+        Some((host, self.port.unwrap_or(5432)))
+    }
 }
 
 #[cfg(test)]
@@ -68,6 +79,14 @@ mod tests {
                 .as_object()
                 .expect("an object"),
         )
+    }
+
+    #[test]
+    fn an_archive_has_no_address() {
+        let address = |section| read(section).and_then(|standby| standby.address());
+        assert_eq!(address(json!({"restore_command": "cp"})), None);
+        assert_eq!(address(json!({"host": "a,b"})), Some(("a,b".into(), 5432)));
+        assert_eq!(address(json!({"port": 1})), Some(("localhost".into(), 1)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use howdah::{
     clock::Boottime,
     dcs::{Key, When},
     ha::{
-        DemoteMode, Failure, Job, StartAs, Upstream,
+        DemoteMode, Failure, Job, Source, StartAs, Upstream,
         heirs::{End, Heirs, Progress},
     },
     model::{Cluster, DbState, Lsn, StatusKey, Timeline},
@@ -63,8 +63,9 @@ impl Context {
             Job::Restart => self.restart().await,
             Job::Promote => self.promote().await,
             Job::Demote { mode, deadline } => self.demote(*mode, *deadline).await,
-            // There are no logical slots in this world.
+            // There are no logical slots in this world, no other cluster to follow, and no commands of an operator.
             Job::CopySlots { .. } => Ok(()),
+            Job::BootstrapStandby | Job::Restore => Self::failed("nothing of the kind is here"),
         };
         done.map_err(|failure| {
             if self.cancel.is() {
@@ -406,6 +407,7 @@ impl Context {
                 member: agent.world.nodes[up].name.clone(),
                 host: agent.world.nodes[up].host.clone(),
                 port: 5432,
+                source: Source::Member,
             }))
         };
         // A person asks for it, and a paused primary needs no lock.
@@ -576,7 +578,10 @@ impl Context {
             DemoteMode::Graceful | DemoteMode::Fast => {
                 self.orderly(ladder, counted, true, Lock::GivenAway).await
             }
-            DemoteMode::Offline => self.orderly(ladder, counted, true, Lock::Untouched).await,
+            // Nobody follows another cluster here.
+            DemoteMode::Offline | DemoteMode::Cluster => {
+                self.orderly(ladder, counted, true, Lock::Untouched).await
+            }
             DemoteMode::Immediate | DemoteMode::ImmediateNoLock => {
                 agent.stop_postgres(Stop::Immediate, ladder).await;
                 false
@@ -585,7 +590,7 @@ impl Context {
         match mode {
             DemoteMode::Graceful | DemoteMode::Fast if released => {}
             DemoteMode::Graceful | DemoteMode::Fast | DemoteMode::Immediate => self.release().await,
-            DemoteMode::ImmediateNoLock | DemoteMode::Offline => agent.lease.forget(),
+            DemoteMode::ImmediateNoLock | DemoteMode::Offline | DemoteMode::Cluster => agent.lease.forget(),
         }
         Ok(())
     }

@@ -62,6 +62,7 @@ impl Agent {
             sync: self.sync_sight(),
             missing_slots: Vec::new(),
             shutdown: self.shutdown.get(),
+            can_restore: false,
             watchdog_failed: false,
             contained: true,
             memory: self.memory.borrow().clone(),

@@ -147,6 +147,8 @@ impl World {
                     &Action::WriteInitialize(SystemId(SYSTEM.into()), version),
                 );
             }
+            // The model's cluster follows nobody and has no archive.
+            Job::BootstrapStandby | Job::Restore => return Err("not in this model".to_owned()),
             Job::Clone { from: up, .. } | Job::Rewind(up) => {
                 self.node(name).stopped();
                 let data = source(self, &up.member)?;
