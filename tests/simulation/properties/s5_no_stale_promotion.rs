@@ -21,6 +21,9 @@ pub(super) fn electable(world: &World, node: usize, since: Nanos) -> bool {
         .is_some_and(|agent| agent.started_at <= since && !matches!(agent.present(), Some(job) if job.since > Boottime(0)));
     agent_up
         && host.bad_at.get() <= since
+        && host.well()
+        && world.store.well()
+        && world.store.bad_at.get() <= since
         && host.pg.running()
         && !host.pg.primary.get()
         && !host.tags.nofailover()
