@@ -144,7 +144,7 @@ impl Coverage {
         situations.dedup();
         let possible = situations.len() * EVENTS.len();
         let seen = self.pairs.len();
-        let share = if possible == 0 { 0 } else { seen * 100 / possible };
+        let share = (seen * 100).checked_div(possible).unwrap_or(0);
         let mut text = format!(
             "coverage: {} situations, {} events, {seen} of {possible} pairs ({share} %)\n",
             situations.len(),

@@ -106,6 +106,12 @@ impl Store {
         Arc::clone(&self.inner.borrow().cluster)
     }
 
+    /// It does its work at this moment.
+    pub(crate) fn well(&self) -> bool {
+        let mood = self.mood.get();
+        mood.down == 0 && mood.slow + mood.refuses + mood.loses_request + mood.loses_answer == 0
+    }
+
     fn lasts(&self, ttl: Duration) -> Nanos {
         let exact = ttl.as_nanos() * 1_000_000 / u128::from(self.rate);
         u64::try_from(exact).unwrap_or(u64::MAX / 4)

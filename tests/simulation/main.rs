@@ -1,5 +1,11 @@
 //! The simulation: the decision of `howdah::ha` as it is shipped, on 3 to 5 members, in a hostile world that one seed
 //! describes completely. `tests/run --only simulation` runs it; see [`USAGE`].
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::large_futures,
+    reason = "output is what a person reads; a simulated member is one future, made once"
+)]
 
 mod clients;
 mod clock;

@@ -94,7 +94,7 @@ pub(crate) const TABLE: &[Row] = &[
     row(
         Mutant::OldBelief,
         "race_won_on_old_belief",
-        2000,
+        4000,
         &[NoStalePromotion, BoundedLoss],
         "answers of peers count however old they are",
     ),

@@ -135,7 +135,12 @@ impl Node {
             disk_full: Counter::default(),
             disk_stalled: Counter::default(),
             disk_latency: rng.range(MS / 5, 4 * MS),
-            replay_lag: Cell::default(),
+            // Some members are always behind.
+            replay_lag: Cell::new(if rng.chance(20) {
+                rng.range(100 * MS, 6 * SECOND)
+            } else {
+                0
+            }),
             slow_start: Cell::default(),
             slow_stop: Cell::default(),
             slow_promotion: Cell::default(),
@@ -159,6 +164,12 @@ impl Node {
             world.sim.sleep(200 * MS).await;
         }
         world.sim.sleep(self.disk_latency).await;
+    }
+
+    /// Nothing is wrong with it at this moment.
+    pub(crate) fn well(&self) -> bool {
+        let frozen = self.frozen.get() || self.agent_frozen.get() || self.pg_frozen.get();
+        !(frozen || self.disk_full.get() || self.disk_stalled.get() || self.pg.hung.get())
     }
 
     pub(crate) fn good_renewal(&self, sent: Nanos, ttl: Duration) {

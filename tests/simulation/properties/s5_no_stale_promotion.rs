@@ -19,6 +19,9 @@ pub(super) fn electable(world: &World, node: usize, since: Nanos) -> bool {
     });
     agent_up
         && host.bad_at.get() <= since
+        && host.well()
+        && world.store.well()
+        && world.store.bad_at.get() <= since
         && host.pg.running()
         && !host.pg.primary.get()
         && !host.tags.nofailover()

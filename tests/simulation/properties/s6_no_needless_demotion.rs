@@ -1,9 +1,10 @@
 //! S6: a primary whose host, postgres and way to the store have been well for longer than a lease is not stopped,
-//! unless a person asked for it.
+//! unless a person asked for it. And whatever the store answers or does not answer, nothing is stopped for want of it as
+//! long as there is time left on the lease.
 
 use std::rc::Rc;
 
-use howdah::ha::{Job, Local, View};
+use howdah::ha::{DcsView, Job, Local, View};
 
 use super::Property;
 use crate::{
@@ -17,11 +18,23 @@ pub(super) fn job_begins(world: &Rc<World>, node: usize, job: &Job, view: &View)
     if !primary || view.shutdown.is_some() || world.requested_lately() {
         return;
     }
+    let host = &world.nodes[node];
+    let blind = matches!(view.dcs, DcsView::Down { .. });
+    if blind && view.valid_hold(host.local(world)).is_some() {
+        world.violate(Property::NoNeedlessDemotion, || {
+            format!(
+                "{} stops its primary ({mode:?}) because the store does not answer, with time left on its lease",
+                World::member_name(node)
+            )
+        });
+        return;
+    }
     let now = world.sim.now();
     let ttl = u64::try_from(world.setup.dynamic.timing.ttl.as_nanos()).unwrap_or(0);
     let since: Nanos = now.saturating_sub(ttl * 3 / 2 + 5 * SECOND);
-    let host = &world.nodes[node];
     let well = since > 0
+        && world.store.well()
+        && host.well()
         && host.bad_at.get() <= since
         && world.store.bad_at.get() <= since
         && world.book.settings_changed_at.get() <= since
