@@ -107,11 +107,20 @@ impl Agent {
                 "conn_url": self.identity.conn_url,
                 "api_url": self.identity.api_url,
                 "slots": self.last_status(view).slots.unwrap_or_default(),
-                "ttl": self.dynamic.timing.ttl.as_secs(),
+                "ttl": self.promised_ttl().as_secs(),
             }),
             round: u64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default(),
         };
         self.canvass.ask(of, asker);
+    }
+
+    /// For how long the others have to promise: not less than what the right will count with, whatever is configured
+    /// meanwhile.
+    fn promised_ttl(&self) -> Duration {
+        let configured = self.dynamic.timing.ttl;
+        let counted = self.lease.right().map_or(configured, |right| right.hold().ttl);
+        let longest = counted.max(configured);
+        Duration::from_secs(longest.as_secs() + u64::from(longest.subsec_nanos() > 0))
     }
 
     /// A lock taken on a view from long ago proves too little: others may have led since, and have gone on without

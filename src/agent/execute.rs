@@ -84,6 +84,12 @@ impl Agent {
         match action {
             Action::AcquireLock => match lock(self.lease.acquire().await, "another member was faster") {
                 Done::Yes if self.view_is_old() => {
+                    // With it the next turn would promote, and ask nobody.
+                    if !self.sight.local.may_write()
+                        && let Err(error) = self.lease.release(None).await
+                    {
+                        warn!(%error, "could not release the lock, it will expire by itself");
+                    }
                     Done::Refused("the view it was taken on is too old to be acted upon".to_owned())
                 }
                 done => done,

@@ -603,6 +603,9 @@ impl Agent {
         let dynamic = Dynamic::from_map(raw);
         self.config_version = cluster.config_version;
         let old = std::mem::replace(&mut self.dynamic, dynamic);
+        // The watchdog first: it is armed together with init's fence.
+        self.watchdog
+            .configure(self.dynamic.timing.ttl, self.dynamic.pause);
         self.lease.set_fenced(!self.dynamic.pause);
         if old == self.dynamic {
             return;

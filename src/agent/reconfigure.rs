@@ -23,8 +23,6 @@ impl Agent {
         info!(timing = ?self.dynamic.timing, "the dynamic configuration is in force");
         (self.unapplied, self.reload_due) = (true, true);
         self.instance.note_dynamic(&self.dynamic);
-        self.watchdog
-            .configure(self.dynamic.timing.ttl, self.dynamic.pause);
         self.remarks = remarks(&self.dynamic.raw)
             .iter()
             .map(ToString::to_string)

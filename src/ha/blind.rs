@@ -1,7 +1,9 @@
 //! The DCS cannot be asked. An error is never proof of anything: a primary goes on until its own deadline, and
 //! everybody else stays as they are (contract: HA rules §9). In failsafe mode the other members can move that deadline.
 
-use super::{Action, DcsView, DemoteMode, Down, Job, Local, Memory, Plan, StartAs, View, failsafe, lease};
+use super::{
+    Action, DcsView, DemoteMode, Down, Job, Local, Memory, Plan, StartAs, View, failsafe, lease, standby,
+};
 use crate::clock::Boottime;
 
 pub(super) fn decide(view: &View, memory: &Memory, now: Boottime) -> Plan {
@@ -63,11 +65,13 @@ fn start(view: &View, memory: &Memory, down: &Down, now: Boottime) -> Option<Pla
             .keeping(true),
         );
     }
-    // Demoted for want of the DCS: reads can go on meanwhile (contract: HA rules §10, mode offline).
+    // Demoted for want of the DCS: reads can go on meanwhile (contract: HA rules §10, mode offline). What a standby
+    // cluster follows is no member of it and may well be there.
+    let remote = standby::remote(view).filter(|_| memory.follows_remote.is_some());
     Some(
         Plan::begin(
-            "the DCS does not answer, starting read-only with nobody to follow",
-            Job::Start(StartAs::Replica(None)),
+            "the DCS does not answer, starting read-only with no member to follow",
+            Job::Start(StartAs::Replica(remote)),
         )
         .keeping(held),
     )

@@ -80,6 +80,8 @@ pub fn source(
             .iter()
             .filter(|m| m.name != *me && m.name != *leader)
     };
+    // Whoever may lead because it has every acknowledged commit must not get less than the leader has.
+    let use_tagged = use_tagged && !cluster.sync.has_standby(me);
     let tagged = |m: &&Member| use_tagged && m.tags().clonefrom();
     let preferred = others().filter(running).filter(tagged);
     let after_me = preferred.clone().find(|m| m.name > *me);

@@ -228,7 +228,7 @@ pub(super) fn starting(
     now: Boottime,
 ) -> Plan {
     let ours = cluster.is_leader(&view.me);
-    if primary && !ours {
+    if primary && !ours && (cluster.leader.is_some() || view.valid_hold(now).is_none()) {
         return view.demote(
             DemoteMode::ImmediateNoLock,
             now,

@@ -9,12 +9,12 @@
 use std::time::Duration;
 
 use super::{
-    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, StartAs, Upstream, View, backoff,
-    bootstrap,
+    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, Silence, StartAs, Upstream, View,
+    backoff, bootstrap,
     down::giving_way,
     failsafe,
     follow::{silent, stopped_replaying},
-    leader, standby,
+    hung, leader, standby,
     sync::{self, Promise},
     view::upstream,
 };
@@ -73,7 +73,7 @@ enum Ruling {
 pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
     let running = match &view.local {
         Local::Running(running) => running,
-        _ => return without_answer(view, memory, now),
+        _ => return without_answer(view, cluster, memory, now),
     };
     if running.is_primary() {
         return running_primary(view, cluster, memory, running, now);
@@ -108,7 +108,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     }
 }
 
-fn without_answer(view: &View, memory: &Memory, now: Boottime) -> Plan {
+fn without_answer(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
     if view.local.may_write() && view.valid_hold(now).is_none() {
         return view.demote(
             DemoteMode::ImmediateNoLock,
@@ -122,8 +122,33 @@ fn without_answer(view: &View, memory: &Memory, now: Boottime) -> Plan {
             primary: false,
             why,
         } => silent(view, memory, since, why, now),
+        // It was the leader, and its time is not over: whatever took the lock away, it is slow and not gone.
+        Local::Silent {
+            since,
+            primary: true,
+            why,
+        } if slow_only(view, cluster, memory, (why, since), now) => Plan::act(
+            "the lock is gone, and the local postgres does not answer at the moment: taking it back",
+            [Action::AcquireLock],
+        )
+        .keeping(true)
+        .again_in(AGAIN),
         _ => Plan::wait("nobody leads and the local postgres does not answer").again_in(AGAIN),
     }
+}
+
+/// A postgres that is silent may lead by what is known of it, and no promise of ours stands against it.
+fn slow_only(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    (why, since): (Silence, Boottime),
+    now: Boottime,
+) -> bool {
+    let bound = |promise: &failsafe::Promise| now < promise.until;
+    hung::why(memory, why, since, view.dynamic.timing.ttl, now).is_none()
+        && !view.failsafe.promise.as_ref().is_some_and(bound)
+        && !failsafe::excluded(view, cluster)
 }
 
 /// The lock vanished under a running primary, or its agent was restarted: its data is the newest there is as long
@@ -389,6 +414,18 @@ fn manual(view: &View, cluster: &Cluster, memory: &Memory, me: Candidate, now: B
                     Ok(peers) => counted(view, &promise, me, peers),
                     Err(ask) => ask,
                 });
+            }
+        }
+        // A person's will moves much, but makes no second primary beside one that says it is one.
+        if forced(view, cluster) {
+            match fresh_peers(view, cluster, now) {
+                Err(ask) => return Some(ask),
+                Ok(peers) => {
+                    let mut answers = peers.answers.iter();
+                    if let Some(why) = answers.find_map(|(name, peer)| still_primary(name, peer.as_ref()?)) {
+                        return Some(Ruling::No(why));
+                    }
+                }
             }
         }
         return Some(Ruling::Yes(

@@ -249,7 +249,12 @@ pub(super) fn listed(view: &View, cluster: &Cluster) -> Members {
 
 /// Whether the key says that this member must not lead (contract: HA rules §2, row 10).
 pub(super) fn excluded(view: &View, cluster: &Cluster) -> bool {
-    let named = |key: &Map<String, Value>| key.is_empty() || key.contains_key(view.me.as_str());
+    leaves_out(view, cluster, &view.me)
+}
+
+/// Whether the key says that `member` must not lead.
+pub(super) fn leaves_out(view: &View, cluster: &Cluster, member: &MemberName) -> bool {
+    let named = |key: &Map<String, Value>| key.is_empty() || key.contains_key(member.as_str());
     view.dynamic.failsafe_mode && !cluster.failsafe.as_ref().is_none_or(named)
 }
 

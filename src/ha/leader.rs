@@ -9,7 +9,10 @@ use super::{
     sync::{self, Promise},
     view::give_up,
 };
-use crate::{clock::Boottime, model::Cluster};
+use crate::{
+    clock::Boottime,
+    model::{Cluster, SyncKind},
+};
 
 /// Why nobody is a primary here (contract: HA rules §3, §17).
 pub(super) const NO_WATCHDOG: &str = "a watchdog device is required and cannot be used";
@@ -101,7 +104,7 @@ fn silent(
 
 fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
     let behind = running.timeline < cluster.timeline();
-    if behind && !memory.followed {
+    if behind && (!memory.followed || view.dynamic.check_timeline) {
         return give_up(memory, now, "our timeline is older than the cluster's");
     }
     if view.watchdog_failed {
@@ -110,7 +113,9 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
     if failsafe::excluded(view, cluster) && !election::forced(view, cluster) {
         return give_up(memory, now, election::NOT_IN_FAILSAFE);
     }
+    // In quorum mode the votes have told, and nobody can have led since.
     if let Some(promise) = Promise::active(view, cluster)
+        && sync::kind(&view.dynamic) != SyncKind::Quorum
         && !promise.voters.contains(&view.me)
         && !election::forced(view, cluster)
     {

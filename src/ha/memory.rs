@@ -101,9 +101,15 @@ impl Memory {
             // A person may have changed anything: nothing that was found out before counts.
             memory.forget_attempts();
             memory.compared_with = None;
+            memory.unlocked_since = None;
         }
-        if let DcsView::Known { cluster } = &view.dcs {
-            memory.note_cluster(view, cluster, now);
+        match &view.dcs {
+            DcsView::Known { cluster } => memory.note_cluster(view, cluster, now),
+            // Others may have led meanwhile: what was seen before says nothing about how long nobody has.
+            DcsView::Down { since } if now.since(*since) >= view.dynamic.timing.ttl => {
+                memory.unlocked_since = None;
+            }
+            DcsView::Down { .. } => {}
         }
         memory.note_local(view, now);
         memory.failsafe.note(view, now);
@@ -117,7 +123,13 @@ impl Memory {
             self.follows_remote = None;
         }
         let Some(leader) = &cluster.leader else {
-            self.unlocked_since.get_or_insert(now);
+            // While a primary goes on without the DCS nobody could have led, so nobody has let his time pass.
+            let promised = view.failsafe.promise.as_ref();
+            if promised.is_some_and(|promise| now < promise.until) {
+                self.unlocked_since = None;
+            } else {
+                self.unlocked_since.get_or_insert(now);
+            }
             return;
         };
         self.unlocked_since = None;
@@ -231,8 +243,8 @@ impl Memory {
             self.last_failure = Some((finished.job.clone(), failure.clone()));
         }
         self.owed |= match &finished.job {
-            Job::Demote { mode, .. } => ok && *mode == DemoteMode::Graceful,
-            Job::Clone { .. } | Job::Rewind(_) => true,
+            Job::Demote { mode, .. } => ok && matches!(mode, DemoteMode::Graceful | DemoteMode::Cluster),
+            Job::Clone { .. } | Job::Restore | Job::Rewind(_) | Job::CopySlots { .. } => true,
             _ => false,
         };
         match &finished.job {

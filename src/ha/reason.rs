@@ -30,6 +30,7 @@ use std::{fmt, time::Duration};
 use super::{
     DcsView, Down, Failure, Job, Local, Memory, Running, Silence, Standing, View, follow,
     rewind::{self, Reach, Verdict},
+    standby,
 };
 use crate::{
     clock::Boottime,
@@ -253,7 +254,7 @@ fn of_replica(view: &View, leader: &MemberName, memory: &Memory, running: &Runni
     let still = memory
         .stands_at
         .is_some_and(|(_, since)| now.since(since) >= MISSING_WAL);
-    match rewind::verdict(Reach::of_running(running), facts) {
+    match rewind::verdict(Reach::of_running(running), &standby::settled(view, facts)) {
         Verdict::LeaderNotReady => Reason::WaitingForLeader,
         Verdict::Diverged { .. } => diverged(view, None),
         Verdict::Follow if still && running.position() < facts.flushed => Reason::MissingWal,
@@ -263,7 +264,7 @@ fn of_replica(view: &View, leader: &MemberName, memory: &Memory, running: &Runni
 
 fn of_directory(view: &View, leader: &MemberName, memory: &Memory, down: &Down, now: Boottime) -> Reason {
     match follow::probe(view, leader, now) {
-        Some(Ok(facts)) => match rewind::verdict(Reach::of_down(down), facts) {
+        Some(Ok(facts)) => match rewind::verdict(Reach::of_down(down), &standby::settled(view, facts)) {
             Verdict::Diverged { .. } => diverged(view, Some(down)),
             Verdict::LeaderNotReady => Reason::WaitingForLeader,
             Verdict::Follow | Verdict::Ahead => Reason::Stopped,

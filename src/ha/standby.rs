@@ -12,6 +12,7 @@ use super::{
     leader,
     repair::{self, Fault},
     rewind::{self, Reach, Verdict},
+    sync,
 };
 use crate::{clock::Boottime, model::Cluster};
 
@@ -85,7 +86,9 @@ pub(super) fn leader(
         return plan;
     }
     let because = format!("the standby leader with the lock, following '{}'", remote.member);
-    let plan = leader::duties(view, cluster, memory, running, &because, now);
+    let mut plan = leader::duties(view, cluster, memory, running, &because, now);
+    // What is left of a time as a primary cluster would bind everybody to its leader after the next promotion.
+    plan.actions.splice(0..0, sync::before_promotion(view, cluster));
     if *streaming || !remote.streams() {
         plan
     } else {

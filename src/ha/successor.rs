@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    Action, Peers, View,
+    Action, Peers, View, failsafe,
     sync::{self, Promise},
 };
 use crate::{
@@ -43,6 +43,7 @@ pub(super) fn candidates<'a>(
             && promise
                 .as_ref()
                 .is_none_or(|promise| promise.voters.contains(&m.name))
+            && !(promised && failsafe::leaves_out(view, cluster, &m.name))
     };
     cluster.members.iter().filter(wanted).collect()
 }

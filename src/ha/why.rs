@@ -3,10 +3,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{DcsView, Local, Peers, View, election};
+use super::{DcsView, Local, Peers, View, election, sync};
 use crate::{
     clock::Boottime,
-    model::{Cluster, Member, MemberName, PeerStatus, PgState, Role, SyncKind, Timeline},
+    model::{Cluster, Dynamic, Member, MemberName, PeerStatus, PgState, Role, SyncKind, Timeline},
 };
 
 /// What a member can say of its chances.
@@ -81,18 +81,17 @@ fn answer(member: &Member) -> Option<PeerStatus> {
 
 /// What the replication mode in force promises about acknowledged commits, in words.
 #[must_use]
-pub fn promise(cluster: &Cluster, view: &crate::model::Dynamic) -> String {
-    let sync = view.sync;
+pub fn promise(cluster: &Cluster, dynamic: &Dynamic) -> String {
     let names = || {
         let names: Vec<_> = cluster.sync.standbys.iter().map(|name| name.0.as_str()).collect();
         names.join(", ")
     };
     let some = cluster.sync.leader.is_some() && !cluster.sync.standbys.is_empty();
-    match sync.kind {
+    match sync::kind(dynamic) {
         SyncKind::Off => format!(
             "asynchronous: a failover may lose acknowledged commits, up to maximum_lag_on_failover ({} bytes) and what \
              was written since the leader last published its position",
-            view.maximum_lag_on_failover
+            dynamic.maximum_lag_on_failover
         ),
         SyncKind::On if some => format!(
             "synchronous: no acknowledged commit is lost with the leader; {} has all of them and only it may take over",
@@ -104,7 +103,7 @@ pub fn promise(cluster: &Cluster, view: &crate::model::Dynamic) -> String {
             names(),
             cluster.sync.quorum
         ),
-        SyncKind::On | SyncKind::Quorum if sync.strict => {
+        SyncKind::On | SyncKind::Quorum if dynamic.sync.strict => {
             "strict: no standby is synchronous, so no commit is acknowledged until one is".to_owned()
         }
         SyncKind::On | SyncKind::Quorum => {

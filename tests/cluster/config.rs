@@ -170,7 +170,15 @@ async fn max_connections_changes_in_either_order_without_hands() {
     shows(replica, "max_connections", "150").await;
     pending(replica, SOON, &reason("150", "120")).await;
     restart(primary).await;
-    replica.wait_streaming(SOON).await;
+    let written = primary.sql("SELECT pg_current_wal_lsn()").await.expect("query");
+    wait_for("the replica to know what its primary has now", SOON, async || {
+        let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+        match replica.sql(&replayed).await?.as_str() {
+            "t" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    })
+    .await;
     restart(replica).await;
     shows(replica, "max_connections", "120").await;
     pending(replica, SOON, &Value::Null).await;

@@ -160,6 +160,15 @@ async fn a_leader_cut_off_from_etcd_alone_goes_on_and_dies_without_a_second_one(
     })
     .await;
     assert_eq!(witness.sessions(), 1, "one session all the time");
+    // It has written the key anew since, and read it back.
+    wait_for("it to be sure whom to ask", SOON, async || {
+        let (_, status) = cluster.nodes[leader].get("/patroni").await?;
+        match status["howdah"]["without_dcs"].as_str() {
+            Some(outlook) if outlook.contains("would stay") => Ok(()),
+            _ => Err(status.to_string()),
+        }
+    })
+    .await;
     // Once more; now it dies while it lives by the consent of the others.
     proxies[leader].cut();
     wait_for("the others to have promised", SOON, async || {

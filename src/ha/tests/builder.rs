@@ -539,6 +539,12 @@ impl Build {
     }
 
     /// The same view one step later, with what the plan remembered.
+    /// The DCS answers again.
+    pub(super) fn dcs_is_back(mut self) -> Self {
+        self.down = None;
+        self
+    }
+
     pub(super) fn next(mut self) -> Self {
         self.view.memory = self.plan().memory.expect("every plan remembers");
         self.view.finished = None;

@@ -2,7 +2,7 @@
 
 use super::builder::*;
 use crate::{
-    ha::{Action, DemoteMode, Job, Local, StartAs},
+    ha::{Action, DemoteMode, Job, Local, Silence, StartAs, failsafe::Promise},
     model::{DbState, Lsn, MemberName, SystemId, Timeline, Version},
 };
 
@@ -518,6 +518,49 @@ fn a_primary_the_cluster_has_left_behind_stops() {
     );
 }
 
+fn promised_to(name: &str, build: Build) -> Build {
+    build.change(|view| {
+        view.failsafe.promise = Some(Promise {
+            to: name.into(),
+            until: NOW + secs(9),
+        });
+    })
+}
+
+/// Answers and positions count however long the lock was free while nobody could have taken it.
+#[test]
+fn time_in_which_nobody_could_lead_makes_no_member_unheard() {
+    let behind = || race(Some(replica_at(101)));
+    let long = behind().unlocked_for(secs(900));
+    check(long.clone(), LEAD, KEEP, "nobody leads");
+    // Bound by a promise all that time, then free.
+    let bound = promised_to("a", long.clone());
+    let freed = bound.next().change(|view| view.failsafe.promise = None);
+    waits(freed, "'c' is ahead");
+    // Paused all that time.
+    let resumed = long.clone().memory(|memory| memory.paused = true);
+    waits(resumed, "'c' is ahead");
+    // Blind all that time.
+    let seen_again = long.dcs_down_for(secs(900)).next().dcs_is_back();
+    waits(seen_again, "'c' is ahead");
+}
+
+#[test]
+fn a_forced_failover_makes_no_second_primary() {
+    let forced = |answer| race(answer).request(None, Some("b"));
+    waits(forced(Some(primary_at(1))), "still running as primary");
+    check(
+        forced(Some(replica_at(999))),
+        &[
+            Action::AcquireLock,
+            Action::Begin(Job::Promote),
+            Action::ClearFailover,
+        ],
+        KEEP,
+        "named",
+    );
+}
+
 #[test]
 fn a_silent_postgres_is_stopped_when_it_may_write_without_a_lease() {
     check(
@@ -526,8 +569,13 @@ fn a_silent_postgres_is_stopped_when_it_may_write_without_a_lease() {
         DROP,
         "does not answer",
     );
-    waits(view().silent(true).hold_for(secs(5)), "does not answer");
     waits(view().silent(false), "does not answer");
+    // Within its time it is slow, not gone; for ever silent it is gone.
+    let held = |why, time| view().silent_for(true, time, why).hold_for(secs(5));
+    let slow = held(Silence::Slow, secs(9000));
+    check(slow.clone(), &[Action::AcquireLock], KEEP, "taking it back");
+    waits(promised_to("c", slow), "does not answer");
+    waits(held(Silence::NoAnswer, secs(9000)), "does not answer");
 }
 
 // --- identity

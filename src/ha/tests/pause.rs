@@ -136,7 +136,14 @@ fn a_replica_is_promoted_for_nobody_but_a_person() {
         Action::Begin(Job::Promote),
         Action::ClearFailover,
     ];
-    check(replica().request(None, Some("b")), &lead, KEEP, "named");
+    let named = replica().request(None, Some("b"));
+    check(named.clone(), &[probe(&["c"])], DROP, "asking");
+    let answered = named.peers(&[("c", Some(replica_at(100)))]);
+    check(answered.clone(), &lead, KEEP, "named");
+    waits(
+        answered.peers(&[("c", Some(primary_at(1)))]),
+        "still running as primary",
+    );
     let holds = || replica().leader("b").hold_for(secs(9));
     check(holds(), &[Action::ReleaseLock(None)], DROP, "nobody is promoted");
     check(
