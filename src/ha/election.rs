@@ -14,7 +14,7 @@ use super::{
     down::giving_way,
     failsafe,
     follow::{silent, stopped_replaying},
-    leader, standby,
+    leader, lost, standby,
     sync::{self, Promise},
     view::upstream,
 };
@@ -244,11 +244,18 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
             "the DCS knows no cluster: a replica that has followed nobody since it was started must not register one",
         );
     }
+    let ttl = view.dynamic.timing.ttl;
+    if let Some((holder, left)) = lost::holder(memory, &view.me, ttl, now).filter(|_| !wanted && own_data) {
+        return Ruling::No(format!(
+            "the DCS has lost what it knew, and '{holder}' may not know yet that it lost the lock: waiting {} s",
+            left.as_secs() + 1
+        ));
+    }
     if giving_way(memory, now).is_some() && !named(view, cluster) {
         return no("handed the lock over, leaving it to others");
     }
     // Contract: HA rules §2, row 1; it comes before every request.
-    if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
+    if memory.vetoed(ttl, now).is_some() {
         return no("pre_promote refused the promotion, leaving the lock to others");
     }
     if let Some(ruling) = by_failsafe(view, cluster, memory, candidate, now) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     DcsView, DemoteMode, Failure, Finished, Job, Local, Silence, Standing, StartAs, Upstream, View, failsafe,
-    sync,
+    lost, sync,
 };
 use crate::{
     clock::Boottime,
@@ -32,6 +32,8 @@ pub struct Memory {
     /// Since this agent started we have streamed from a leader or been one, so our data is known to be the cluster's.
     /// Without it we are cold: whatever is in the directory may be from long ago.
     pub followed: bool,
+    /// Whether the store still knows what it knew when somebody led.
+    pub lost: lost::Lost,
     /// Whose name the lock carried last.
     pub holder: Option<MemberName>,
     /// Members (name, api_url) of the last view with a leader.
@@ -116,6 +118,7 @@ impl Memory {
             self.primary_down_since = None;
             self.follows_remote = None;
         }
+        self.lost.note(cluster, now);
         let Some(leader) = &cluster.leader else {
             self.unlocked_since.get_or_insert(now);
             return;
