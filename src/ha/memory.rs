@@ -15,6 +15,8 @@ use crate::{
 const REWINDS: u32 = 2;
 /// Looks closer together than this count as one.
 const LOOKS_APART: Duration = Duration::from_millis(200);
+/// Copies in a row that may have come too late for the WAL they need. What slowed one down may be over at the next.
+const LATE_COPIES: u32 = 3;
 /// A copy that did not lead to streaming is not made again for this long: what is wrong is not the data.
 const CLONE_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -326,6 +328,12 @@ impl Memory {
     #[must_use]
     pub(super) fn may_clone(&self, now: Boottime) -> bool {
         self.clones.0 == 0 || now.since(self.clones.1) >= CLONE_AGAIN
+    }
+
+    /// The same for a copy that was good, but by the time it could stream the WAL from its end on was gone.
+    #[must_use]
+    pub(super) fn may_clone_late(&self, now: Boottime) -> bool {
+        self.clones.0 < LATE_COPIES || self.may_clone(now)
     }
 
     /// How long to wait after `failures` in a row: 1, 2, 4, 8, then 10 s.
