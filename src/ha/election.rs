@@ -454,7 +454,8 @@ fn own(
     let grace = view.dynamic.timing.ttl.saturating_sub(memory.unlocked_for(now));
     let patient = cold && !grace.is_zero();
     let wait = |why: String| Some(Ruling::No(format!("{why}, waiting {} s", grace.as_secs() + 1)));
-    if candidate.last_primary && cluster.initialize.is_none() && patient && has_company(view, cluster) {
+    // Also without company: the keys of the others went with the rest, and one of them may be primary still.
+    if candidate.last_primary && cluster.initialize.is_none() && patient {
         return wait("the DCS knows no cluster, another member may have newer data".to_owned());
     }
     // The position of a crashed primary is a lower bound; on its timeline nobody can be ahead of it.
@@ -480,10 +481,6 @@ fn own(
         return wait(format!("cold start, '{missing}' may have newer data"));
     }
     None
-}
-
-fn has_company(view: &View, cluster: &Cluster) -> bool {
-    cluster.members.iter().any(|member| member.name != view.me)
 }
 
 /// A member the last leader kept a slot for, or that leader itself, which has not come up yet. Other slots are people's.

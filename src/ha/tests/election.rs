@@ -283,13 +283,13 @@ fn k03_after_a_wipe_the_primary_registers_the_cluster_and_a_replica_never_does()
         "taking it back",
     );
     check(
-        wiped().crashed_primary().peers(&[]),
+        wiped().crashed_primary().peers(&[]).unlocked_for(TTL),
         RESTART,
         KEEP,
         "nobody leads",
     );
     check(
-        wiped().down(DbState::ShutDown).peers(&[]),
+        wiped().down(DbState::ShutDown).peers(&[]).unlocked_for(TTL),
         RESTART,
         KEEP,
         "nobody leads",
@@ -391,6 +391,10 @@ fn after_a_wipe_the_first_former_primary_to_boot_is_not_alone_in_the_world() {
         former.replica("c").peers(&[("c", None)])
     };
     waits(wiped(), "another member may have newer data");
+    // Their keys went with the rest.
+    let mut alone = wiped();
+    alone.cluster.members.clear();
+    waits(alone, "another member may have newer data");
     waits(
         wiped().unlocked_for(secs(29)),
         "another member may have newer data",
