@@ -14,7 +14,7 @@ use super::{
     down::giving_way,
     failsafe,
     follow::{silent, stopped_replaying},
-    hung, leader, standby,
+    hung, leader, lost, standby,
     sync::{self, Promise},
     view::upstream,
 };
@@ -269,11 +269,18 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
             "the DCS knows no cluster: a replica that has followed nobody since it was started must not register one",
         );
     }
+    let ttl = view.dynamic.timing.ttl;
+    if let Some((holder, left)) = lost::holder(memory, &view.me, ttl, now).filter(|_| !wanted && own_data) {
+        return Ruling::No(format!(
+            "the DCS has lost what it knew, and '{holder}' may not know yet that it lost the lock: waiting {} s",
+            left.as_secs() + 1
+        ));
+    }
     if giving_way(memory, now).is_some() && !named(view, cluster) {
         return no("handed the lock over, leaving it to others");
     }
     // Contract: HA rules §2, row 1; it comes before every request.
-    if memory.vetoed(view.dynamic.timing.ttl, now).is_some() {
+    if memory.vetoed(ttl, now).is_some() {
         return no("pre_promote refused the promotion, leaving the lock to others");
     }
     if let Some(ruling) = by_failsafe(view, cluster, memory, candidate, now) {
@@ -484,7 +491,8 @@ fn own(
     let grace = view.dynamic.timing.ttl.saturating_sub(memory.unlocked_for(now));
     let patient = cold && !grace.is_zero();
     let wait = |why: String| Some(Ruling::No(format!("{why}, waiting {} s", grace.as_secs() + 1)));
-    if candidate.last_primary && cluster.initialize.is_none() && patient && has_company(view, cluster) {
+    // Also without company: the keys of the others went with the rest, and one of them may be primary still.
+    if candidate.last_primary && cluster.initialize.is_none() && patient {
         return wait("the DCS knows no cluster, another member may have newer data".to_owned());
     }
     // The position of a crashed primary is a lower bound; on its timeline nobody can be ahead of it.
@@ -510,10 +518,6 @@ fn own(
         return wait(format!("cold start, '{missing}' may have newer data"));
     }
     None
-}
-
-fn has_company(view: &View, cluster: &Cluster) -> bool {
-    cluster.members.iter().any(|member| member.name != view.me)
 }
 
 /// A member the last leader kept a slot for, or that leader itself, which has not come up yet. Other slots are people's.

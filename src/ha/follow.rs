@@ -23,7 +23,8 @@ const PROBE_FRESH: Duration = Duration::from_secs(1);
 const STUCK: Duration = Duration::from_secs(60);
 /// How long a replica that may have parted from its leader waits for it to answer before it tries to stream unasked.
 const WAIT_FOR_ANSWER: Duration = Duration::from_secs(10);
-/// Pause between attempts to copy for a replica that can at least be read from.
+/// Longest pause between attempts to copy for a replica that can at least be read from; the first is a tenth of it, and
+/// each further one twice as long.
 const COPY_AGAIN: Duration = Duration::from_secs(600);
 /// Least time a replica may take to become consistent while its leader answers.
 const CONSISTENT_WITHIN: Duration = Duration::from_secs(600);
@@ -215,7 +216,8 @@ pub(super) fn stands_still(view: &View, memory: &Memory, now: Boottime) -> bool 
     let long = |since: Boottime| now.since(since) >= patience(view);
     // Every attempt stops the replica, and whatever keeps it from streaming may keep it from copying too.
     let (failures, last) = memory.clone_failures;
-    let again = failures == 0 || now.since(last) >= COPY_AGAIN;
+    let pause = (COPY_AGAIN / 10 * (1 << failures.saturating_sub(1).min(4))).min(COPY_AGAIN);
+    let again = failures == 0 || now.since(last) >= pause;
     again
         && !view.tags.nostream()
         && memory.not_streaming_since.is_some_and(long)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     DcsView, DemoteMode, Failure, Finished, Job, Local, Silence, Standing, StartAs, Upstream, View, failsafe,
-    sync,
+    lost, sync,
 };
 use crate::{
     clock::Boottime,
@@ -15,6 +15,8 @@ use crate::{
 const REWINDS: u32 = 2;
 /// Looks closer together than this count as one.
 const LOOKS_APART: Duration = Duration::from_millis(200);
+/// Copies in a row that may have come too late for the WAL they need. What slowed one down may be over at the next.
+const LATE_COPIES: u32 = 3;
 /// A copy that did not lead to streaming is not made again for this long: what is wrong is not the data.
 const CLONE_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -32,6 +34,8 @@ pub struct Memory {
     /// Since this agent started we have streamed from a leader or been one, so our data is known to be the cluster's.
     /// Without it we are cold: whatever is in the directory may be from long ago.
     pub followed: bool,
+    /// Whether the store still knows what it knew when somebody led.
+    pub lost: lost::Lost,
     /// Whose name the lock carried last.
     pub holder: Option<MemberName>,
     /// Members (name, api_url) of the last view with a leader.
@@ -122,6 +126,7 @@ impl Memory {
             self.primary_down_since = None;
             self.follows_remote = None;
         }
+        self.lost.note(cluster, now);
         let Some(leader) = &cluster.leader else {
             // While a primary goes on without the DCS nobody could have led, so nobody has let his time pass.
             let promised = view.failsafe.promise.as_ref();
@@ -335,6 +340,12 @@ impl Memory {
     #[must_use]
     pub(super) fn may_clone(&self, now: Boottime) -> bool {
         self.clones.0 == 0 || now.since(self.clones.1) >= CLONE_AGAIN
+    }
+
+    /// The same for a copy that was good, but by the time it could stream the WAL from its end on was gone.
+    #[must_use]
+    pub(super) fn may_clone_late(&self, now: Boottime) -> bool {
+        self.clones.0 < LATE_COPIES || self.may_clone(now)
     }
 
     /// How long to wait after `failures` in a row: 1, 2, 4, 8, then 10 s.

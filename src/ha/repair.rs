@@ -82,7 +82,12 @@ pub(super) fn repair(
         let because = "the last clone failed, waiting before the next attempt";
         return Some(Plan::wait(because).again_in(left));
     }
-    if !memory.may_clone(now) {
+    // Nothing is kept of what is replaced here: the disk does not fill with it.
+    let worth_it = match fault {
+        Fault::WalGone => memory.may_clone_late(now),
+        _ => memory.may_clone(now),
+    };
+    if !worth_it {
         return None;
     }
     let and = match fault {

@@ -436,13 +436,49 @@ fn begin(world: &Rc<World>, fault: &Fault) {
             change_settings(world, settings);
         }
         Kind::MemberRemoved(node) => {
-            let left = world.nodes.iter().filter(|node| !node.absent.get()).count();
-            if left > 3 {
+            if can_do_without(world, *node) {
                 world.nodes[*node].absent.set(true);
                 graceful_stop(world, *node, "member removed");
             }
         }
     }
+}
+
+/// A person removes a member only from a cluster that lives on without it: three others stay, nobody waits for one that
+/// is gone already, somebody leads, and if that is the one to be removed, others are ready to lead instead.
+fn can_do_without(world: &World, node: usize) -> bool {
+    let cluster = world.store.cluster();
+    let absent = |index: usize| world.nodes[index].absent.get();
+    let left: Vec<usize> = (0..world.nodes.len())
+        .filter(|other| *other != node && !absent(*other))
+        .collect();
+    let leader = cluster
+        .leader
+        .as_ref()
+        .and_then(|leader| world.index_of(&leader.name));
+    let gone = |name| world.index_of(name).is_none_or(absent);
+    let (Some(leader), true) = (leader, left.len() >= 3 && world.store.well()) else {
+        return false;
+    };
+    let well = |index: usize| {
+        let host = &world.nodes[index];
+        let role = if index == leader {
+            host.pg.primary.get()
+        } else {
+            host.pg.streaming.get()
+        };
+        host.up.get() && !host.stopping.get() && host.well() && host.pg.running() && role
+    };
+    let sync = &cluster.sync;
+    if !well(leader) || (sync.leader.is_some() && sync.standbys.iter().any(gone)) {
+        return false;
+    }
+    let heirs = left.iter().filter(|index| {
+        let host = &world.nodes[**index];
+        let listed = sync.leader.is_none() || sync.standbys.contains(&host.name);
+        well(**index) && listed && !host.tags.nofailover()
+    });
+    leader != node || heirs.count() > usize::try_from(sync.quorum).unwrap_or(usize::MAX)
 }
 
 fn loss(world: &World, node: usize, percent: u64) {

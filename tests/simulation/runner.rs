@@ -254,8 +254,28 @@ pub(crate) fn story(seed: u64, options: &Options) -> bool {
     true
 }
 
-/// Runs one mutant until it is caught.
+/// What this seed makes of the mutant. What goes wrong without it, too, has not caught it.
+fn caught_by(row: &Row, seed: u64) -> Option<Violation> {
+    let options = Options {
+        mutant: Some(row.mutant),
+        ..Options::default()
+    };
+    let violation = run::run(seed, &options).violation;
+    violation
+        .filter(|violation| row.caught_by.contains(&violation.property))
+        .filter(|_| run::run(seed, &Options::default()).violation.is_none())
+}
+
+/// Runs one mutant until it is caught: by the seed that is known for it, else by the first of so many.
 fn hunt(row: &Row, threads: usize) -> (bool, String) {
+    if let Some(violation) = row
+        .known
+        .filter(|seed| *seed < row.within)
+        .and_then(|seed| caught_by(row, seed))
+    {
+        let seed = row.known.unwrap_or_default();
+        return (true, format!("caught by seed {seed}: {violation}"));
+    }
     let next = AtomicU64::new(0);
     let caught: Mutex<Option<(u64, Violation)>> = Mutex::new(None);
     thread::scope(|scope| {
@@ -271,12 +291,7 @@ fn hunt(row: &Row, threads: usize) -> (bool, String) {
                     if seed >= row.within || found.is_some_and(|found| found < seed) {
                         return;
                     }
-                    let options = Options {
-                        mutant: Some(row.mutant),
-                        ..Options::default()
-                    };
-                    let violation = run::run(seed, &options).violation;
-                    if let Some(violation) = violation.filter(|v| row.caught_by.contains(&v.property)) {
+                    if let Some(violation) = caught_by(row, seed) {
                         let mut caught = caught.lock().unwrap_or_else(PoisonError::into_inner);
                         if caught.as_ref().is_none_or(|(other, _)| *other > seed) {
                             *caught = Some((seed, violation));

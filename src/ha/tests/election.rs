@@ -283,13 +283,13 @@ fn k03_after_a_wipe_the_primary_registers_the_cluster_and_a_replica_never_does()
         "taking it back",
     );
     check(
-        wiped().crashed_primary().peers(&[]),
+        wiped().crashed_primary().peers(&[]).unlocked_for(TTL),
         RESTART,
         KEEP,
         "nobody leads",
     );
     check(
-        wiped().down(DbState::ShutDown).peers(&[]),
+        wiped().down(DbState::ShutDown).peers(&[]).unlocked_for(TTL),
         RESTART,
         KEEP,
         "nobody leads",
@@ -312,7 +312,8 @@ fn after_a_wipe_a_replica_that_followed_the_lost_leader_takes_over() {
     let warm = race(None)
         .initialize(None)
         .cluster(|c| c.history = None)
-        .optime(0);
+        .optime(0)
+        .memory(|m| m.lost.since = Some(NOW.minus(TTL)));
     check(warm.clone(), LEAD, KEEP, "nobody leads");
     waits(
         warm.clone().peers(&[("c", Some(primary_at(1)))]),
@@ -326,6 +327,60 @@ fn after_a_wipe_a_replica_that_followed_the_lost_leader_takes_over() {
     );
 }
 
+/// The turn that saw `a` lead, then one that finds this store without a leader; `c` answers, `a` does not.
+fn lost(change: impl FnOnce(Build) -> Build) -> Build {
+    let mut before = race(None)
+        .leader("a")
+        .optime(100)
+        .replica_of("a", 100, true)
+        .next();
+    before.cluster.leader = None;
+    before.cluster.members.retain(|member| member.name.0 != "a");
+    change(before)
+        .later(ms(10))
+        .peers(&[("c", Some(replica_at(100)))])
+}
+
+/// The same some time after the first look at it.
+fn lost_for(time: std::time::Duration, change: fn(Build) -> Build) -> Build {
+    let looked = lost(change).next();
+    looked.later(time).peers(&[("c", Some(replica_at(100)))])
+}
+
+#[test]
+fn a_lock_that_was_lost_is_left_alone_until_its_holder_cannot_be_primary_any_more() {
+    // Released, or run out: there is nothing to wait for.
+    check(lost(|b| b), LEAD, KEEP, "nobody leads");
+    let wiped: fn(Build) -> Build = |b| b.initialize(None).optime(0).cluster(|c| c.history = None);
+    let older_copy: fn(Build) -> Build = |b| b.optime(99);
+    for change in [wiped, older_copy] {
+        waits(
+            lost(change),
+            "'a' may not know yet that it lost the lock: waiting 31 s",
+        );
+        waits(lost_for(secs(30) - ms(1), change), "may not know yet");
+        check(lost_for(secs(30), change), LEAD, KEEP, "nobody leads");
+        // A crashed primary from before that leader knows no more than a replica does.
+        waits(lost(change).crashed_primary(), "may not know yet");
+        // A person's will.
+        let forced = lost(change).request(None, Some("b"));
+        check(
+            forced,
+            &[LEAD[0].clone(), LEAD[1].clone(), Action::ClearFailover],
+            KEEP,
+            "named",
+        );
+        // Nobody but ourselves held it.
+        let ours = lost(change).memory(|m| m.holder = Some("b".into()));
+        check(ours.clone().crashed_primary(), RESTART, KEEP, "nobody leads");
+        let running = ours.running_primary(100).hold_for(secs(20));
+        check(running, &[Action::AcquireLock], KEEP, "taking it back");
+        // A leader since then: that loss is over.
+        let again = lost(change).next().leader("c").next();
+        assert_eq!(again.view.memory.lost.since, None);
+    }
+}
+
 #[test]
 fn after_a_wipe_the_first_former_primary_to_boot_is_not_alone_in_the_world() {
     let wiped = || {
@@ -336,6 +391,10 @@ fn after_a_wipe_the_first_former_primary_to_boot_is_not_alone_in_the_world() {
         former.replica("c").peers(&[("c", None)])
     };
     waits(wiped(), "another member may have newer data");
+    // Their keys went with the rest.
+    let mut alone = wiped();
+    alone.cluster.members.clear();
+    waits(alone, "another member may have newer data");
     waits(
         wiped().unlocked_for(secs(29)),
         "another member may have newer data",

@@ -228,14 +228,20 @@ fn a_replica_whose_wal_is_gone_is_copied_anew() {
         "not streaming yet",
     );
     waits(
-        gone.clone().memory(|m| m.clones = (1, NOW)),
+        gone.clone().memory(|m| m.clones = (3, NOW)),
         "nothing that was tried has helped",
     );
-    waits(
-        gone.clone()
-            .memory(|m| m.clone_failures = (1, NOW.minus(secs(599)))),
-        "not streaming yet",
-    );
+    // What slowed one copy down may be over at the next.
+    let late = gone.clone().memory(|m| m.clones = (2, NOW));
+    check(late, &[copy("a", false)], DROP, "WAL this replica needs is gone");
+    for (failures, pause) in [(1, 60), (2, 120), (3, 240), (4, 480), (5, 600), (99, 600)] {
+        let failed = |ago| {
+            gone.clone()
+                .memory(|m| m.clone_failures = (failures, NOW.minus(secs(ago))))
+        };
+        waits(failed(pause - 1), "not streaming yet");
+        check(failed(pause), &[copy("a", false)], DROP, "is gone");
+    }
     waits(gone.clone().probed("a", Err("refused".into())), "refused");
     // With nothing missing there is nothing to copy.
     let mut facts = gone

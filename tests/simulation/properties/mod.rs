@@ -114,6 +114,8 @@ pub(crate) struct Book {
     pub(crate) unlocked_since: Cell<Option<Nanos>>,
     pub(crate) last_ack_at: Cell<Nanos>,
     pub(crate) settings_changed_at: Cell<Nanos>,
+    /// Mutants only: a primary is changing the synchronous standbys.
+    pub(crate) sync_changing: Cell<bool>,
     /// Mutants only: what each member once heard of its peers.
     pub(crate) beliefs: RefCell<Vec<Option<Peers>>>,
 }
@@ -135,6 +137,7 @@ impl Book {
             unlocked_since: Cell::default(),
             last_ack_at: Cell::default(),
             settings_changed_at: Cell::default(),
+            sync_changing: Cell::default(),
             beliefs: RefCell::new(vec![None; members]),
         }
     }

@@ -14,6 +14,7 @@ use howdah::{
 use super::Agent;
 use crate::{
     exec::{First, race},
+    mutants::Mutant,
     postgres,
 };
 
@@ -41,7 +42,10 @@ impl Agent {
             },
             _ => return None,
         };
-        let in_force = pg.sync_in_force.borrow().clone();
+        let in_force = match &*self.names.borrow() {
+            Names::Set(Some(asked)) if self.world.mutant == Some(Mutant::NamesNotInForce) => asked.clone(),
+            _ => pg.sync_in_force.borrow().clone(),
+        };
         let off = sync::kind(&self.dynamic.borrow()) == SyncKind::Off;
         let file = self.world.nodes[self.node].sync_file.borrow().clone();
         let mut names = self.names.borrow_mut();
@@ -117,6 +121,13 @@ impl Agent {
     fn write_sync_file(&self, names: Option<StandbyNames>) {
         let host = &self.world.nodes[self.node];
         if host.disk_full.get() {
+            return;
+        }
+        let some = |names: &Option<StandbyNames>| names.as_ref().is_some_and(|names| !names.names.is_empty());
+        if self.world.mutant == Some(Mutant::NamesNotInForce)
+            && some(&names)
+            && some(&host.sync_file.borrow())
+        {
             return;
         }
         let changed = *host.sync_file.borrow() != names;
