@@ -1,4 +1,5 @@
-//! [`Plan`] → adapters. Steps run in order; a refused or failed one ends the turn, the next turn decides afresh.
+//! [`Plan`] → adapters. Steps run in order; a refused or failed one ends the turn, the next turn decides afresh. Only a
+//! leader's duties are done all the same where synchronous replication is refused something.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,7 +36,7 @@ pub(super) enum Done {
 impl Agent {
     /// Carries a plan out; answers to questions go into `view`.
     pub(super) async fn execute(&mut self, plan: &Plan, view: &mut View) -> Step {
-        for action in &plan.actions {
+        for (index, action) in plan.actions.iter().enumerate() {
             let done = match action {
                 Action::ProbePeers { present, vanished } => {
                     let limit = PEER_LIMIT.min(self.dynamic.timing.retry_timeout);
@@ -73,10 +74,24 @@ impl Agent {
             };
             if let Done::Refused(why) = done {
                 info!(action = ?action, why, "not done, looking again");
+                for duty in plan.despite_refused(index) {
+                    self.duty(duty, view).await;
+                }
                 return Step::LookAgain;
             }
         }
         Step::Wait
+    }
+
+    async fn duty(&mut self, duty: &Action, view: &View) {
+        match duty {
+            Action::LeaderDuties => self.leader_duties(view).await,
+            other => {
+                if let Done::Refused(why) = self.store(other, view).await {
+                    info!(action = ?other, why, "not done either");
+                }
+            }
+        }
     }
 
     /// Actions on the store.

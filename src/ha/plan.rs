@@ -218,6 +218,21 @@ pub enum Action {
     Exit(Exit),
 }
 
+impl Action {
+    /// Belongs to synchronous replication.
+    const fn is_sync(&self) -> bool {
+        matches!(
+            self,
+            Self::WriteSync(_) | Self::DeleteSync(_) | Self::SetSyncNames(_) | Self::MarkSync(_)
+        )
+    }
+
+    /// Only makes known what is so, whatever becomes of the rest of the plan.
+    const fn is_duty(&self) -> bool {
+        matches!(self, Self::LeaderDuties | Self::WriteFailsafe { .. })
+    }
+}
+
 /// What to do, why, and what to remember.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
@@ -269,6 +284,20 @@ impl Plan {
         Self::act(because, [Action::Exit(exit)])
     }
 
+    /// What is left to do once the step at this index was refused: nothing, but for the duties of a leader whose
+    /// synchronous replication cannot be changed (its disk may be full for hours). Where a job would begin they wait: its
+    /// safety rests on the steps before it.
+    pub fn despite_refused(&self, index: usize) -> impl Iterator<Item = &Action> {
+        let refused = self.actions.get(index);
+        let begins = self
+            .actions
+            .iter()
+            .any(|action| matches!(action, Action::Begin(_)));
+        let goes_on = !begins && refused.is_some_and(Action::is_sync);
+        let rest = self.actions.iter().skip(index.saturating_add(1));
+        rest.filter(move |action| goes_on && action.is_duty())
+    }
+
     pub(super) const fn keeping(mut self, keep_lock: bool) -> Self {
         self.keep_lock = keep_lock;
         self
@@ -283,5 +312,62 @@ impl Plan {
         // A situation that changed the memory itself wins over what every turn remembers.
         self.memory.get_or_insert(memory);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn failsafe() -> Action {
+        Action::WriteFailsafe {
+            members: BTreeMap::new(),
+            under: None,
+        }
+    }
+
+    fn despite(actions: &[Action], index: usize) -> Vec<Action> {
+        let plan = Plan::act("", actions);
+        plan.despite_refused(index).cloned().collect()
+    }
+
+    #[test]
+    fn what_synchronous_replication_is_refused_does_not_keep_the_leader_from_its_duties() {
+        let sync = [
+            Action::WriteSync(SyncKey::default()),
+            Action::DeleteSync(Version(1)),
+            Action::SetSyncNames(None),
+            Action::MarkSync(StandbyNames::parse("a")),
+        ];
+        for refused in sync {
+            let actions = [
+                refused.clone(),
+                Action::SetSyncNames(None),
+                Action::WriteConfig,
+                Action::LeaderDuties,
+                failsafe(),
+            ];
+            assert_eq!(
+                despite(&actions, 0),
+                [Action::LeaderDuties, failsafe()],
+                "{refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_other_refusal_ends_the_turn() {
+        let duties = [Action::WriteConfig, Action::LeaderDuties, failsafe()];
+        assert_eq!(despite(&duties, 0), []);
+        assert_eq!(despite(&duties, 2), []);
+        assert_eq!(despite(&duties, 3), []);
+        let promotion = [
+            Action::SetSyncNames(None),
+            Action::LeaderDuties,
+            Action::Begin(Job::Promote),
+        ];
+        assert_eq!(despite(&promotion, 0), []);
     }
 }

@@ -52,7 +52,14 @@ struct Inner {
     /// The ttl its timeout was made for.
     set_for: Duration,
     /// Why it cannot be used.
-    failure: Option<String>,
+    failure: Option<Failure>,
+}
+
+/// What went wrong when the device was last used.
+#[derive(Debug)]
+struct Failure {
+    why: String,
+    at: Boottime,
 }
 
 impl Watchdog {
@@ -100,12 +107,20 @@ impl Watchdog {
     /// Why nobody may be a primary here: a watchdog is required and there is none that works.
     #[must_use]
     pub fn failed(&self) -> Option<String> {
+        self.failed_at(Boottime::now())
+    }
+
+    /// What failed once is believed for ttl, also when the lock was given up because of it: a device that can be opened
+    /// but does not work looks usable from outside.
+    fn failed_at(&self, now: Boottime) -> Option<String> {
         let inner = self.inner();
         if inner.settings.mode != WatchdogMode::Required || inner.paused || inner.device.is_some() {
             return None;
         }
         let device = &inner.settings.device;
-        inner.failure.clone().or_else(|| {
+        let recent = |failure: &&Failure| now.since(failure.at) < inner.ttl;
+        let failure = inner.failure.as_ref().filter(recent);
+        failure.map(|failure| failure.why.clone()).or_else(|| {
             let refused = access(device, AccessFlags::W_OK).err()?;
             Some(format!("{}: {refused}", device.display()))
         })
@@ -159,9 +174,7 @@ impl Fence for Watchdog {
 
     fn disarm(&self) {
         self.until.send_replace(None);
-        let mut inner = self.inner();
-        inner.failure = None;
-        inner.close("postgres is no primary here");
+        self.inner().close("postgres is no primary here");
     }
 }
 
@@ -222,7 +235,11 @@ impl Inner {
 
     /// Told once, until it changes.
     fn fail(&mut self, why: String) {
-        if self.failure.as_ref() == Some(&why) {
+        let at = Boottime::now();
+        if let Some(failure) = &mut self.failure
+            && failure.why == why
+        {
+            failure.at = at;
             return;
         }
         match self.settings.mode {
@@ -233,7 +250,7 @@ impl Inner {
                 info!(because = why, "no watchdog device; init alone fences");
             }
         }
-        self.failure = Some(why);
+        self.failure = Some(Failure { why, at });
     }
 
     fn close_unless_used(&mut self) {
@@ -369,6 +386,32 @@ mod tests {
             given.watchdog.configure(S * 30, true);
             assert_eq!(given.watchdog.failed(), None, "{mode:?}");
         }
+    }
+
+    #[test]
+    fn one_that_opens_but_does_not_work_is_not_tried_again_at_once() {
+        let given = given(WatchdogMode::Required);
+        // A directory may be written, but not be opened for it.
+        std::fs::remove_file(given.device()).expect("removable");
+        std::fs::create_dir(given.device()).expect("creatable");
+        assert_eq!(given.watchdog.failed(), None, "from outside");
+        given.watchdog.arm(in_s(28), 1);
+        assert!(given.watchdog.failed().is_some());
+        given.watchdog.disarm();
+        assert!(given.watchdog.failed().is_some(), "after the lock was given up");
+        assert!(given.watchdog.failed_at(in_s(29)).is_some());
+        assert_eq!(given.watchdog.failed_at(in_s(31)), None, "after ttl");
+        // It is found again, and believed again.
+        given.watchdog.arm(in_s(28), 1);
+        given.watchdog.disarm();
+        assert!(given.watchdog.failed().is_some());
+        let other = given.dir.path().join("other");
+        std::fs::write(&other, "").expect("writable");
+        given.watchdog.reload(settings(other, WatchdogMode::Required));
+        assert_eq!(given.watchdog.failed(), None, "after a reload");
+        given.watchdog.arm(in_s(28), 1);
+        given.watchdog.disarm();
+        assert_eq!(given.watchdog.failed(), None, "after it has worked");
     }
 
     #[test]

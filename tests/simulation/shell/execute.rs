@@ -24,7 +24,7 @@ const LEADER_LIMIT: Duration = Duration::from_secs(2);
 
 impl Agent {
     pub(super) async fn execute(&self, plan: &Plan, view: &mut View) -> Step {
-        for action in &plan.actions {
+        for (index, action) in plan.actions.iter().enumerate() {
             let done = match action {
                 Action::ProbePeers { present, vanished } => {
                     let limit = PEER_LIMIT.min(self.dynamic.borrow().timing.retry_timeout);
@@ -68,18 +68,30 @@ impl Agent {
                 Action::MarkSync(names) => self.mark_sync(names).await,
                 Action::Follow(upstream) => self.follow(upstream.as_ref()),
                 Action::LeaderDuties => {
-                    if let DcsView::Known { cluster } = &view.dcs {
-                        self.leader_duties(cluster).await;
-                    }
+                    self.duty(action, view).await;
                     true
                 }
                 other => self.store(other, view).await,
             };
             if !done {
+                for duty in plan.despite_refused(index) {
+                    self.duty(duty, view).await;
+                }
                 return Step::LookAgain;
             }
         }
         Step::Wait
+    }
+
+    /// Refused or not: the turn ends.
+    async fn duty(&self, duty: &Action, view: &View) {
+        match (duty, &view.dcs) {
+            (Action::LeaderDuties, DcsView::Known { cluster }) => self.leader_duties(cluster).await,
+            (Action::LeaderDuties, DcsView::Down { .. }) => {}
+            (other, _) => {
+                self.store(other, view).await;
+            }
+        }
     }
 
     async fn store(&self, action: &Action, view: &View) -> bool {
