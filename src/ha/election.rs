@@ -234,6 +234,8 @@ pub(super) fn former_primary(
 
 fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, now: Boottime) -> Ruling {
     let no = |text: &str| Ruling::No(text.to_owned());
+    let promised = lost::with_promise(memory, cluster);
+    let cluster = promised.as_ref().unwrap_or(cluster);
     // Whoever handed over in a paused cluster, and was not relieved, may go on as what it was.
     if view.dynamic.pause && !named(view, cluster) && !(memory.owed && candidate.last_primary) {
         return no("paused: nobody is promoted");
@@ -494,6 +496,15 @@ fn own(
     // Also without company: the keys of the others went with the rest, and one of them may be primary still.
     if candidate.last_primary && cluster.initialize.is_none() && patient {
         return wait("the DCS knows no cluster, another member may have newer data".to_owned());
+    }
+    // It may have begun a timeline that the store was not told of.
+    if candidate.last_primary
+        && !grace.is_zero()
+        && let Some(holder) = memory.holder.as_ref().filter(|holder| **holder != view.me)
+    {
+        return wait(format!(
+            "'{holder}' has held the lock since this member was primary"
+        ));
     }
     // The position of a crashed primary is a lower bound; on its timeline nobody can be ahead of it.
     if candidate.last_primary && !candidate.exact && candidate.timeline >= cluster.timeline() {

@@ -4,21 +4,26 @@
 //! primary that is cut off from the store, or frozen, goes on until its own deadline, and nobody can ask it. That
 //! deadline counts from its last renewal, which lies before the loss, and the loss before our first look at it. So a
 //! `ttl` from that look on is enough.
+//!
+//! What `/sync` promised still holds for what was acknowledged before: whoever saw it remembers it until there is a
+//! cluster in the store again.
 
 use std::time::Duration;
 
 use super::Memory;
 use crate::{
     clock::Boottime,
-    model::{Cluster, Lsn, MemberName},
+    model::{Cluster, Lsn, MemberName, SyncKey},
 };
 
 /// What is remembered of the store to tell that it has lost something.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lost {
     /// Position the leader had published when there was one. Only leaders change it: with nobody leading it cannot
     /// become smaller.
     pub optime: Lsn,
+    /// `/sync` as it was then.
+    pub sync: SyncKey,
     /// First turn that saw the loss; nothing once there is a leader again.
     pub since: Option<Boottime>,
 }
@@ -27,10 +32,12 @@ impl Lost {
     /// Looks at the store.
     pub(super) fn note(&mut self, cluster: &Cluster, now: Boottime) {
         if cluster.leader.is_some() {
-            *self = Self {
-                optime: cluster.status.optime,
-                since: None,
-            };
+            self.since = None;
+            // The first leader after a wipe has not written everything yet.
+            if cluster.initialize.is_some() {
+                self.optime = cluster.status.optime;
+                self.sync.clone_from(&cluster.sync);
+            }
         } else if cluster.initialize.is_none() || cluster.status.optime < self.optime {
             self.since.get_or_insert(now);
         }
@@ -47,4 +54,13 @@ pub(super) fn holder(
     let holder = memory.holder.as_ref().or(memory.last_leader.as_ref())?;
     let left = ttl.saturating_sub(now.since(memory.lost.since?));
     (holder != me && !left.is_zero()).then(|| (holder.clone(), left))
+}
+
+/// The cluster with the promise it has lost; `None`: it has lost none.
+pub(super) fn with_promise(memory: &Memory, cluster: &Cluster) -> Option<Cluster> {
+    let lost = &memory.lost;
+    (lost.since.is_some() && lost.sync.leader.is_some() && cluster.sync.leader.is_none()).then(|| Cluster {
+        sync: lost.sync.clone(),
+        ..cluster.clone()
+    })
 }

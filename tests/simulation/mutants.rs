@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use howdah::{
     clock::Boottime,
-    ha::{Action, DcsView, DemoteMode, Job, Local, Plan, View, sync::Mark},
-    model::{Cluster, Lsn, StatusKey, SyncKey, Timeline},
+    ha::{Action, DcsView, DemoteMode, Job, Local, Plan, View},
+    model::{Cluster, Lsn, StatusKey, Timeline},
 };
 
 use crate::{
@@ -31,11 +31,8 @@ pub(crate) enum Mutant {
     UncheckedTimeline,
     CloneInPlace,
     ErrorDemotes,
-    ReusedTimeline,
     FailsafeIgnoresNo,
     LostLockIsFree,
-    SyncReversed,
-    SyncUnconfirmed,
     NamesNotInForce,
     FlagOutlivesWriter,
 }
@@ -75,140 +72,119 @@ pub(crate) const TABLE: &[Row] = &[
     row(
         Mutant::NoDeadline,
         "no_deadline_check",
-        (200, None),
+        (200, Some(12)),
         &[OneWriter, SelfFence],
         "a hold on the lock counts for ever",
     ),
     row(
         Mutant::WallClock,
         "wall_clock_instead_of_monotonic",
-        (2000, None),
+        (2000, Some(65)),
         &[OneWriter, SelfFence, NoNeedlessDemotion],
         "leases are judged by a clock that people can set",
     ),
     row(
         Mutant::StoppedClock,
         "stale_view_trusted_after_a_thaw",
-        (500, None),
+        (500, Some(49)),
         &[OneWriter, SelfFence],
         "the time during which a host was frozen is not seen",
     ),
     row(
         Mutant::NoFence,
         "no_fence_in_init",
-        (500, None),
+        (500, Some(45)),
         &[OneWriter, SelfFence],
         "nobody ends a primary whose agent does not",
     ),
     row(
         Mutant::OldBelief,
         "race_won_on_old_belief",
-        (4000, None),
+        (4000, Some(109)),
         &[NoStalePromotion, BoundedLoss],
         "answers of peers count however old they are",
     ),
     row(
         Mutant::OldDataLeads,
         "old_data_leads_after_a_cold_start",
-        (2000, None),
+        (2000, Some(127)),
         &[OneWriter, BoundedLoss, NoStalePromotion],
         "a member that was away leads with what it has",
     ),
     row(
         Mutant::NoPeerAhead,
         "no_peer_ahead_check",
-        (2000, None),
+        (2000, Some(45)),
         &[NoStalePromotion, BoundedLoss],
         "a peer that has more is no objection",
     ),
     row(
         Mutant::NoTimelineCheck,
         "no_timeline_check",
-        (2000, None),
+        (2000, Some(127)),
         &[OneWriter, BoundedLoss, NoStalePromotion],
         "the cluster's timeline is not looked at",
     ),
     row(
         Mutant::ReplicaRegisters,
         "initialize_restored_by_a_replica",
-        (2000, None),
+        (2000, Some(21)),
         &[NoStalePromotion],
         "a replica tells an empty store whose data this is",
     ),
     row(
         Mutant::ReleaseFirst,
         "lock_released_before_postgres_is_down",
-        (200, None),
+        (200, Some(4)),
         &[OneWriter],
         "the lock is given away before postgres is stopped",
     ),
     row(
         Mutant::UncheckedTimeline,
         "replica_does_not_compare_a_new_timeline",
-        (2000, None),
+        (2000, Some(5)),
         &[Recovery],
         "a replica follows without asking whether it can",
     ),
     row(
         Mutant::CloneInPlace,
         "copy_made_in_place",
-        (2000, None),
+        (2000, Some(337)),
         &[NoStalePromotion],
         "a copy that broke off looks like data",
     ),
     row(
         Mutant::ErrorDemotes,
         "an_error_of_the_store_demotes",
-        (500, None),
+        (500, Some(0)),
         &[NoNeedlessDemotion],
         "a failed read of the store counts as a lost lock",
     ),
     row(
-        Mutant::ReusedTimeline,
-        "timeline_number_used_twice",
-        (3000, None),
-        &[Recovery, OneWriter, BoundedLoss],
-        "numbers of timelines that others have used are not kept free",
-    ),
-    row(
         Mutant::FailsafeIgnoresNo,
         "failsafe_ignores_a_no",
-        (1000, None),
+        (1000, Some(67)),
         &[OneWriter],
         "a primary without the store goes on whatever the others say",
     ),
     row(
         Mutant::LostLockIsFree,
         "lock_of_a_wiped_store_is_free_at_once",
-        (3000, None),
+        (3000, Some(1602)),
         &[OneWriter, NothingLost],
         "a lock that a wiped store has lost counts as released",
     ),
     row(
-        Mutant::SyncReversed,
-        "sync_set_changed_in_reversed_order",
-        (3000, None),
-        &[NothingLost],
-        "commits stop waiting for a standby before /sync knows, and /sync names one before commits wait for it",
-    ),
-    row(
-        Mutant::SyncUnconfirmed,
-        "standby_listed_before_it_has_confirmed",
-        (3000, None),
-        &[NothingLost],
-        "/sync names a standby that need not have what was acknowledged before",
-    ),
-    row(
         Mutant::NamesNotInForce,
         "sync_key_and_synchronous_standby_names_disagree",
-        (3000, None),
+        (3000, Some(73)),
         &[NothingLost],
         "a change of whom commits wait for is taken for done and is not",
     ),
     row(
         Mutant::FlagOutlivesWriter,
         "nosync_flag_outlives_its_writer",
-        (3000, None),
+        (3000, Some(148)),
         &[Recovery],
         "nobody leads while the sync set is being changed, also when the one who changes it is gone",
     ),
@@ -269,14 +245,6 @@ pub(crate) fn before(world: &World, node: usize, view: &mut View) {
         }
         // Long over.
         Mutant::LostLockIsFree => view.memory.lost.since = Some(Boottime(0)),
-        Mutant::SyncUnconfirmed => {
-            if let Some(sight) = &mut view.sync {
-                sight.mark = Some(Mark {
-                    names: sight.in_force.clone(),
-                    lsn: Lsn(0),
-                });
-            }
-        }
         Mutant::UncheckedTimeline => {
             if let DcsView::Known { cluster } = &view.dcs
                 && let Some(leader) = &cluster.leader
@@ -298,9 +266,6 @@ pub(crate) fn after(world: &World, node: usize, view: &View, plan: &mut Plan) {
     let Some(mutant) = world.mutant else { return };
     let primary = matches!(&view.local, Local::Running(running) if running.is_primary());
     match (mutant, &view.dcs, &view.local) {
-        (Mutant::SyncReversed, DcsView::Known { cluster }, _) if primary => {
-            reversed(view, cluster, plan);
-        }
         (Mutant::FlagOutlivesWriter, DcsView::Known { cluster }, _) => {
             let flag = &world.book.sync_changing;
             if primary && cluster.is_leader(&view.me) {
@@ -335,33 +300,4 @@ const fn changes_sync(action: &Action) -> bool {
         action,
         Action::WriteSync(_) | Action::SetSyncNames(_) | Action::MarkSync(_)
     )
-}
-
-/// What is to be done first is left for the next turn, and what must not come before it is done now.
-fn reversed(view: &View, cluster: &Cluster, plan: &mut Plan) {
-    let names = plan.actions.iter().find_map(|action| match action {
-        Action::SetSyncNames(Some(names)) if !names.blocks() => Some(names.names.clone()),
-        _ => None,
-    });
-    let Some(names) = names else { return };
-    if plan
-        .actions
-        .iter()
-        .any(|action| matches!(action, Action::WriteSync(_)))
-    {
-        plan.actions
-            .retain(|action| !matches!(action, Action::WriteSync(_)));
-        return;
-    }
-    let sync = &cluster.sync;
-    let new = names.iter().filter(|name| !sync.standbys.contains(name)).cloned();
-    let standbys: Vec<_> = sync.standbys.iter().cloned().chain(new).collect();
-    if standbys.len() > sync.standbys.len() {
-        let key = SyncKey {
-            leader: Some(view.me.clone()),
-            standbys,
-            ..sync.clone()
-        };
-        plan.actions.insert(0, Action::WriteSync(key));
-    }
 }

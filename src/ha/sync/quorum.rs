@@ -3,7 +3,7 @@
 //!
 //! One deviation, towards safety. The contract raises the quorum by the number of names that are not confirmed yet, and
 //! guesses that number where nothing is known of it. Here the quorum never goes below what is known for certain
-//! ([`Resolver::floor`]); until then the members that cannot be sure to have everything cannot lead.
+//! (`Resolver::floor`); until then the members that cannot be sure to have everything cannot lead.
 
 use super::NameSet;
 use crate::model::MemberName;

@@ -3,7 +3,7 @@
 use super::builder::*;
 use crate::{
     ha::{Action, DemoteMode, Job, Local, Silence, StartAs, failsafe::Promise},
-    model::{DbState, Lsn, MemberName, SystemId, Timeline, Version},
+    model::{DbState, Lsn, MemberName, SyncKey, SyncKind, SystemId, Timeline, Version},
 };
 
 const LEAD: &[Action] = &[Action::AcquireLock, Action::Begin(Job::Promote)];
@@ -379,6 +379,57 @@ fn a_lock_that_was_lost_is_left_alone_until_its_holder_cannot_be_primary_any_mor
         let again = lost(change).next().leader("c").next();
         assert_eq!(again.view.memory.lost.since, None);
     }
+}
+
+#[test]
+fn what_a_wiped_store_had_promised_still_holds() {
+    let wiped: fn(Build) -> Build = |b| b.initialize(None).optime(0).cluster(|c| c.history = None);
+    let after = |standby: &str| {
+        let sync = SyncKey {
+            leader: Some("a".into()),
+            standbys: vec![standby.into()],
+            ..SyncKey::default()
+        };
+        let before = race(None)
+            .dynamic(|dynamic| dynamic.sync.kind = SyncKind::On)
+            .leader("a")
+            .cluster(|c| c.sync = sync)
+            .replica_of("a", 100, true)
+            .next();
+        let mut gone = wiped(before);
+        gone.cluster.leader = None;
+        gone.cluster.members.retain(|member| member.name.0 != "a");
+        gone.cluster.sync = SyncKey::default();
+        gone.peers(&[("c", Some(replica_at(100)))]).next().later(TTL)
+    };
+    waits(after("c"), "not a synchronous standby: only 'a', 'c'");
+    let plan = after("b").peers(&[("c", Some(replica_at(100)))]).plan();
+    assert_eq!(
+        plan.actions.first(),
+        Some(&Action::AcquireLock),
+        "{}",
+        plan.because
+    );
+}
+
+#[test]
+fn a_former_primary_waits_for_whoever_held_the_lock_since() {
+    let former = || {
+        race(None)
+            .crashed_primary()
+            .memory(|m| m.holder = Some("a".into()))
+    };
+    waits(
+        former(),
+        "'a' has held the lock since this member was primary, waiting 31 s",
+    );
+    check(former().unlocked_for(TTL), RESTART, KEEP, "nobody leads");
+    check(
+        former().memory(|m| m.holder = Some("b".into())),
+        RESTART,
+        KEEP,
+        "nobody leads",
+    );
 }
 
 #[test]

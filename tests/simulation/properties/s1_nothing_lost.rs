@@ -1,5 +1,6 @@
 //! S1: nothing that a commit acknowledged after a synchronous standby had confirmed it is missing, neither where another
-//! member is promoted nor in the end. A failover that a person forces upon a member is that person's will.
+//! member is promoted nor in the end. A failover that a person forces upon a member is that person's will, and so is one
+//! after the synchronous mode was turned off: S4 says what may be lost then.
 
 use std::rc::Rc;
 
@@ -7,7 +8,7 @@ use super::Property;
 use crate::{wal::Pos, world::World};
 
 fn check(world: &Rc<World>, node: usize, end: Pos) {
-    let forced = world.failover_lately();
+    let forced = world.failover_lately() || world.asynchronous();
     for generation in world.book.generations.borrow_mut().iter_mut() {
         let Some(lsn) = generation.last_sync else { continue };
         let last = Pos {

@@ -463,7 +463,6 @@ impl Context {
         let rows = self.cluster.as_ref().and_then(|cluster| cluster.history.clone());
         let reserved = rows
             .as_deref()
-            .filter(|_| world.mutant != Some(Mutant::ReusedTimeline))
             .and_then(<[_]>::last)
             .map_or(0, |row| row.timeline.0 + 1);
         let answers = async {

@@ -353,6 +353,11 @@ impl Agent {
         Ok(wait)
     }
 
+    /// It knows that its data is the cluster's.
+    pub(crate) fn followed(&self) -> bool {
+        self.memory.borrow().followed
+    }
+
     fn final_status(&self, exit: Exit) -> Exit {
         match (exit, self.verdict.get()) {
             (Exit::Ok, Some(verdict)) => verdict,
