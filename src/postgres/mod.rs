@@ -14,6 +14,7 @@ pub mod confdir;
 pub mod conninfo;
 pub mod control;
 pub mod datadir;
+pub mod dynamic_copy;
 pub mod files;
 pub mod guc;
 pub mod hba;
