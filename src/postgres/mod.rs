@@ -36,6 +36,7 @@ mod protected;
 pub mod query;
 pub mod recovery;
 pub mod replslot;
+pub mod restore_wal;
 pub mod rewind;
 pub mod roles;
 pub mod staging;
