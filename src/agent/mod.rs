@@ -17,6 +17,7 @@ pub mod handle;
 pub mod instance;
 mod job;
 mod jobs;
+mod keep_dynamic;
 pub mod lease;
 mod namesake;
 mod observe;
@@ -246,6 +247,7 @@ pub struct Agent {
     /// Since when this member neither streams nor is a primary, and why.
     idle: Option<(Boottime, ha::Reason)>,
     outlook: handle::Outlook,
+    dynamic_copy: keep_dynamic::Copy,
 }
 
 /// A snapshot for the time before the first turn.
@@ -364,6 +366,7 @@ impl Agent {
             said: None,
             idle: None,
             outlook: handle::Outlook::unknown(),
+            dynamic_copy: keep_dynamic::Copy::unknown(),
         }
     }
 
@@ -546,6 +549,7 @@ impl Agent {
             self.note_feedback(cluster);
         }
         self.apply_dynamic().await;
+        self.keep_dynamic();
         self.note_pending_restart().await;
         self.note_reason(view);
         self.outlook = publish::outlook(view, Boottime::now());
@@ -672,6 +676,8 @@ impl Agent {
             _ => {}
         }
         self.progress.send_replace(None);
+        // The directory may be another one now.
+        self.dynamic_copy.due = true;
         self.finished = Some(finished);
     }
 

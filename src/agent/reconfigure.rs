@@ -22,6 +22,7 @@ impl Agent {
     pub(super) fn took_dynamic(&mut self) {
         info!(timing = ?self.dynamic.timing, "the dynamic configuration is in force");
         (self.unapplied, self.reload_due) = (true, true);
+        self.dynamic_copy.due = true;
         self.instance.note_dynamic(&self.dynamic);
         self.remarks = remarks(&self.dynamic.raw)
             .iter()

@@ -11,6 +11,7 @@ use super::{
     Agent, Identity, Namesake, Parts, Reread, first_snapshot,
     handle::{AgentHandle, VERSION},
     instance::{Instance, Settings, chain},
+    keep_dynamic,
     lease::{Fence, Lease},
     signals::{Early, Signals},
 };
@@ -23,7 +24,6 @@ use crate::{
     exit::Exit,
     guard::Guard,
     ha::lease::hold_of_record,
-    model::{Dynamic, of_new_cluster},
     postgres::{
         binaries::Binaries,
         datadir::{self, DataDir},
@@ -190,10 +190,12 @@ async fn assemble(
     early: Early,
 ) -> Result<Running, Refusal> {
     let cancel = CancellationToken::new();
-    let config = loaded.config.clone();
-    let data_dir = &config.postgresql.data_dir;
+    let mut config = loaded.config.clone();
+    let data_dir = &config.postgresql.data_dir.clone();
     let binaries = look_at_data(&config, &cancel).await?;
     info!(postgres = %binaries.dir.display(), version = ?binaries.version, data_dir = %data_dir.display(), "found");
+    let (initial, known_before) = keep_dynamic::at_start(data_dir, &config.bootstrap.dcs);
+    config.bootstrap.timing = initial.timing;
     let known = Known::ask(&binaries, None, &cancel)
         .await
         .unwrap_or_else(|error| {
@@ -257,7 +259,6 @@ async fn assemble(
         known,
         postmaster,
     ));
-    let initial = Dynamic::from_map(&of_new_cluster(&config.bootstrap.dcs));
     let published = watch::Sender::new(Arc::new(first_snapshot(&identity, &initial)));
     let (sender, requests) = mpsc::channel(REQUESTS);
     let handle = AgentHandle::new(
@@ -289,7 +290,7 @@ async fn assemble(
             tokio::spawn(async move { access.send_replace(api::Access::load(&restapi).await) });
         }),
     };
-    let agent = Agent::new(Parts {
+    let mut agent = Agent::new(Parts {
         identity,
         initial,
         dcs,
@@ -304,6 +305,9 @@ async fn assemble(
         namesake,
         watchdog: Arc::clone(&watchdog),
     });
+    if known_before {
+        agent.believe_copy();
+    }
     Ok(Running {
         agent,
         signals,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    dynamic_copy,
     files::{self, Error, at, file_mode, neighbour, optional, write_if_changed},
     recovery::strip_settings,
 };
@@ -33,7 +34,12 @@ pub struct ConfDir {
 
 /// The content of the configuration files at one moment.
 #[derive(Debug, Clone, Default)]
-pub struct Snapshot(Vec<(PathBuf, Vec<u8>)>);
+pub struct Snapshot {
+    files: Vec<(PathBuf, Vec<u8>)>,
+    /// The copy of the cluster's configuration; whoever is copied from may be of another cluster, so that one which was
+    /// not there must not be there afterwards.
+    dynamic: Option<Vec<u8>>,
+}
 
 impl ConfDir {
     /// The usual layout: everything in the data directory.
@@ -211,12 +217,16 @@ impl ConfDir {
     /// # Errors
     /// A file cannot be read.
     pub fn snapshot(&self) -> Result<Snapshot, Error> {
-        let mut snapshot = Snapshot::default();
+        let copy = self.data_dir.join(dynamic_copy::FILE);
+        let mut snapshot = Snapshot {
+            files: Vec::new(),
+            dynamic: optional("read", &copy, fs::read(&copy))?,
+        };
         let auto = self.data_dir.join("postgresql.auto.conf");
         for file in self.kept_files().into_iter().chain([auto]) {
             for path in [self.backup_of(&file), file] {
                 if let Some(content) = optional("read", &path, fs::read(&path))? {
-                    snapshot.0.push((path, content));
+                    snapshot.files.push((path, content));
                 }
             }
         }
@@ -228,10 +238,14 @@ impl ConfDir {
     /// # Errors
     /// A file cannot be written.
     pub fn restore(&self, snapshot: &Snapshot) -> Result<(), Error> {
-        for (path, content) in &snapshot.0 {
+        for (path, content) in &snapshot.files {
             write_if_changed(path, content, self.mode(path))?;
         }
-        Ok(())
+        let copy = self.data_dir.join(dynamic_copy::FILE);
+        match &snapshot.dynamic {
+            Some(content) => write_if_changed(&copy, content, self.mode(&copy)).map(drop),
+            None => files::remove_if_there(&copy),
+        }
     }
 }
 
@@ -309,6 +323,15 @@ mod tests {
             (text(&conf.main()), text(&conf.backup_of(&conf.main()))),
             ("ours".into(), "ours".into())
         );
+        let copy = conf.data_dir.join(dynamic_copy::FILE);
+        fs::write(&copy, "leader's").expect("file");
+        conf.restore(&snapshot).expect("restored");
+        assert!(!copy.exists(), "there was none");
+        fs::write(&copy, "ours").expect("file");
+        let snapshot = conf.snapshot().expect("taken");
+        fs::write(&copy, "leader's").expect("file");
+        conf.restore(&snapshot).expect("restored");
+        assert_eq!(text(&copy), "ours");
     }
 
     #[test]

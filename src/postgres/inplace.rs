@@ -17,6 +17,7 @@ use std::{
 
 use super::{
     datadir::{self, DataDir, classify},
+    dynamic_copy,
     files::{self, Error, at, neighbour, optional},
     staging::{self, is_mount_point},
 };
@@ -65,6 +66,7 @@ impl InPlace {
     /// # Errors
     /// The marker or the old data cannot be removed.
     pub fn finish(self) -> Result<(), Error> {
+        dynamic_copy::forget(&self.data_dir)?;
         datadir::unmark_beside(&self.data_dir)?;
         match &self.aside {
             Some(aside) => staging::remove_all(aside),

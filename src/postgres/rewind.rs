@@ -101,6 +101,12 @@ pub struct Input<'a> {
     pub identity: Option<(u32, u32)>,
 }
 
+/// Whether pg_rewind can find the `restore_command` itself. Otherwise a segment it misses has to be fetched for it.
+#[must_use]
+pub fn fetches_wal(major: Major, conf: &ConfDir) -> bool {
+    conf.config_dir == conf.data_dir || major.rewind_takes_config_file()
+}
+
 /// The arguments of pg_rewind, and options that were refused.
 #[must_use]
 pub fn arguments(major: Major, input: &Input<'_>) -> (Vec<String>, Vec<String>) {
@@ -115,11 +121,10 @@ pub fn arguments(major: Major, input: &Input<'_>) -> (Vec<String>, Vec<String>) 
         format!("--source-server={}", source.dsn(major)),
         "--progress".to_owned(),
     ];
-    let config_inside = input.conf.config_dir == input.conf.data_dir;
     if major.rewind_takes_config_file() {
         args.push(format!("--config-file={}", input.conf.main().display()));
     }
-    if input.has_restore_command && (config_inside || major.rewind_takes_config_file()) {
+    if input.has_restore_command && fetches_wal(major, input.conf) {
         args.push("--restore-target-wal".to_owned());
     }
     args.extend(given.args);

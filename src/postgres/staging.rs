@@ -20,6 +20,7 @@ use rustix::fs::{Access, CWD, RenameFlags};
 
 use super::{
     datadir::INCOMPLETE,
+    dynamic_copy,
     files::{self, Error, at, neighbour, optional},
 };
 
@@ -123,6 +124,7 @@ impl Staging {
     pub fn install(&self, old: OldData, stamp: &str) -> Result<Option<PathBuf>, Error> {
         let kept = neighbour(&self.data_dir, &format!(".replaced-{stamp}"));
         let plan = if old == OldData::KeepRenamed { stamp } else { "" };
+        dynamic_copy::forget(&self.side)?;
         files::write_atomic(&self.side.join(INSTALLING), plan.as_bytes(), 0o600)?;
         let kept = if self.inside {
             self.move_in(old, stamp)?

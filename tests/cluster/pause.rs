@@ -105,6 +105,70 @@ async fn a_paused_primary_goes_on_without_etcd_and_init_lets_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_starts_without_etcd_knows_of_the_pause() {
+    let cluster = Cluster::without_failsafe(&["pg1", "pg2"]).await;
+    let leader = cluster.healthy().await;
+    let node = &cluster.nodes[leader];
+    let witness = witness(&cluster, leader).await;
+    set_pause(&cluster, true).await;
+    wait_for("the copy of /config", SOON, async || kept(node)).await;
+    cluster.etcd.freeze();
+    let agent = node.agent_pid().expect("an agent");
+    node.signal(agent, "KILL");
+    wait_for("another agent", SOON, async || match node.agent_pid() {
+        Some(pid) if pid != agent => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    let goes_on = async || match witness.last() {
+        Some(ack) if witness.sessions() == 1 && ack.at.elapsed() < Duration::from_secs(1) => Ok(()),
+        other => Err(format!("{other:?}, {} sessions", witness.sessions())),
+    };
+    always("the primary goes on", TTL * 3, goes_on).await;
+    cluster.etcd.thaw();
+    cluster.nodes[leader].wait_primary(SOON).await;
+    always("it goes on with etcd", TTL, goes_on).await;
+}
+
+fn kept(node: &Node) -> Result<(), String> {
+    let path = node.data_dir().join("patroni.dynamic.json");
+    let text = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
+    match serde_json::from_str::<Value>(&text) {
+        Ok(copy) if copy["pause"] == true => Ok(()),
+        _ => Err(text),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_was_wiped_gets_the_configuration_back_from_agents_that_were_restarted() {
+    let mut cluster = Cluster::start(&["pg1", "pg2"]).await;
+    let change = json!({"maximum_lag_on_failover": 4_711});
+    let answer = cluster.nodes[0].request("PATCH", "/config", change).await;
+    assert_eq!(answer.expect("an answer").0, 200);
+    for node in &cluster.nodes {
+        wait_for("the change in all copies", SOON, async || {
+            let path = node.data_dir().join("patroni.dynamic.json");
+            let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+            let changed = text.contains("4711");
+            if changed { Ok(()) } else { Err(text) }
+        })
+        .await;
+    }
+    for node in &mut cluster.nodes {
+        node.stop(SOON).await;
+    }
+    cluster.etcd.kill();
+    cluster.etcd.wipe();
+    cluster.etcd.start_again();
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    let leader = cluster.healthy().await;
+    let (_, config) = cluster.nodes[leader].get("/config").await.expect("GET /config");
+    assert_eq!(config["maximum_lag_on_failover"], 4_711, "{config}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_person_asks_for_happens_in_a_pause() {
     let cluster = Cluster::start(&["pg1", "pg2", "pg3"]).await;
     let old = cluster.healthy().await;

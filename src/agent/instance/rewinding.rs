@@ -14,7 +14,7 @@ use crate::{
         archive,
         pidfile::{self, Holder},
         query::{Address, LeaderProbe, Monitor},
-        rewind,
+        restore_wal, rewind,
     },
 };
 
@@ -24,6 +24,8 @@ const REWIND_LIMIT: Duration = Duration::from_secs(3600);
 const RECOVERY_LIMIT: Duration = Duration::from_secs(3600);
 /// How long the leader's control file may lag behind its timeline.
 const LEADER_CHECKPOINT_LIMIT: Duration = Duration::from_secs(60);
+/// Segments fetched from the archive for one rewind, at most.
+const MISSING_SEGMENTS: u32 = 256;
 /// One look at the leader, and the pause between two.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 const PROBE_EVERY: Duration = Duration::from_millis(250);
@@ -66,20 +68,19 @@ impl Instance {
         let settings = self.settings();
         let source = self.connection(to, &settings.rewind);
         let restore = self.value_at_start(args, "restore_command").await;
+        let restore = restore.filter(|command| !command.is_empty());
         let conf = self.conf();
         let input = rewind::Input {
             conf: &conf,
             source: &source,
             passfile: &settings.passfile,
-            has_restore_command: restore.is_some_and(|command| !command.is_empty()),
+            has_restore_command: restore.is_some(),
             options: &self.hooks().rewind,
             deadline: REWIND_LIMIT,
             identity: None,
         };
-        match rewind::run(&self.binaries, &input, cancel)
-            .await
-            .map_err(|error| chain(&error))?
-        {
+        let by_hand = restore.filter(|_| !rewind::fetches_wal(self.binaries.major(), &conf));
+        match self.run_rewind(&input, by_hand.as_deref(), cancel).await? {
             rewind::Outcome::Done => {
                 info!(leader = %to.member, "rewound");
                 Ok(())
@@ -95,6 +96,41 @@ impl Instance {
                 if target_broken { "unusable" } else { "unchanged" }
             )),
         }
+    }
+
+    /// Runs pg_rewind; fetches what it misses, one segment after the other, where it cannot do that itself.
+    async fn run_rewind(
+        &self,
+        input: &rewind::Input<'_>,
+        restore_command: Option<&str>,
+        cancel: &CancellationToken,
+    ) -> Result<rewind::Outcome, String> {
+        for _ in 0..MISSING_SEGMENTS {
+            let outcome = rewind::run(&self.binaries, input, cancel)
+                .await
+                .map_err(|error| chain(&error))?;
+            let (missing, tail, command) = match (&outcome, restore_command) {
+                (
+                    rewind::Outcome::Failed {
+                        tail,
+                        missing_wal: Some(missing),
+                        target_broken: false,
+                    },
+                    Some(command),
+                ) => (missing, tail, command),
+                _ => return Ok(outcome),
+            };
+            restore_wal::fetch(self.data_dir(), command, missing, None, cancel)
+                .await
+                .map_err(|error| format!("pg_rewind failed: {tail}; {}", chain(&error)))?;
+            info!(
+                segment = missing,
+                "fetched a segment that pg_rewind needs from the archive"
+            );
+        }
+        Err(format!(
+            "pg_rewind misses more than {MISSING_SEGMENTS} WAL segments"
+        ))
     }
 
     /// pg_rewind would recover a crashed directory itself, but cannot where the pid of the crashed postmaster belongs

@@ -21,7 +21,7 @@ use crate::{
         clone,
         command::Command,
         datadir::{self, INCOMPLETE},
-        files, initdb, initscripts, options, pgpass,
+        dynamic_copy, files, initdb, initscripts, options, pgpass,
         postmaster::{State, StopLadder, StopMode},
         promote,
         query::{Address, Monitor},
@@ -103,6 +103,7 @@ impl Instance {
         prepared?;
         stopped?;
         let id = self.control().await?.system_id;
+        dynamic_copy::forget(self.data_dir()).map_err(|error| chain(&error))?;
         std::fs::remove_file(&marker).map_err(|error| format!("remove {}: {error}", marker.display()))?;
         datadir::unmark_beside(self.data_dir()).map_err(|error| chain(&error))?;
         // A marker that came back after a power failure would make served data count as unfinished.
