@@ -56,6 +56,8 @@ struct Inner {
     member_lease: BTreeMap<MemberName, i64>,
     revision: u64,
     next_lease: i64,
+    /// The latest timeline `/history` was ever told of, also by what a wipe took.
+    told: u32,
 }
 
 const fn slot(key: Key) -> usize {
@@ -100,6 +102,11 @@ impl Store {
             wiped_at: Cell::new(None),
             bad_at: Cell::new(0),
         }
+    }
+
+    /// The latest timeline `/history` was ever told of.
+    pub(crate) fn told(&self) -> u32 {
+        self.inner.borrow().told
     }
 
     pub(crate) fn cluster(&self) -> Arc<Cluster> {
@@ -201,10 +208,11 @@ impl Store {
     pub(crate) fn wipe(&self, world: &Rc<World>) {
         self.change(world, |inner, woken| {
             let revision = inner.revision + 1;
-            let next_lease = inner.next_lease;
+            let (next_lease, told) = (inner.next_lease, inner.told);
             *inner = Inner {
                 revision,
                 next_lease,
+                told,
                 ..Inner::default()
             };
             *woken = true;
@@ -274,6 +282,7 @@ impl Inner {
         self.revision += 1;
         self.versions[slot(key)] = Some(self.revision);
         write(Arc::make_mut(&mut self.cluster), Version(self.revision));
+        self.told = self.told.max(self.cluster.timeline().0);
         *woken |= !matches!(key, Key::Status | Key::History | Key::Failsafe);
         Some(Version(self.revision))
     }

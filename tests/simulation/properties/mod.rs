@@ -248,7 +248,7 @@ pub(crate) fn promotion_asked(world: &Rc<World>, node: usize) {
 }
 
 pub(crate) fn start(world: &Rc<World>, node: usize, primary: bool) {
-    s5_no_stale_promotion::start(world, node, primary);
+    s5_no_stale_promotion::start(world, node);
 }
 
 /// The member writes the identity of the cluster.

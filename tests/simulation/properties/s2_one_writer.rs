@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use howdah::model::DbState;
 
-use super::Property;
+use super::{Acknowledged, Property};
 use crate::{exec::MS, wal::Pos, world::World};
 
 /// How long the instant of a thaw lasts.
@@ -36,6 +36,14 @@ pub(super) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) -> bool {
     let Some(newest) = generations.last().copied() else {
         return true;
     };
+    if let Some(at) = known.filter(|at| all_gone_unheard_of(world, &generations[at + 1..])) {
+        drop(generations);
+        // A new term of it, in which it must not be overtaken either.
+        let mut generations = world.book.generations.borrow_mut();
+        let resumed = generations.remove(at);
+        generations.push(resumed);
+        return true;
+    }
     if let Some(since) = in_thaw(world, node) {
         let book = &world.book;
         book.at_thaw.set(book.at_thaw.get() + 1);
@@ -53,6 +61,17 @@ pub(super) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) -> bool {
         )
     });
     true
+}
+
+/// Primaries that were gone again before `/history` was told of their timelines: nobody else can know that there was
+/// one, and who was the last primary by all that is known goes on in its place. What they had acknowledged is lost, which
+/// the properties about losses judge; at no time did two write.
+fn all_gone_unheard_of(world: &Rc<World>, later: &[Acknowledged]) -> bool {
+    let wal = world.wal.borrow();
+    later.iter().all(|generation| {
+        let pg = &world.nodes[generation.node].pg;
+        wal.timeline(generation.branch) > world.store.told() && !(pg.live() && pg.primary.get())
+    })
 }
 
 pub(super) fn released(world: &Rc<World>, node: usize) {

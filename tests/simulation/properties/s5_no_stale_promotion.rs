@@ -87,14 +87,14 @@ pub(super) fn promotion_asked(world: &Rc<World>, node: usize) {
     }
 }
 
-pub(super) fn start(world: &Rc<World>, node: usize, primary: bool) {
+pub(super) fn start(world: &Rc<World>, node: usize) {
     let half = world.nodes[node]
         .pg
         .data
         .borrow()
         .as_ref()
         .is_some_and(|data| data.half);
-    if primary && half {
+    if half {
         half_copied(world, node);
     }
 }
@@ -119,7 +119,7 @@ pub(super) fn registers(world: &Rc<World>, node: usize) {
 fn half_copied(world: &Rc<World>, node: usize) {
     world.violate(Property::NoStalePromotion, || {
         format!(
-            "{} leads with a data directory that was only half copied",
+            "{} starts postgres on a data directory that was only half copied",
             World::member_name(node)
         )
     });
