@@ -155,6 +155,17 @@ async fn a_new_copy_comes_from_a_tagged_member_or_from_the_leader_if_that_is_ask
         .await;
         node.wait_streaming(SOON).await;
     };
+    // A source counts once its own key says that it runs.
+    wait_for("the tagged member to be seen running", SOON, async || {
+        let (_, view) = node.get("/cluster").await?;
+        let members = view["members"].as_array().into_iter().flatten();
+        let seen = members.into_iter().find(|member| member["name"] == tagged.name);
+        match seen.is_some_and(|member| member["state"] == "streaming") {
+            true => Ok(()),
+            false => Err(view.to_string()),
+        }
+    })
+    .await;
     let before = node.log().matches("done job=\"clone\"").count() as u64;
     for (count, body, from) in [
         (1, json!({}), &tagged.name),

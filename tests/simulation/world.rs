@@ -473,8 +473,8 @@ impl World {
         crate::properties::promotion_asked(self, node);
     }
 
-    pub(crate) fn note_start(self: &Rc<Self>, node: usize, primary: bool) {
-        crate::properties::start(self, node, primary);
+    pub(crate) fn note_start(self: &Rc<Self>, node: usize) {
+        crate::properties::start(self, node);
     }
 
     pub(crate) fn note_release(self: &Rc<Self>, node: usize) {

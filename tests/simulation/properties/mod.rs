@@ -247,7 +247,7 @@ pub(crate) fn promotion_asked(world: &Rc<World>, node: usize) {
     s5_no_stale_promotion::promotion_asked(world, node);
 }
 
-pub(crate) fn start(world: &Rc<World>, node: usize, primary: bool) {
+pub(crate) fn start(world: &Rc<World>, node: usize) {
     s5_no_stale_promotion::start(world, node);
 }
 

@@ -348,7 +348,7 @@ impl Context {
             _ => None,
         };
         agent.prepare_sync_names(*start_as == StartAs::Primary);
-        world.note_start(agent.node, *start_as == StartAs::Primary);
+        world.note_start(agent.node);
         launch(world, agent.node, *start_as == StartAs::Primary, upstream);
         let serial = pg.serial.get();
         let up = async {
