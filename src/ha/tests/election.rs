@@ -222,7 +222,7 @@ fn a_former_primary_of_the_clusters_timeline_leads_at_once() {
 }
 
 #[test]
-fn k02_a_former_primary_of_an_older_timeline_never_leads() {
+fn a_former_primary_of_an_older_timeline_never_leads() {
     for check_timeline in [false, true] {
         for build in [view().crashed_primary(), view().clean_primary(510)] {
             let stale = build
@@ -274,7 +274,7 @@ fn a_former_primary_gives_way_to_a_running_primary_and_to_a_later_timeline() {
 // --- the DCS was wiped
 
 #[test]
-fn k03_after_a_wipe_the_primary_registers_the_cluster_and_a_replica_never_does() {
+fn after_a_wipe_the_primary_registers_the_cluster_and_a_replica_never_does() {
     let wiped = || view().initialize(None).cluster(|c| c.history = None);
     check(
         wiped().running_primary(100).hold_for(secs(20)),

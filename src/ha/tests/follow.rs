@@ -142,7 +142,7 @@ fn data_within_the_leaders_history_is_followed_and_not_compared_again() {
     // Stuck: it is compared again.
     let asked = [Action::ProbeLeader(at("a"))];
     check(after.clone().later(secs(2)), &asked, DROP, "comparing");
-    // K22: the same leader on a new timeline is another matter.
+    // The same leader on a new timeline is another matter.
     let promoted = after.cluster(|c| {
         for m in &mut c.members {
             m.data.timeline = Some(crate::model::Timeline(3));

@@ -158,7 +158,7 @@ fn a_candidate_cut_off_from_the_dcs_does_not_leave_the_cluster_without_leader() 
 }
 
 #[test]
-fn k02_the_older_primary_alone_never_leads_and_the_newer_one_ends_the_wait() {
+fn the_older_primary_alone_never_leads_and_the_newer_one_ends_the_wait() {
     let mut world = healthy();
     let first = leader(&world);
     world.kill(&first);
