@@ -4,35 +4,11 @@
 use serde_json::{Map, Value, json};
 
 use super::Builder;
-use crate::{
-    config::other_names::nearest,
-    model::{StandbyCluster, Timing, merge_patch},
-};
+use crate::model::{StandbyCluster, Timing, Trouble, merge_patch, remarks};
 
 const TTL: &str = "bootstrap.dcs.ttl";
 const LOOP_WAIT: &str = "bootstrap.dcs.loop_wait";
 const RETRY_TIMEOUT: &str = "bootstrap.dcs.retry_timeout";
-
-/// Keys of the dynamic configuration (contract: environment §4).
-#[rustfmt::skip]
-const KNOWN: &[&str] = &[
-    "ttl", "loop_wait", "retry_timeout", "maximum_lag_on_failover", "maximum_lag_on_syncnode", "max_timelines_history",
-    "check_timeline", "primary_start_timeout", "master_start_timeout", "primary_stop_timeout", "master_stop_timeout",
-    "primary_race_backoff", "synchronous_mode", "synchronous_mode_strict", "synchronous_node_count", "failsafe_mode",
-    "pause", "member_slots_ttl", "slots", "permanent_slots", "permanent_replication_slots", "ignore_slots",
-    "standby_cluster", "postgresql",
-];
-
-/// Keys of its `postgresql` part.
-#[rustfmt::skip]
-const KNOWN_POSTGRESQL: &[&str] = &[
-    "use_pg_rewind", "use_slots", "parameters", "pg_hba", "pg_ident", "recovery_conf", "create_replica_methods",
-    "basebackup", "rewind", "callbacks", "remove_data_directory_on_rewind_failure",
-    "remove_data_directory_on_diverged_timelines", "pg_ctl_timeout", "use_unix_socket", "use_unix_socket_repl",
-    "custom_conf", "pre_promote", "before_stop", "krbsrvname", "bin_dir", "bin_name", "database",
-    "parameters_primary", "parameters_replica", "parameters_standby_leader", "pg_hba_primary", "pg_hba_replica",
-    "pg_hba_standby_leader", "pg_ident_primary", "pg_ident_replica", "pg_ident_standby_leader",
-];
 
 impl Builder {
     /// The timing, with what was not given bent to fit what was; what was given is never bent here.
@@ -89,7 +65,7 @@ impl Builder {
             _ => self.inconsistent(&["bootstrap.dcs"], "postgresql is not a mapping"),
         }
         self.refuse_a_standby_without_source(&document);
-        self.look_for_misspellings(&document);
+        self.judge(&document);
         document
     }
 
@@ -132,28 +108,22 @@ impl Builder {
             );
         }
     }
-}
 
-impl Builder {
-    /// The cluster's configuration may hold anything, so a misspelling can only be pointed out.
-    fn look_for_misspellings(&mut self, document: &Map<String, Value>) {
+    /// A value that cannot be read would be replaced by its default, and promise what nobody keeps. The rest is pointed
+    /// out: the cluster's configuration may hold what other software reads.
+    fn judge(&mut self, document: &Map<String, Value>) {
         let origin = self.all.settings.origin("bootstrap.dcs");
-        let unknown = |map: &Map<String, Value>, known: &[&str]| -> Vec<(String, String)> {
-            let names = map.keys().filter(|name| !known.contains(&name.as_str()));
-            names
-                .filter_map(|name| Some((name.clone(), nearest(name, known.iter().copied())?.to_owned())))
-                .collect()
-        };
-        for (name, meant) in unknown(document, KNOWN) {
-            self.warn(&format!(
-                "{origin}: {name} is nothing the cluster's configuration knows; did you mean {meant}?"
-            ));
-        }
-        let Some(postgresql) = document.get("postgresql").and_then(Value::as_object) else {
-            return;
-        };
-        for (name, meant) in unknown(postgresql, KNOWN_POSTGRESQL) {
-            self.warn(&format!("{origin}: postgresql.{name} is nothing the cluster's configuration knows; did you mean postgresql.{meant}?"));
+        for remark in remarks(document) {
+            match &remark.trouble {
+                Trouble::Unreadable(expected) => {
+                    let why = format!(
+                        "{}: {} is not usable (allowed: {expected})",
+                        remark.key, remark.value
+                    );
+                    self.inconsistent(&["bootstrap.dcs"], &why);
+                }
+                Trouble::Bent(_) => self.warn(&format!("{origin}: {remark}")),
+            }
         }
     }
 }

@@ -297,10 +297,24 @@ fn misspelt_sections_are_found_too() {
     assert_eq!(
         loaded.warnings,
         [
-            "HOWDAH_BOOTSTRAP_DCS: loopwait is nothing the cluster's configuration knows; did you mean loop_wait?",
-            "HOWDAH_BOOTSTRAP_DCS: retry_timout is nothing the cluster's configuration knows; did you mean retry_timeout?",
-            "HOWDAH_BOOTSTRAP_DCS: postgresql.use_pgrewind is nothing the cluster's configuration knows; did you mean postgresql.use_pg_rewind?",
+            "HOWDAH_BOOTSTRAP_DCS: loopwait = 5: has no effect: there is no such key; did you mean loop_wait?",
+            "HOWDAH_BOOTSTRAP_DCS: retry_timout = 5: has no effect: there is no such key; did you mean retry_timeout?",
+            "HOWDAH_BOOTSTRAP_DCS: own = 1: has no effect: there is no such key",
+            "HOWDAH_BOOTSTRAP_DCS: postgresql.use_pgrewind = \"off\": has no effect: there is no such key; did you mean use_pg_rewind?",
         ]
+    );
+}
+
+/// Its default would hold instead: a cluster that was to be synchronous would not be.
+#[test]
+fn what_a_new_cluster_cannot_read_of_its_configuration_is_refused() {
+    refused(
+        &[("HOWDAH_BOOTSTRAP_DCS", "{synchronous_mode: maybe}")],
+        "HOWDAH_BOOTSTRAP_DCS: synchronous_mode: \"maybe\" is not usable (allowed: true, false or quorum)",
+    );
+    refused(
+        &[("HOWDAH_CONFIGURATION", "bootstrap: {dcs: {slots: [a]}}")],
+        "HOWDAH_CONFIGURATION: bootstrap.dcs: slots: [\"a\"] is not usable (allowed: a mapping (name: value))",
     );
 }
 

@@ -19,13 +19,31 @@ pub struct Remark {
     pub key: String,
     /// What stands there, as JSON; cut short.
     pub value: String,
-    /// What is allowed, and what holds instead.
-    pub allowed: String,
+    /// What is the matter with it.
+    pub trouble: Trouble,
+}
+
+/// Why something is not used as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// It cannot be read as what the key means; this is expected there.
+    Unreadable(String),
+    /// It is bent, or has no effect; the words say how.
+    Bent(String),
 }
 
 impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} = {}: {}", self.key, self.value, self.allowed)
+        let Self { key, value, trouble } = self;
+        match trouble {
+            Trouble::Unreadable(expected) => {
+                write!(
+                    f,
+                    "{key} = {value}: {expected} is expected, the default holds instead"
+                )
+            }
+            Trouble::Bent(how) => write!(f, "{key} = {value}: {how}"),
+        }
     }
 }
 
@@ -131,33 +149,33 @@ pub fn remarks(document: &Map<String, Value>) -> Vec<Remark> {
     for (key, value) in document {
         match TOP.iter().find(|(name, _)| name == key) {
             Some((_, kind)) => {
-                found.extend(objection(kind, value).map(|allowed| remark(key, value, allowed)))
+                found.extend(objection(kind, value).map(|trouble| remark(key, value, trouble)))
             }
             None if value.is_null() => {}
-            None => found.push(remark(key, value, unknown(key, TOP))),
+            None => found.push(remark(key, value, Trouble::Bent(unknown(key, TOP)))),
         }
     }
     let section = document.get("postgresql").and_then(Value::as_object);
     for (key, value) in section.into_iter().flatten() {
         let path = format!("postgresql.{key}");
         if let Some((_, kind)) = POSTGRESQL.iter().find(|(name, _)| name == key) {
-            found.extend(objection(kind, value).map(|allowed| remark(&path, value, allowed)));
+            found.extend(objection(kind, value).map(|trouble| remark(&path, value, trouble)));
         } else if OF_A_MEMBER.contains(&key.as_str()) && !value.is_null() {
             found.push(remark(
                 &path,
                 value,
-                "has no effect: only a member itself sets it".to_owned(),
+                Trouble::Bent("has no effect: only a member itself sets it".to_owned()),
             ));
         } else if !value.is_null() && !value.is_object() && near(key, POSTGRESQL).is_some() {
             // Sections of one's own have any name; what looks like a slip of the pen is worth a word.
-            found.push(remark(&path, value, unknown(key, POSTGRESQL)));
+            found.push(remark(&path, value, Trouble::Bent(unknown(key, POSTGRESQL))));
         }
     }
     found.extend(timing(document));
     found
 }
 
-fn remark(key: &str, value: &Value, allowed: String) -> Remark {
+fn remark(key: &str, value: &Value, trouble: Trouble) -> Remark {
     const SHOWN: usize = 60;
     let text = value.to_string();
     let shown = match text.char_indices().nth(SHOWN) {
@@ -167,22 +185,22 @@ fn remark(key: &str, value: &Value, allowed: String) -> Remark {
     Remark {
         key: key.to_owned(),
         value: shown,
-        allowed,
+        trouble,
     }
 }
 
 /// Why a value is not used as it stands. `null` means "not given" everywhere.
-fn objection(kind: &Kind, value: &Value) -> Option<String> {
-    const DEFAULT: &str = "the default holds instead";
-    let wrong = |what: &str| Some(format!("{what} is expected, {DEFAULT}"));
+fn objection(kind: &Kind, value: &Value) -> Option<Trouble> {
+    let wrong = |what: &str| Some(Trouble::Unreadable(what.to_owned()));
+    let bent = |how: String| Some(Trouble::Bent(how));
     if value.is_null() {
         return None;
     }
     match kind {
         Kind::Int(least, most) => match read_int(value) {
             None => wrong("a whole number"),
-            Some(number) if number < *least => Some(format!("the least is {least}, which holds instead")),
-            Some(number) if number > *most => Some(format!("the most is {most}, which holds instead")),
+            Some(number) if number < *least => bent(format!("the least is {least}, which holds instead")),
+            Some(number) if number > *most => bent(format!("the most is {most}, which holds instead")),
             Some(_) => None,
         },
         Kind::Bool => read_bool(value).is_none().then(|| wrong("true or false"))?,
@@ -191,7 +209,7 @@ fn objection(kind: &Kind, value: &Value) -> Option<String> {
                 .as_str()
                 .is_some_and(|text| text.trim().eq_ignore_ascii_case(word));
             (!is_word && read_bool(value).is_none())
-                .then(|| format!("true, false or {word} is expected, {DEFAULT}"))
+                .then(|| Trouble::Unreadable(format!("true, false or {word}")))
         }
         Kind::Time => read_duration(value)
             .is_none()
@@ -240,7 +258,7 @@ fn timing(document: &Map<String, Value>) -> Option<Remark> {
         return None;
     }
     let used = Timing::adjusted(ttl, loop_wait, retry);
-    let allowed = format!(
+    let how = format!(
         "loop_wait + 2 * retry_timeout must not exceed ttl; used are loop_wait {} and retry_timeout {}",
         used.loop_wait.as_secs(),
         used.retry_timeout.as_secs()
@@ -249,7 +267,7 @@ fn timing(document: &Map<String, Value>) -> Option<Remark> {
     Some(Remark {
         key: "ttl".to_owned(),
         value: shown,
-        allowed,
+        trouble: Trouble::Bent(how),
     })
 }
 

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Map, Value};
 
-pub use check::{Remark, remarks};
+pub use check::{Remark, Trouble, remarks};
 pub use merge::merge_patch;
 pub use read::{read_bool, read_duration, read_int};
 pub use slots::{IgnoreSlot, PermanentSlot, SlotKind, SlotScope, is_slot_name};
