@@ -1,6 +1,9 @@
 //! The long work itself: each job is one function over the local instance and the lock. It runs in the job slot and
 //! honours its cancellation token; what it decides nothing about was decided in `ha`.
 
+mod bootstrap;
+mod promotion;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::timeout};
@@ -8,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    instance::{Instance, Progress, PromoteFailed, Replacement, UNFINISHED, chain},
+    instance::{Instance, Progress, Replacement},
     job::Outcome,
     lease::Lease,
     orderly_stop::{self, Lock},
@@ -16,18 +19,20 @@ use super::{
 use crate::{
     client::Client,
     clock::Boottime,
-    dcs::{Dcs, DcsError, Key, When, Written},
-    ha::{self, DemoteMode, Failure, Job, StartAs, Upstream, heirs::Heirs},
+    dcs::Dcs,
+    ha::{DemoteMode, Failure, Job, StartAs, Upstream, heirs::Heirs},
     model::{Dynamic, HistoryRow, Lsn, MemberName, StatusKey, SystemId, Version},
     postgres::{
-        datadir::INCOMPLETE,
-        files,
         postmaster::{StopLadder, StopMode},
         query::{WalSender, Where},
         replslot::{self, SlotFile},
     },
     watchdog::Watchdog,
 };
+
+use bootstrap::bootstrap;
+use promotion::promote;
+pub(super) use promotion::{FinalAdvance, store_history};
 
 /// What jobs work with.
 #[derive(Debug)]
@@ -74,24 +79,8 @@ pub(super) struct Context {
     pub(super) watchdog: Arc<Watchdog>,
 }
 
-/// Logical slots at the moment of a promotion.
-#[derive(Debug, Default)]
-pub(super) struct FinalAdvance {
-    /// Slot, database, and how far its consumer had come on the last leader.
-    pub(super) slots: Vec<(String, String, Lsn)>,
-    /// Those that may need rows which are gone.
-    pub(super) unready: Vec<String>,
-}
-
-/// How long a promotion may be held up for the sake of logical slots, all of them.
-const FINAL_ADVANCE_LIMIT: Duration = Duration::from_secs(1);
-
 /// Replicas may replay for a long time before they accept connections; the primary's patience is configured.
 const REPLICA_START_LIMIT: Duration = Duration::from_secs(3600);
-/// A promotion has as long as the lease is renewed and a start of a primary may take, within these bounds: all the WAL
-/// received has to be replayed first, and giving up would leave a request behind that cannot be taken back.
-const PROMOTE_LEAST: Duration = Duration::from_secs(60);
-const PROMOTE_MOST: Duration = Duration::from_secs(3600);
 /// How long a leader that hands over waits for a successor to stream from it, and the pause between two looks.
 const RECEIVER_WAIT: Duration = Duration::from_secs(2);
 const RECEIVER_EVERY: Duration = Duration::from_millis(50);
@@ -101,9 +90,6 @@ pub(super) const FORCED_STOP: Duration = Duration::from_secs(3);
 /// How long a synchronous standby waits to be released, and the pause between two looks. The leader looks every second.
 const LEAVE_WAIT: Duration = Duration::from_secs(2);
 const LEAVE_EVERY: Duration = Duration::from_millis(50);
-
-/// Reading the new timeline after a promotion.
-const HISTORY_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs one job to its end.
 pub(super) async fn run(job: Job, context: Context, cancel: CancellationToken) -> Outcome {
@@ -159,89 +145,6 @@ async fn replace(
         .instance
         .make_replica(&replacement, &context.dynamic, &context.progress, cancel);
     Ok(made.await?)
-}
-
-/// A new cluster: data, roles and scripts first, then the identity goes into the store. The lock is taken by the next
-/// turn, as after any other stop: until then postgres was reachable through its Unix socket only.
-///
-/// With `remote`, a copy of that cluster, which stays a replica.
-async fn bootstrap(
-    context: &Context,
-    remote: Option<&Upstream>,
-    cancel: &CancellationToken,
-) -> Result<(), String> {
-    let Some(claim) = context.claim else {
-        return Err("bootstrapping was not claimed in the DCS".to_owned());
-    };
-    let made = match remote {
-        None => {
-            let instance = &context.instance;
-            instance
-                .bootstrap(&context.dynamic, &context.progress, cancel)
-                .await
-        }
-        Some(_) => match replace(context, remote, false, cancel).await {
-            Ok(()) => context.instance.control().await.map(|control| control.system_id),
-            Err(failure) => Err(failure.to_string()),
-        },
-    };
-    let id = match made {
-        Ok(id) => id,
-        Err(error) => {
-            abandon_claim(&*context.dcs, claim).await;
-            return Err(error);
-        }
-    };
-    if !register(&*context.dcs, &id, claim).await {
-        // Ours must never be served: marked, it counts as empty, and this member copies the cluster there is.
-        mark_incomplete(context)?;
-        return Err(format!(
-            "another member has initialized the cluster meanwhile (key {}); the new data directory, system \
-             identifier {id}, is not used",
-            Key::Initialize.path()
-        ));
-    }
-    let config = serde_json::Value::Object(context.dynamic.raw.clone()).to_string();
-    match context.dcs.write(Key::Config, &config, When::Absent).await {
-        Ok(Written::Yes(_)) => {}
-        Ok(Written::Refused) => info!(key = Key::Config.path(), "is there already, keeping it"),
-        // The leader writes what is missing as one of its duties.
-        Err(error) => warn!(key = Key::Config.path(), %error, "could not be written yet"),
-    }
-    info!(system_id = %id, "initialized a new cluster");
-    Ok(())
-}
-
-/// Writes the identity in the place of our claim. False is proof that the claim is ours no more; a store that does not
-/// answer proves nothing, and the leader writes what is missing as one of its duties.
-async fn register(dcs: &dyn Dcs, id: &SystemId, claim: Version) -> bool {
-    match dcs.write(Key::Initialize, &id.0, When::Version(claim)).await {
-        Ok(Written::Yes(_)) => true,
-        Ok(Written::Refused) => false,
-        Err(error) => {
-            warn!(key = Key::Initialize.path(), %error, "could not be written yet");
-            true
-        }
-    }
-}
-
-/// Only our own claim: by now another member may have made one, or have finished.
-async fn abandon_claim(dcs: &dyn Dcs, claim: Version) {
-    match dcs.delete(Key::Initialize, When::Version(claim)).await {
-        Ok(Written::Yes(_)) => {}
-        Ok(Written::Refused) => info!("the claim to bootstrap was another member's already"),
-        Err(error) => warn!(%error, "could not remove the claim to bootstrap, others will wait for ttl"),
-    }
-}
-
-fn mark_incomplete(context: &Context) -> Result<(), String> {
-    let marker = context.instance.postmaster().home().data_dir.join(INCOMPLETE);
-    files::write_atomic(&marker, UNFINISHED, 0o600).map_err(|error| {
-        format!(
-            "could not mark the new data directory as unused: {}",
-            chain(&error)
-        )
-    })
 }
 
 /// Before the directory is worked on.
@@ -410,131 +313,6 @@ pub(super) async fn stop_by_force(context: &Context) -> Result<String, String> {
     context.instance.stop(StopMode::Immediate, forced(left)).await
 }
 
-async fn promote(context: &Context, cancel: &CancellationToken) -> Outcome {
-    may_lead(context, cancel)?;
-    context.instance.reserve_timelines(&context.history)?;
-    // The others follow as soon as they see the lock taken; a slot that is not there yet would cost them a retry.
-    for slot in &context.slots {
-        if let Err(error) = context.instance.create_slot(slot).await {
-            warn!(
-                slot,
-                error = chain(&error),
-                "could not create the replication slot of a member yet"
-            );
-        }
-    }
-    advance_logical_slots(context).await;
-    may_lead(context, cancel)?;
-    let limit = context
-        .dynamic
-        .primary_start_timeout
-        .clamp(PROMOTE_LEAST, PROMOTE_MOST);
-    let until = Until::of(context, cancel);
-    let wanted = cancel.child_token();
-    let mut promotion = std::pin::pin!(context.instance.promote(limit, &wanted));
-    // The lease comes first: it is looked at before every step, also before the request itself.
-    let promoted = tokio::select! {
-        biased;
-        because = until.over() => {
-            info!(because, "the promotion is not wanted any more");
-            wanted.cancel();
-            promotion.await
-        }
-        promoted = &mut promotion => promoted,
-    };
-    let phases = match promoted {
-        Ok(phases) if context.lease.counts() => phases,
-        Ok(_) => {
-            let error = "promoted too late, the lock is lost".to_owned();
-            return Err(stopped_after(context, error).await.into());
-        }
-        Err(PromoteFailed::NotRequested(error)) => return Err(error),
-        // It could become primary at any moment, whoever leads by then.
-        Err(PromoteFailed::Requested(error)) => return Err(stopped_after(context, error).await.into()),
-    };
-    // At once and before anybody is told: a leader that dies now must not be forgotten by a cold start later.
-    write_history(context).await;
-    info!(
-        from = "replica",
-        to = "primary",
-        because = "promoted while holding the lock",
-        phases,
-        "role changed"
-    );
-    Ok(())
-}
-
-/// What consumers had confirmed on the last leader they need not get again. After a planned hand-over `/status` has the
-/// very last of it.
-async fn advance_logical_slots(context: &Context) {
-    for slot in &context.final_advance.unready {
-        warn!(
-            slot,
-            "this logical slot may need catalog rows that are gone: decoding can fail after this promotion"
-        );
-    }
-    let slots = &context.final_advance.slots;
-    if slots.is_empty() {
-        return;
-    }
-    let advance = async {
-        for (slot, database, to) in slots {
-            let limit = FINAL_ADVANCE_LIMIT;
-            let done = context
-                .instance
-                .advance_logical_slot(slot, database, *to, limit)
-                .await;
-            if let Err(error) = done {
-                warn!(
-                    slot,
-                    error = chain(&error),
-                    "its consumer will see some changes again"
-                );
-            }
-        }
-    };
-    bounded(
-        "moving logical slots before the promotion",
-        FINAL_ADVANCE_LIMIT,
-        advance,
-    )
-    .await;
-}
-
-/// Stops a postgres that is or may become a primary without the right to be one; returns what to say.
-async fn stopped_after(context: &Context, error: String) -> String {
-    warn!(error, "the promotion failed, stopping postgres by force");
-    match stop_by_force(context).await {
-        Ok(_) => error,
-        Err(stop) => format!("{error}; and postgres could not be stopped: {stop}"),
-    }
-}
-
-async fn write_history(context: &Context) {
-    let timeline = match context.instance.monitor().observe(HISTORY_LIMIT).await {
-        Ok(view) => view.timeline(),
-        Err(error) => {
-            warn!(%error, "could not read the new timeline, /history follows with the next turn");
-            return;
-        }
-    };
-    let (local, started) = context.instance.history(timeline);
-    let max_rows = context.dynamic.max_timelines_history;
-    let stored = context.history.as_deref();
-    let Some(rows) = ha::history::update(stored, &local, timeline, &context.me, &started, max_rows) else {
-        return;
-    };
-    if let Err(error) = store_history(&*context.dcs, &rows).await {
-        warn!(%error, "could not write /history, it follows with the next turn");
-    }
-}
-
-/// Writes the rows of `/history`.
-pub(super) async fn store_history(dcs: &dyn Dcs, rows: &[HistoryRow]) -> Result<(), DcsError> {
-    let text = serde_json::Value::Array(rows.iter().map(HistoryRow::to_json).collect()).to_string();
-    dcs.write(Key::History, &text, When::Always).await.map(drop)
-}
-
 async fn demote(
     context: &Context,
     mode: DemoteMode,
@@ -688,34 +466,6 @@ mod tests {
                 assert!(ladder.fast + ladder.immediate <= left);
             }
         }
-    }
-
-    #[tokio::test]
-    async fn only_our_own_claim_is_turned_into_a_cluster_or_removed() {
-        let store = crate::dcs::memory::Store::system();
-        let member = store.member("a", Duration::from_secs(30));
-        let id = SystemId("7".to_owned());
-        let claim = async || match member.write(Key::Initialize, "", When::Absent).await {
-            Ok(Written::Yes(version)) => version,
-            other => panic!("not claimed: {other:?}"),
-        };
-        let present = async || member.cluster().await.expect("reachable").initialize;
-        let first = claim().await;
-        assert!(register(&member, &id, first).await);
-        assert_eq!(present().await.as_deref(), Some("7"));
-        // Another member's cluster, and another member's claim.
-        for theirs in ["8", ""] {
-            store.put("initialize", theirs, 0);
-            assert!(!register(&member, &id, first).await);
-            abandon_claim(&member, first).await;
-            assert_eq!(present().await.as_deref(), Some(theirs));
-        }
-        store.remove("initialize");
-        let second = claim().await;
-        abandon_claim(&member, second).await;
-        assert_eq!(present().await, None);
-        store.set_outage(Some(crate::dcs::memory::Outage::Unreachable));
-        assert!(register(&member, &id, second).await, "silence proves nothing");
     }
 
     #[test]
