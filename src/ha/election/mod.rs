@@ -6,11 +6,18 @@
 //! newest data leads and not the fastest starter. In quorum mode the candidate of a switchover needs the votes as any
 //! other does: the request may have outlived a leader that had no time to hand over.
 
+mod manual;
+mod peers;
+
 use std::time::Duration;
 
+pub(super) use manual::forced;
+use manual::{due, manual, named};
+use peers::{against_peers, counted, fresh_peers, still_primary};
+
 use super::{
-    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, Silence, StartAs, Upstream, View,
-    backoff, bootstrap,
+    Action, DemoteMode, Down, Job, Local, Memory, Plan, Running, Silence, StartAs, Upstream, View, backoff,
+    bootstrap,
     down::giving_way,
     failsafe,
     follow::{silent, stopped_replaying},
@@ -20,11 +27,9 @@ use super::{
 };
 use crate::{
     clock::Boottime,
-    model::{Cluster, FailoverKey, Lsn, MemberName, PeerStatus, SyncKind, Timeline, slot_name},
+    model::{Cluster, Lsn, MemberName, SyncKind, Timeline, slot_name},
 };
 
-/// Answers of peers older than this are asked for again.
-const PEERS_FRESH: Duration = Duration::from_secs(1);
 /// Next look while nobody leads.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -359,11 +364,6 @@ fn by_failsafe(
     )))
 }
 
-/// A person wants exactly this member to lead, and names no leader that would have to hand over.
-pub(super) fn forced(view: &View, cluster: &Cluster) -> bool {
-    named(view, cluster) && cluster.failover.as_ref().is_some_and(|key| !key.is_switchover())
-}
-
 /// Why a member must not lead by itself although nobody is ahead of it (contract: HA rules §2, rows 8 and 11): it may
 /// lack what others have acknowledged. In quorum mode the votes tell.
 fn not_promised(view: &View, promise: &Promise) -> Option<String> {
@@ -372,103 +372,6 @@ fn not_promised(view: &View, promise: &Promise) -> Option<String> {
         let who = promise.voters.shown();
         format!("not a synchronous standby: only {who} can be sure to have every acknowledged commit")
     })
-}
-
-/// Not scheduled for later.
-fn due(view: &View, request: &FailoverKey) -> bool {
-    request.scheduled_at.is_none_or(|at| at <= view.wall)
-}
-
-/// Scheduled for a time so long gone that its leader never came to it (it had a hand-over and a lease's time for it).
-fn missed(view: &View, request: &FailoverKey) -> bool {
-    let timing = view.dynamic.timing;
-    let allowed = timing.loop_wait * 3 / 2 + view.hand_over_timeout() + timing.ttl * 2;
-    request.scheduled_at.is_some_and(|at| {
-        let late = view.wall.duration_since(at);
-        !late.is_negative() && late.unsigned_abs() > allowed
-    })
-}
-
-/// A request names us as the candidate.
-fn named(view: &View, cluster: &Cluster) -> bool {
-    cluster
-        .failover
-        .as_ref()
-        .is_some_and(|key| key.candidate.as_ref() == Some(&view.me))
-}
-
-/// A switchover or failover request is open (contract: HA rules §6.3). `None`: decide as without one.
-fn manual(view: &View, cluster: &Cluster, memory: &Memory, me: Candidate, now: Boottime) -> Option<Ruling> {
-    let request = cluster.failover.as_ref()?;
-    if !due(view, request) || missed(view, request) {
-        return None;
-    }
-    let candidate = request.candidate.as_ref();
-    if candidate == Some(&view.me) {
-        // A switchover that was asked of a leader which then died, found by a member that has just come up: nobody
-        // wanted older data to lead. A failover (no leader named) is a person's will.
-        if request.is_switchover()
-            && !memory.followed
-            && let Some(refused) = own(view, cluster, memory, me, now)
-        {
-            return Some(refused);
-        }
-        if let Some(promise) = Promise::active(view, cluster).filter(|_| request.is_switchover()) {
-            if !promise.voters.contains(&view.me) {
-                let because = "named as the candidate of a switchover, but no synchronous standby".to_owned();
-                return Some(Ruling::No(because));
-            }
-            if !promise.enough(&view.me, 0) {
-                return Some(match fresh_peers(view, cluster, now) {
-                    Ok(peers) => counted(view, &promise, me, peers),
-                    Err(ask) => ask,
-                });
-            }
-        }
-        // A person's will moves much, but makes no second primary beside one that says it is one.
-        if forced(view, cluster) {
-            match fresh_peers(view, cluster, now) {
-                Err(ask) => return Some(ask),
-                Ok(peers) => {
-                    let mut answers = peers.answers.iter();
-                    if let Some(why) = answers.find_map(|(name, peer)| still_primary(name, peer.as_ref()?)) {
-                        return Some(Ruling::No(why));
-                    }
-                }
-            }
-        }
-        return Some(Ruling::Yes(
-            "named as the candidate of a manual request".to_owned(),
-        ));
-    }
-    let was_leader = request.leader.as_ref() == Some(&view.me);
-    if candidate.is_none() && !was_leader {
-        return None;
-    }
-    // Another is to take over: wait for it while it can, but not for ever. It may answer us and still not reach the
-    // DCS, or have reasons of its own.
-    if memory.unlocked_for(now) >= view.dynamic.timing.ttl {
-        return None;
-    }
-    let usable = |answer: Option<&PeerStatus>| answer.is_some_and(|peer| peer.can_lead() && peer.in_recovery);
-    let peers = match fresh_peers(view, cluster, now) {
-        Ok(peers) => peers,
-        Err(ask) => return Some(ask),
-    };
-    let able = match candidate {
-        Some(name) => usable(peers.answers.get(name).and_then(Option::as_ref)),
-        None => {
-            let promise = Promise::active(view, cluster);
-            let listed = |name| {
-                promise
-                    .as_ref()
-                    .is_none_or(|promise| promise.voters.contains(name))
-            };
-            let mut answers = peers.answers.iter();
-            answers.any(|(name, answer)| listed(name) && usable(answer.as_ref()))
-        }
-    };
-    able.then(|| Ruling::No("a manual request names another member, waiting for it".to_owned()))
 }
 
 /// What we know of ourselves (contract: HA rules §2, own checks).
@@ -547,157 +450,6 @@ fn missing(view: &View, cluster: &Cluster) -> Option<String> {
         .member_slots(leader.as_deref())
         .find(|slot| !present(slot))
         .map(str::to_owned)
-}
-
-/// What the others say of themselves (contract: HA rules §2, peer checks).
-fn against_peers(
-    view: &View,
-    cluster: &Cluster,
-    memory: &Memory,
-    candidate: Candidate,
-    now: Boottime,
-) -> Ruling {
-    let peers = match fresh_peers(view, cluster, now) {
-        Ok(peers) => peers,
-        Err(ask) => return ask,
-    };
-    let promise = Promise::active(view, cluster);
-    let promise = promise.as_ref();
-    for (name, answer) in &peers.answers {
-        let Some(peer) = answer.as_ref().filter(|peer| peer.can_lead()) else {
-            continue;
-        };
-        if let Some(objection) = still_primary(name, peer) {
-            return Ruling::No(objection);
-        }
-        // What those who are not voters have more was never acknowledged because of them.
-        let counts = promise.is_none_or(|promise| promise.voters.contains(name));
-        if counts
-            && heard(view, cluster, memory, name, now)
-            && let Some(objection) = objection(view, memory, promise, candidate, name, peer)
-        {
-            return Ruling::No(objection);
-        }
-    }
-    match promise {
-        Some(promise) => counted(view, promise, candidate, peers),
-        None => Ruling::Yes("nobody leads and no reachable member is ahead".to_owned()),
-    }
-}
-
-/// Whether those who have nothing more than we make up the quorum (contract: HA rules §2, "Quorum verdict"). The leader
-/// of `/sync` has everything it ever acknowledged.
-fn counted(view: &View, promise: &Promise, me: Candidate, peers: &Peers) -> Ruling {
-    let voter = |name: &MemberName| *name != view.me && promise.voters.contains(name);
-    let answers = peers.answers.iter().filter(|(name, _)| voter(name));
-    let (mut votes, mut ahead) = (0, false);
-    for (_, peer) in answers.filter_map(|(name, answer)| Some((name, answer.as_ref()?))) {
-        let behind = peer.timeline <= me.timeline && (peer.position <= me.position || !me.exact);
-        if behind && peer.in_recovery && peer.position > Lsn::INVALID {
-            votes += 1;
-        } else {
-            ahead |= !behind;
-        }
-    }
-    if promise.enough(&view.me, votes) {
-        return Ruling::Yes(match promise.quorum {
-            0 => "nobody leads and this synchronous standby has every acknowledged commit".to_owned(),
-            quorum => format!("nobody leads, {votes} votes, quorum {quorum}"),
-        });
-    }
-    if promise.led_by(&view.me) && !ahead {
-        return Ruling::Yes("nobody leads and this was the last primary".to_owned());
-    }
-    Ruling::No(format!(
-        "{votes} votes, but a quorum of {}: a member that does not answer may have more",
-        promise.quorum
-    ))
-}
-
-fn still_primary(name: &MemberName, peer: &PeerStatus) -> Option<String> {
-    (!peer.in_recovery).then(|| format!("'{name}' is still running as primary"))
-}
-
-/// Whoever has a reason against us has had the time to lead itself. If it does not (it may answer us and not reach the
-/// DCS, or have reasons of its own) it must not keep the cluster from service for ever.
-fn heard(view: &View, cluster: &Cluster, memory: &Memory, name: &MemberName, now: Boottime) -> bool {
-    let ttl = view.dynamic.timing.ttl;
-    let patience = if cluster.member(name).is_some() {
-        ttl * 2
-    } else {
-        ttl
-    };
-    memory.unlocked_for(now) < patience
-}
-
-fn objection(
-    view: &View,
-    memory: &Memory,
-    promise: Option<&Promise>,
-    me: Candidate,
-    name: &MemberName,
-    peer: &PeerStatus,
-) -> Option<String> {
-    if peer.timeline > me.timeline {
-        return Some(format!(
-            "'{name}' is on timeline {}, we are on {}",
-            peer.timeline, me.timeline
-        ));
-    }
-    if !me.exact {
-        return None;
-    }
-    if peer.timeline == me.timeline || peer.timeline == Timeline::UNKNOWN {
-        // What the last primary has more nobody was told of.
-        let unacknowledged = promise.is_some_and(|promise| promise.led_by(name));
-        if peer.position > me.position && !unacknowledged {
-            return Some(format!(
-                "'{name}' is ahead ({} against our {})",
-                peer.position, me.position
-            ));
-        }
-        let preferred = peer.tags.failover_priority() > view.tags.failover_priority();
-        let former = me.last_primary || memory.last_leader.as_ref() == Some(name) || unacknowledged;
-        if peer.position == me.position && preferred && !former {
-            return Some(format!(
-                "'{name}' has the same position and a higher failover_priority"
-            ));
-        }
-    }
-    None
-}
-
-/// The answers, or the wish to have them. Members whose key vanished with the lock are asked too: one of them may
-/// be alive and cut off from the DCS only.
-fn fresh_peers<'a>(view: &'a View, cluster: &Cluster, now: Boottime) -> Result<&'a Peers, Ruling> {
-    let api = |m: &&crate::model::Member| m.name != view.me && !m.data.api_url.is_empty();
-    let present: Vec<_> = cluster
-        .members
-        .iter()
-        .filter(api)
-        .map(|m| (m.name.clone(), m.data.api_url.clone()))
-        .collect();
-    match &view.peers {
-        Some(peers)
-            if now.since(peers.at) <= PEERS_FRESH && peers.cover(present.iter().map(|(name, _)| name)) =>
-        {
-            Ok(peers)
-        }
-        _ => {
-            let gone = |(name, _): &&(MemberName, String)| {
-                *name != view.me && present.iter().all(|(other, _)| other != name)
-            };
-            let mut vanished: Vec<_> = view.memory.last_members.iter().filter(gone).cloned().collect();
-            // One of them may be primary by the consent of the others.
-            let failsafe = failsafe::listed(view, cluster);
-            let others: Vec<_> = failsafe
-                .into_iter()
-                .filter(|pair| gone(&pair) && vanished.iter().all(|(name, _)| *name != pair.0))
-                .collect();
-            vanished.extend(others);
-            Err(Ruling::Ask(Action::ProbePeers { present, vanished }))
-        }
-    }
 }
 
 /// Whom to stream from while another member leads: the member of the tag `replicatefrom` if it is there, else the
