@@ -59,6 +59,8 @@ pub struct Cluster {
     _witnesses: Vec<Witness>,
     pub nodes: Vec<Node>,
     pub places: Vec<Place>,
+    /// When a frozen member went on.
+    pub thawed: Option<Instant>,
     pub etcd: Server,
     pub base: TempDir,
 }
@@ -95,6 +97,7 @@ impl Cluster {
             _witnesses: witnesses,
             nodes,
             places,
+            thawed: None,
             etcd,
             base,
         };
@@ -195,12 +198,6 @@ impl Cluster {
     pub fn revive(&mut self, index: usize) {
         if self.nodes[index].exited().is_some() {
             self.nodes[index].start();
-        }
-    }
-
-    pub fn revive_all(&mut self) {
-        for index in 0..self.nodes.len() {
-            self.revive(index);
         }
     }
 

@@ -120,6 +120,7 @@ impl Fault {
             Self::FreezeNode => {
                 let frozen = freeze(&cluster.nodes[leader]);
                 pause(TTL * 2).await;
+                cluster.thawed = Some(Instant::now());
                 for pid in &frozen {
                     signal(*pid, Signal::CONT);
                 }

@@ -8,6 +8,7 @@ use crate::{
     oracle,
     plan::Plan,
     report::{Report, Row},
+    witness::Ack,
 };
 
 /// Time for the clients to write before a fault.
@@ -34,6 +35,9 @@ pub async fn all(plan: &Plan) -> Report {
     }
     report
 }
+
+/// How long the moment of a thaw may last on a busy machine.
+const THAW: Duration = Duration::from_millis(500);
 
 async fn one(cluster: &mut Option<(Cluster, Mode)>, mode: Mode, fault: Fault) -> Row {
     let done = async {
@@ -65,9 +69,10 @@ async fn trial(cluster: &mut Cluster, mode: Mode, fault: Fault) -> Result<Row, S
     }
     let postmaster = cluster.started(leader).await?;
     let begun = Instant::now();
+    cluster.thawed = None;
     fault.inflict(cluster, leader).await?;
     // A member that saw its time run out may end a moment after the fault is over.
-    let healed = heal(cluster, mode).await?;
+    let healed = heal(cluster, mode, leader).await?;
     cluster.writes_again().await?;
     let to = Instant::now();
     let acks = cluster.book.since(from);
@@ -88,9 +93,14 @@ async fn trial(cluster: &mut Cluster, mode: Mode, fault: Fault) -> Result<Row, S
         row.violate(format!("{} acknowledged commits are lost", row.lost));
     }
     // What was under way when everything stood still may be answered in the instant of the thaw: counted, not excluded.
-    let thawed = matches!(fault, Fault::FreezeNode);
-    if !row.overlaps.is_empty() && !thawed {
-        row.violate(format!("two acknowledge side by side: {:?}", row.overlaps));
+    let in_thaw = |ack: &Ack| {
+        let since = cluster.thawed.and_then(|at| ack.at.checked_duration_since(at));
+        ack.node == leader && since.is_some_and(|since| since < THAW)
+    };
+    let rest: Vec<_> = settled.iter().filter(|ack| !in_thaw(ack)).copied().collect();
+    let beside = oracle::overlaps(&rest);
+    if !beside.is_empty() {
+        row.violate(format!("two acknowledge side by side: {beside:?}"));
     }
     if demands.no_demotion && !stayed {
         row.violate("the leader was demoted without need".to_owned());
@@ -104,10 +114,10 @@ async fn trial(cluster: &mut Cluster, mode: Mode, fault: Fault) -> Result<Row, S
     Ok(row)
 }
 
-async fn heal(cluster: &mut Cluster, mode: Mode) -> Result<usize, String> {
+async fn heal(cluster: &mut Cluster, mode: Mode, faulted: usize) -> Result<usize, String> {
     let start = Instant::now();
     loop {
-        cluster.revive_all();
+        cluster.revive(faulted);
         match tokio::time::timeout(Duration::from_secs(5), cluster.whole(mode)).await {
             Ok(Ok(leader)) => return Ok(leader),
             Ok(Err(why)) if start.elapsed() > Duration::from_secs(60) => return Err(why),

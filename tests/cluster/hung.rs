@@ -118,7 +118,7 @@ fn watchdog(node: &mut Node, mode: &str) -> std::path::PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_watchdog_is_fed_while_the_lock_is_held_and_switched_off_after_postgres() {
+async fn the_watchdog_is_fed_while_the_lock_is_held_and_switched_off_at_the_end() {
     let mut cluster = Cluster::prepare(&["pg1"]);
     let device = watchdog(&mut cluster.nodes[0], "required");
     cluster.nodes[0].start();

@@ -43,10 +43,7 @@ const EVENTS: &[&str] = &[
     "failover",
     "graceful stop",
     "settings",
-    "pause",
-    "member added",
     "member removed",
-    "mode change",
     "heal",
 ];
 

@@ -290,11 +290,6 @@ impl Build {
         })
     }
 
-    pub(super) fn dcs_up(mut self) -> Self {
-        self.down = None;
-        self
-    }
-
     // --- ourselves
 
     pub(super) fn local(self, local: Local) -> Self {
@@ -538,13 +533,13 @@ impl Build {
         decide(&self.build(), self.now)
     }
 
-    /// The same view one step later, with what the plan remembered.
     /// The DCS answers again.
     pub(super) fn dcs_is_back(mut self) -> Self {
         self.down = None;
         self
     }
 
+    /// The same view one step later, with what the plan remembered.
     pub(super) fn next(mut self) -> Self {
         self.view.memory = self.plan().memory.expect("every plan remembers");
         self.view.finished = None;

@@ -101,7 +101,7 @@ fn after_an_outage_nobody_is_left_out_for_coming_back_later() {
     let outage = leader().dcs_down_for(secs(40)).next();
     let back = |after| {
         let mut build = outage.clone().later(secs(after)).hold_for(secs(20));
-        build = build.dcs_up();
+        build = build.dcs_is_back();
         build.cluster(|c| c.members.retain(|m| m.name != "c".into()))
     };
     assert_eq!(writes(&back(29).plan()), None);

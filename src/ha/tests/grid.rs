@@ -352,13 +352,7 @@ fn every_plan_keeps_the_invariants() {
             broken.push(format!("{names:?}: {text}: {plan:?}"));
         }
     });
-    assert!(total > 100_000, "the grid has shrunk to {total}");
-    assert!(
-        broken.is_empty(),
-        "{} of {total} combinations, the first:\n{}",
-        broken.len(),
-        broken[..broken.len().min(5)].join("\n")
-    );
+    none(&broken, total);
 }
 
 #[test]

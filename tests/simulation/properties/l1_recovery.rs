@@ -61,7 +61,16 @@ pub(super) fn at_end(world: &Rc<World>) {
         return;
     };
     let primary = &world.nodes[leader].pg;
-    let Some(end) = primary.position() else { return };
+    let Some(end) = primary.position() else {
+        world.violate(Property::Recovery, || {
+            format!(
+                "{} leads at the end without data ({})",
+                World::member_name(leader),
+                report(world)
+            )
+        });
+        return;
+    };
     for (index, node) in world.nodes.iter().enumerate() {
         if node.absent.get() {
             continue;

@@ -39,9 +39,12 @@ pub(super) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) -> bool {
     if let Some(at) = known.filter(|at| all_gone_unheard_of(world, &generations[at + 1..])) {
         drop(generations);
         // A new term of it, in which it must not be overtaken either.
-        let mut generations = world.book.generations.borrow_mut();
-        let resumed = generations.remove(at);
-        generations.push(resumed);
+        {
+            let mut generations = world.book.generations.borrow_mut();
+            let resumed = generations.remove(at);
+            generations.push(resumed);
+        }
+        super::s1_nothing_lost::new_generation(world, node, pos);
         return true;
     }
     if let Some(since) = in_thaw(world, node) {

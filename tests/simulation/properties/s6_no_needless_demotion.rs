@@ -13,7 +13,11 @@ use crate::{
 };
 
 pub(super) fn job_begins(world: &Rc<World>, node: usize, job: &Job, view: &View) {
-    let Job::Demote { mode, .. } = job else { return };
+    let how = match job {
+        Job::Demote { mode, .. } => format!("{mode:?}"),
+        Job::Restart => "restart".to_owned(),
+        _ => return,
+    };
     let primary = matches!(&view.local, Local::Running(running) if running.is_primary());
     if !primary || view.shutdown.is_some() || world.requested_lately() {
         return;
@@ -23,7 +27,7 @@ pub(super) fn job_begins(world: &Rc<World>, node: usize, job: &Job, view: &View)
     if blind && view.valid_hold(host.local(world)).is_some() {
         world.violate(Property::NoNeedlessDemotion, || {
             format!(
-                "{} stops its primary ({mode:?}) because the store does not answer, with time left on its lease",
+                "{} stops its primary ({how}) because the store does not answer, with time left on its lease",
                 World::member_name(node)
             )
         });
@@ -43,7 +47,7 @@ pub(super) fn job_begins(world: &Rc<World>, node: usize, job: &Job, view: &View)
     if well {
         world.violate(Property::NoNeedlessDemotion, || {
             format!(
-                "{} stops its primary ({mode:?}) although it, its postgres and its way to the store were well",
+                "{} stops its primary ({how}) although it, its postgres and its way to the store were well",
                 World::member_name(node)
             )
         });
