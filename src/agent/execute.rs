@@ -73,7 +73,11 @@ impl Agent {
                 other => self.store(other, view).await,
             };
             if let Done::Refused(why) = done {
-                info!(action = ?action, why, "not done, looking again");
+                if self.refused {
+                    debug!(action = ?action, why, "again not done");
+                } else {
+                    info!(action = ?action, why, "not done, looking again");
+                }
                 for duty in plan.despite_refused(index) {
                     self.duty(duty, view).await;
                 }

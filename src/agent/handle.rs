@@ -21,7 +21,7 @@ use crate::{
     clock::Boottime,
     dcs::Dcs,
     ha::{Reason, slots::Retained, why::Candidacy},
-    model::{Cluster, Dynamic, Lsn, MemberName, PgState, Role, SystemId, Tags, Timeline},
+    model::{Cluster, Dynamic, Lsn, MemberName, PgState, Role, SyncKind, SystemId, Tags, Timeline},
 };
 
 /// The version of Patroni whose protocols we speak; what `version` means in REST answers and member keys.
@@ -187,6 +187,16 @@ pub enum SyncMode {
     Priority,
     /// `synchronous_mode: quorum`.
     Quorum,
+}
+
+impl From<SyncKind> for SyncMode {
+    fn from(kind: SyncKind) -> Self {
+        match kind {
+            SyncKind::Off => Self::Off,
+            SyncKind::On => Self::Priority,
+            SyncKind::Quorum => Self::Quorum,
+        }
+    }
 }
 
 /// Everything the agent tells about itself, as of one moment. Immutable; a new one replaces it.

@@ -67,6 +67,8 @@ use signals::Event as Signal;
 const ROUNDS: usize = 4;
 /// While the DCS does not answer, it is asked again this often at least.
 const DCS_RETRY: Duration = Duration::from_millis(500);
+/// Next look after something was refused.
+const REFUSED_AGAIN: Duration = Duration::from_millis(100);
 /// How often a line about waiting is repeated.
 const REPEAT: Duration = Duration::from_secs(10);
 
@@ -244,6 +246,8 @@ pub struct Agent {
     announced: (Role, PgState),
     copies: handle::Copies,
     said: Option<(String, Boottime)>,
+    /// The last turn ended with something refused.
+    refused: bool,
     /// Since when this member neither streams nor is a primary, and why.
     idle: Option<(Boottime, ha::Reason)>,
     outlook: handle::Outlook,
@@ -364,6 +368,7 @@ impl Agent {
             announced: (Role::Uninitialized, PgState::Stopped),
             copies: handle::Copies::default(),
             said: None,
+            refused: false,
             idle: None,
             outlook: handle::Outlook::unknown(),
             dynamic_copy: keep_dynamic::Copy::unknown(),
@@ -449,6 +454,7 @@ impl Agent {
             }
         }
         let (plan, again) = last.unwrap_or_else(|| (Plan::idle(), true));
+        self.refused = again;
         let wait = self.wait_after(&plan, again);
         self.after(&view, &plan, wait).await;
         Ok(self.sooner(wait))
@@ -493,24 +499,29 @@ impl Agent {
 
     /// One line per decision that does something or says something new; waiting is repeated every ten seconds.
     fn say(&mut self, plan: &Plan) {
-        let quiet = |action: &ha::Action| {
-            matches!(
-                action,
-                ha::Action::LeaderDuties
-                    | ha::Action::ProbePeers { .. }
-                    | ha::Action::ProbeLeader(_)
-                    | ha::Action::MarkSync(_)
-            )
+        // A question is no decision; what follows from its answer is said.
+        let asks = |action: &ha::Action| {
+            matches!(action, ha::Action::ProbePeers { .. } | ha::Action::ProbeLeader(_))
         };
+        if plan.actions.iter().any(asks) {
+            debug!("{}", plan.because);
+            return;
+        }
+        let quiet =
+            |action: &ha::Action| matches!(action, ha::Action::LeaderDuties | ha::Action::AskConsent(_));
         let shape: String = plan.because.chars().filter(|c| !c.is_ascii_digit()).collect();
         let now = Boottime::now();
         let healthy = matches!(&self.sight.local, Local::Running(running)
             if running.is_primary() || matches!(running.standing, ha::Standing::Replica { streaming: true, .. }));
         let (new, due) = match &self.said {
-            Some((said, at)) => (*said != shape, now.since(*at) >= REPEAT && !healthy),
+            Some((said, at)) => (
+                *said != shape,
+                now.since(*at) >= REPEAT && (!healthy || self.refused),
+            ),
             None => (true, true),
         };
-        let acts = plan.actions.iter().any(|action| !quiet(action));
+        // What is refused again and again is said as seldom as a wait is.
+        let acts = !self.refused && plan.actions.iter().any(|action| !quiet(action));
         if acts || new || due {
             info!("{}", plan.because);
             self.said = Some((shape, now));
@@ -528,7 +539,8 @@ impl Agent {
             wait = wait.min(DCS_RETRY);
         }
         if again {
-            wait = wait.min(Duration::from_millis(100));
+            // Nor sooner: who refuses once may refuse for hours, and does so at once.
+            wait = REFUSED_AGAIN;
         }
         // While a job runs its end comes first, and wakes the loop.
         if let Some(restart) = self

@@ -9,14 +9,14 @@ use tracing::{debug, info};
 use super::{
     Agent, Progress,
     handle::{
-        Answer, DcsView, Local as LocalStatus, Outlook, ReplicationState, Snapshot, SyncMode, Trouble,
-        WIRE_VERSION, Walsender, Xlog,
+        Answer, DcsView, Local as LocalStatus, Outlook, ReplicationState, Snapshot, Trouble, WIRE_VERSION,
+        Walsender, Xlog,
     },
 };
 use crate::{
     clock::Boottime,
     ha::{self, Job, Local, Reason, View, why},
-    model::{Lsn, MemberData, PgState, Role, SyncKind, Timeline},
+    model::{Lsn, MemberData, PgState, Role, Timeline},
     postgres::{
         postmaster::State,
         query::{LocalView, WalSender, Where},
@@ -96,11 +96,7 @@ impl Agent {
             failsafe_until: self.failsafe_until(),
             next_run: now + next,
             dynamic: self.dynamic.clone(),
-            sync_mode: match ha::sync::kind(&self.dynamic) {
-                SyncKind::Off => SyncMode::Off,
-                SyncKind::On => SyncMode::Priority,
-                SyncKind::Quorum => SyncMode::Quorum,
-            },
+            sync_mode: ha::sync::kind(&self.dynamic).into(),
             standby_cluster,
             outlook: self.outlook.clone(),
         }

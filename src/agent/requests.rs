@@ -163,6 +163,7 @@ impl Agent {
         // Whoever asks for a new copy does not want the old one.
         match self.clone_source(from_leader) {
             Ok(from) => {
+                self.basebackup_only = from_leader;
                 self.begin_request(Job::Clone { from, keep: false }, "a new copy was asked for", None)
             }
             Err(refused) => warn!(%refused, "the new copy that was asked for is not made"),

@@ -8,9 +8,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::agent::handle::SyncMode;
-use crate::model::{
-    Cluster, Dynamic, Lsn, Member, MemberName, PgState, StandbyCluster, SyncKey, Timeline, read_bool,
-};
+use crate::model::{Cluster, Dynamic, Lsn, Member, MemberName, PgState, StandbyCluster, SyncKey, Timeline};
 
 /// What a member is in its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,11 +141,7 @@ pub struct ClusterView {
 /// The synchronous mode a configuration document asks for.
 #[must_use]
 pub fn configured_sync(config: &Map<String, Value>) -> SyncMode {
-    match config.get("synchronous_mode") {
-        Some(Value::String(text)) if text.eq_ignore_ascii_case("quorum") => SyncMode::Quorum,
-        Some(value) if read_bool(value) == Some(true) => SyncMode::Priority,
-        _ => SyncMode::Off,
-    }
+    crate::model::SyncMode::from_map(config).kind.into()
 }
 
 fn is_standby_cluster(config: &Map<String, Value>) -> bool {

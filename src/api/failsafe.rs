@@ -62,15 +62,21 @@ pub(super) fn accept(api: &Api, body: &Map<String, Value>) -> Result<Reply, Refu
         snapshot.dynamic.timing.ttl,
         PROMISE_MAX.max(snapshot.dynamic.timing.ttl),
     );
+    let promised = api.handle.lease().promised();
+    let again = promised.is_some_and(|promise| promise.to.as_str() == name);
     if let Err(because) = api.handle.lease().promise(name.into(), question_of(body), ttl) {
         tracing::info!(primary = name, %because, "not accepting another primary");
         return Err(Refusal::new(500, "Running as a leader"));
     }
-    tracing::info!(
-        primary = name,
-        ?ttl,
-        "promised a primary without the DCS not to lead"
-    );
+    if again {
+        tracing::debug!(primary = name, ?ttl, "promised it once more");
+    } else {
+        tracing::info!(
+            primary = name,
+            ?ttl,
+            "promised a primary without the DCS not to lead"
+        );
+    }
     let mut reply = reply::text(200, "Accepted");
     let position = match snapshot.xlog() {
         Some(Xlog::Replica {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::cluster::{ClusterView, MemberRole},
     exit::Exit,
-    model::{PgState, Role},
+    model::{PgState, Role, StandbyCluster},
 };
 
 /// A leader that has to be rewound, or to replay much, takes its time; longer than this nobody looks on.
@@ -43,11 +43,6 @@ pub(super) async fn promote(
 }
 
 fn section(args: &DemoteClusterArgs) -> Result<Map<String, Value>, CliError> {
-    if args.host.is_none() && args.port.is_none() && args.restore_command.is_none() {
-        return Err(CliError::refused(
-            "At least --host, --port or --restore-command should be specified",
-        ));
-    }
     let given = [
         ("host", args.host.clone().map(Value::from)),
         ("port", args.port.map(Value::from)),
@@ -60,7 +55,15 @@ fn section(args: &DemoteClusterArgs) -> Result<Map<String, Value>, CliError> {
     let given = given
         .into_iter()
         .filter_map(|(key, value)| Some((key.to_owned(), value?)));
-    Ok(given.collect())
+    let section: Map<String, Value> = given.collect();
+    let document = Map::from_iter([("standby_cluster".to_owned(), Value::Object(section.clone()))]);
+    // An empty host, or port 0, is none.
+    match StandbyCluster::from_map(&document) {
+        Some(_) => Ok(section),
+        None => Err(CliError::refused(
+            "At least --host, --port or --restore-command should be specified",
+        )),
+    }
 }
 
 /// What the cluster is to become.

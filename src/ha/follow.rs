@@ -240,14 +240,7 @@ pub(super) fn silent(view: &View, memory: &Memory, since: Boottime, why: Silence
 /// PostgreSQL pauses the replay of a replica with smaller settings than its primary has now; only a start with larger
 /// ones helps (contract: HA rules §5).
 pub(super) fn stopped_replaying(running: &Running, memory: &Memory, now: Boottime) -> Option<Plan> {
-    let paused = matches!(
-        running.standing,
-        Standing::Replica {
-            paused_for_parameters: true,
-            ..
-        }
-    );
-    if !paused {
+    if !running.is_paused() {
         return None;
     }
     Some(match Memory::backoff(memory.start_failures, now) {

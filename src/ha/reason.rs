@@ -28,7 +28,7 @@
 use std::{fmt, time::Duration};
 
 use super::{
-    DcsView, Down, Failure, Job, Local, Memory, Running, Silence, Standing, View, follow,
+    DcsView, Down, Failure, Job, Local, Memory, Running, Silence, View, follow,
     rewind::{self, Reach, Verdict},
     standby,
 };
@@ -144,7 +144,7 @@ impl fmt::Display for Reason {
 #[must_use]
 pub fn reason(view: &View, memory: &Memory, now: Boottime) -> Option<Reason> {
     if let Local::Running(running) = &view.local
-        && (running.is_primary() || (running.is_streaming() && !is_paused(running)))
+        && (running.is_primary() || (running.is_streaming() && !running.is_paused()))
     {
         return None;
     }
@@ -160,7 +160,7 @@ pub fn reason(view: &View, memory: &Memory, now: Boottime) -> Option<Reason> {
         Local::Unknown { .. } => Reason::DataUnreadable,
         Local::Starting { .. } => Reason::Starting,
         Local::Stopping { .. } => Reason::Stopping,
-        Local::Running(running) if is_paused(running) => Reason::ReplayPaused,
+        Local::Running(running) if running.is_paused() => Reason::ReplayPaused,
         Local::Empty | Local::Down(_) | Local::Running(_) => match &view.dcs {
             DcsView::Down { .. } => Reason::DcsUnreachable,
             DcsView::Known { cluster } => with_view(view, cluster, memory, now),
@@ -179,16 +179,6 @@ const fn of_job(job: &Job) -> Reason {
         Job::Promote => Reason::Promoting,
         Job::Demote { .. } => Reason::Stopping,
     }
-}
-
-const fn is_paused(running: &Running) -> bool {
-    matches!(
-        running.standing,
-        Standing::Replica {
-            paused_for_parameters: true,
-            ..
-        }
-    )
 }
 
 fn with_view(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Reason {

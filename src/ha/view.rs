@@ -87,6 +87,18 @@ impl Running {
         matches!(self.standing, Standing::Primary { .. })
     }
 
+    /// A replica whose replay stands still until a restart with larger settings.
+    #[must_use]
+    pub const fn is_paused(&self) -> bool {
+        matches!(
+            self.standing,
+            Standing::Replica {
+                paused_for_parameters: true,
+                ..
+            }
+        )
+    }
+
     /// A replica that receives WAL.
     #[must_use]
     pub const fn is_streaming(&self) -> bool {

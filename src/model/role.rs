@@ -65,9 +65,9 @@ impl RoleScope {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Primary => "primary",
-            Self::Replica => "replica",
-            Self::StandbyLeader => "standby_leader",
+            Self::Primary => Role::Primary.as_str(),
+            Self::Replica => Role::Replica.as_str(),
+            Self::StandbyLeader => Role::StandbyLeader.as_str(),
         }
     }
 }

@@ -68,10 +68,8 @@ impl InPlace {
     pub fn finish(self) -> Result<(), Error> {
         dynamic_copy::forget(&self.data_dir)?;
         datadir::unmark_beside(&self.data_dir)?;
-        match &self.aside {
-            Some(aside) => staging::remove_all(aside),
-            None => Ok(()),
-        }
+        // Also what an attempt that was cut short has left there.
+        staging::remove_all(&neighbour(&self.data_dir, ASIDE))
     }
 
     /// The command failed: everything as it was, as far as that is possible. What was worked on stays marked.

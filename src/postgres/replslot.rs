@@ -94,11 +94,14 @@ pub fn oldest_wal(data_dir: &Path) -> Option<Lsn> {
     let segments = entries.filter_map(|entry| {
         let entry = entry.ok()?;
         let name = entry.file_name().into_string().ok()?;
+        if name.len() != 24 {
+            return None;
+        }
         let hex = |range: std::ops::Range<usize>| u64::from_str_radix(name.get(range)?, 16).ok();
         let (high, low) = (hex(8..16)?, hex(16..24)?);
         let size = entry.metadata().ok()?.len();
         // Every segment has the same size, which divides 4 GiB.
-        (name.len() == 24).then_some(Lsn((high << 32) + low * size))
+        Some(Lsn((high << 32).checked_add(low.checked_mul(size)?)?))
     });
     segments.min()
 }

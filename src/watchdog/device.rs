@@ -19,6 +19,8 @@ pub(super) struct Device {
     pub(super) timeout: Duration,
     /// It can be switched off again.
     pub(super) can_disarm: bool,
+    /// Its timeout can be set.
+    settable: bool,
     /// Name of the driver.
     pub(super) identity: String,
 }
@@ -33,6 +35,7 @@ impl Device {
             driver,
             timeout,
             can_disarm: true,
+            settable: true,
             identity: "testing".to_owned(),
         };
         if driver == WatchdogDriver::Testing {
@@ -51,12 +54,8 @@ impl Device {
 
     fn prepare(&mut self, timeout: Duration) -> io::Result<()> {
         let support = ioctl::support(&self.file)?;
-        (self.can_disarm, self.identity) = (support.disarm, support.identity);
-        if support.timeout {
-            return self.set_timeout(timeout);
-        }
-        let fixed = ioctl::timeout(&self.file)?;
-        self.take_timeout(fixed, timeout)
+        (self.can_disarm, self.settable, self.identity) = (support.disarm, support.timeout, support.identity);
+        self.set_timeout(timeout)
     }
 
     /// Sets another timeout.
@@ -64,7 +63,8 @@ impl Device {
         let wanted = i32::try_from(timeout.as_secs()).unwrap_or(i32::MAX);
         let taken = match self.driver {
             WatchdogDriver::Testing => wanted,
-            WatchdogDriver::Linux => ioctl::set_timeout(&self.file, wanted)?,
+            WatchdogDriver::Linux if self.settable => ioctl::set_timeout(&self.file, wanted)?,
+            WatchdogDriver::Linux => ioctl::timeout(&self.file)?,
         };
         self.take_timeout(taken, timeout)
     }

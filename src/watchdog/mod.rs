@@ -51,6 +51,8 @@ struct Inner {
     device: Option<Device>,
     /// The ttl its timeout was made for.
     set_for: Duration,
+    /// What was asked of it then.
+    wanted: Duration,
     /// Why it cannot be used.
     failure: Option<Failure>,
 }
@@ -73,6 +75,7 @@ impl Watchdog {
                 paused: false,
                 device: None,
                 set_for: Duration::ZERO,
+                wanted: Duration::ZERO,
                 failure: None,
             }),
             until: watch::Sender::new(None),
@@ -181,18 +184,19 @@ impl Fence for Watchdog {
 impl Inner {
     /// Opens the device, or gives it the timeout of a new ttl.
     fn activate(&mut self, until: Boottime) {
-        if self.device.is_some() && self.set_for == self.ttl {
-            return;
-        }
         let left = until.since(Boottime::now());
         let Some(wanted) = timeout(self.ttl, self.settings.safety_margin, left) else {
             return;
         };
+        // One made for a deadline that was near is shorter than the pauses between renewals: it grows with the next.
+        if self.device.is_some() && self.set_for == self.ttl && wanted <= self.wanted {
+            return;
+        }
         let ready = match &mut self.device {
             Some(device) => device.set_timeout(wanted),
             None => self.open(wanted),
         };
-        self.set_for = self.ttl;
+        (self.set_for, self.wanted) = (self.ttl, wanted);
         match ready {
             Ok(()) => self.failure = None,
             Err(error) => {
@@ -339,6 +343,28 @@ mod tests {
         given.watchdog.arm(in_s(28), 1);
         // A new open file begins at the start of this one; on a device there is no such thing.
         assert!(given.written().starts_with('1'));
+    }
+
+    /// An adopted lease may be nearly over; what was right for its rest would end a host whose renewals come in time.
+    #[test]
+    fn a_timeout_made_for_a_near_deadline_grows_with_the_next() {
+        let given = given(WatchdogMode::Required);
+        let timeout = || {
+            given
+                .watchdog
+                .inner()
+                .device
+                .as_ref()
+                .map(|device| device.timeout)
+        };
+        given.watchdog.arm(in_s(6), 1);
+        let short = timeout().expect("open");
+        given.watchdog.arm(in_s(28), 1);
+        let usual = timeout().expect("open");
+        assert!(
+            short < Duration::from_secs(6) && usual > Duration::from_secs(20),
+            "{short:?}, {usual:?}"
+        );
     }
 
     #[test]

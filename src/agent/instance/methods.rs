@@ -7,7 +7,6 @@
 
 use std::{path::Path, time::Duration};
 
-use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -15,7 +14,7 @@ use tracing::{info, warn};
 use super::{Instance, Progress, chain, work::discard};
 use crate::{
     ha::{StartAs, Upstream},
-    model::{BASEBACKUP, Dynamic, ReplicaCommand, ReplicaMethod, SystemId},
+    model::{BASEBACKUP, Dynamic, ReplicaCommand, ReplicaMethod, SystemId, read_methods},
     postgres::{
         command::Command,
         control,
@@ -266,8 +265,14 @@ impl Instance {
             .deadline(COMMAND_LIMIT);
         command.run(cancel).await.map_err(|error| chain(&error))?;
         let dir = dir.to_owned();
-        let synced = tokio::task::spawn_blocking(move || files::sync_file_system(&dir)).await;
-        synced.unwrap_or(Ok(())).map_err(|error| chain(&error))
+        let synced = tokio::task::spawn_blocking(move || files::sync_file_system(&dir));
+        // Cancel-safe: nobody needs data that is not put in place.
+        tokio::select! {
+            () = cancel.cancelled() => Err("cancelled".to_owned()),
+            synced = synced => synced
+                .map_err(|failure| failure.to_string())?
+                .map_err(|error| chain(&error)),
+        }
     }
 
     /// Whether `dir` is what was wanted: data of this major version, and of this cluster.
@@ -304,23 +309,13 @@ fn method_names(own: &[String], dynamic: &Dynamic, from: Option<&Upstream>) -> V
     let remote = dynamic.standby.as_ref();
     let given = match remote.filter(|_| from.is_some_and(Upstream::is_remote)) {
         Some(remote) => remote.create_replica_methods.clone(),
-        None if own.is_empty() => shared_names(dynamic),
+        None if own.is_empty() => dynamic.postgresql().map(read_methods).unwrap_or_default(),
         None => own.to_vec(),
     };
     match given.is_empty() {
         true => vec![BASEBACKUP.to_owned()],
         false => given,
     }
-}
-
-/// What the cluster's configuration says, also under its older name.
-fn shared_names(dynamic: &Dynamic) -> Vec<String> {
-    let list = dynamic.postgresql().and_then(|pg| {
-        pg.get("create_replica_methods")
-            .or_else(|| pg.get("create_replica_method"))
-    });
-    let names = list.and_then(Value::as_array).into_iter().flatten();
-    names.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 fn write_standby_signal(dir: &Path) -> Result<(), String> {

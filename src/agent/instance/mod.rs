@@ -458,6 +458,13 @@ impl Instance {
         self.present_role(dynamic).await
     }
 
+    /// What was stopped for a restart is not started again: it is told as the stop it is.
+    pub fn end_restart(&self) {
+        if self.restarting.swap(false, Ordering::Relaxed) {
+            self.fire(Event::Stop, self.running_role());
+        }
+    }
+
     /// As what postgres runs now.
     pub async fn present_role(&self, dynamic: &Dynamic) -> StartAs {
         if !self.standby_signal() {

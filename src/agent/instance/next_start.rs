@@ -24,7 +24,7 @@ pub(super) struct NextStart {
 
 impl Instance {
     /// The values these parameters would have after a restart, in the form of `SHOW`, in their order. Asks again only when
-    /// the parameters or the files are others than before, or something could not be answered.
+    /// the parameters or the files are others than before, or there was no time to ask for all.
     pub async fn values_at_next_start(&self, settings: &[PendingSetting]) -> Vec<String> {
         let generation = self.generation.load(Ordering::Relaxed);
         let mut known = self.next_start.lock().await;
@@ -51,7 +51,13 @@ impl Instance {
         for (setting, answer) in settings.iter().zip(&mut answers) {
             let value = Box::pin(self.value_at_start(&args, &setting.name));
             match timeout_at(deadline, value).await {
-                Ok(value) => *answer = value.map(|value| units::shown(&value, setting.unit.as_deref())),
+                // A refusal is an answer too: it stands until the files or the parameters are others.
+                Ok(value) => {
+                    *answer = Some(value.map_or_else(
+                        || UNKNOWN.to_owned(),
+                        |value| units::shown(&value, setting.unit.as_deref()),
+                    ));
+                }
                 Err(_) => {
                     debug!(?ASK_LIMIT, "could not ask for all values at the next start");
                     break;

@@ -72,8 +72,14 @@ impl Instance {
 
     /// Writes the parameter (`None`: the user's own) and reloads a server that runs; the next start uses it anyway.
     pub async fn set_sync_names(&self, names: Option<String>, dynamic: &Dynamic) -> Result<(), String> {
+        let users_own = names.is_none();
         *lock(&self.sync_names) = SyncNames::Set(names);
-        self.apply(dynamic).await
+        let applied = self.apply(dynamic).await;
+        if users_own && applied.is_err() {
+            // The file may still name standbys: the decision must ask again.
+            *lock(&self.sync_names) = SyncNames::Kept;
+        }
+        applied
     }
 
     /// The server is (to be) a replica: what it was as a primary counts no more.

@@ -218,6 +218,7 @@ async fn restart(context: &Context, cancel: &CancellationToken) -> Outcome {
     };
     orderly_stop::stop(context, ladder, &until, Lock::Kept).await?;
     if cancel.is_cancelled() {
+        context.instance.end_restart();
         if primary {
             release(context).await;
         }

@@ -116,10 +116,9 @@ impl Agent {
             (slots::changes(situation), ours, wanted)
         });
         // Before anything is made: what is made and not noted could not be told from a person's after a crash.
-        if self.slots.ours.as_ref() != Some(&ours) {
-            record::store(self.instance.data_dir(), &ours);
-            self.slots.ours = Some(ours);
-        }
+        // Every time: a write may have failed, and a rewind or a copy brings another member's.
+        record::store(self.instance.data_dir(), &ours);
+        self.slots.ours = Some(ours);
         if let Place::Replica { .. } = place {
             if let Some(leader) = &cluster.leader {
                 self.slots.note_leader(&leader.name, &there, &wanted);

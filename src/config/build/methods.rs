@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::Builder;
 use crate::{
     config::types::Config,
-    model::{BASEBACKUP, BootstrapMethod, ReplicaMethod},
+    model::{BASEBACKUP, BootstrapMethod, ReplicaMethod, read_methods},
 };
 
 const METHODS: &str = "postgresql.create_replica_methods";
@@ -52,14 +52,7 @@ impl Builder {
 
     /// Paths of the sections something refers to.
     pub(super) fn used_sections(&self, config: &Config) -> Vec<String> {
-        let names_in = |map: Option<&Map<String, Value>>| -> Vec<String> {
-            let list = map.and_then(|map| {
-                map.get("create_replica_methods")
-                    .or_else(|| map.get("create_replica_method"))
-            });
-            let names = list.and_then(Value::as_array).into_iter().flatten();
-            names.filter_map(Value::as_str).map(str::to_owned).collect()
-        };
+        let names_in = |map: Option<&Map<String, Value>>| map.map(read_methods).unwrap_or_default();
         let first = |key: &str| config.bootstrap.dcs.get(key).and_then(Value::as_object);
         let replica = config
             .postgresql

@@ -1,6 +1,6 @@
 //! A switchover or failover request, and nobody leads (contract: HA rules §6.3).
 
-use super::{Candidate, Ruling, counted, fresh_peers, own, still_primary};
+use super::{Candidate, Ruling, beside_a_primary, counted, fresh_peers, own};
 use crate::{
     clock::Boottime,
     ha::{Memory, View, sync::Promise},
@@ -74,9 +74,8 @@ pub(super) fn manual(
             match fresh_peers(view, cluster, now) {
                 Err(ask) => return Some(ask),
                 Ok(peers) => {
-                    let mut answers = peers.answers.iter();
-                    if let Some(why) = answers.find_map(|(name, peer)| still_primary(name, peer.as_ref()?)) {
-                        return Some(Ruling::No(why));
+                    if let Some(no) = beside_a_primary(peers) {
+                        return Some(no);
                     }
                 }
             }

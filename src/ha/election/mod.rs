@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub(super) use manual::forced;
 use manual::{due, manual, named};
-use peers::{against_peers, counted, fresh_peers, still_primary};
+use peers::{against_peers, beside_a_primary, counted, fresh_peers};
 
 use super::{
     Action, DemoteMode, Down, Job, Local, Memory, Plan, Running, Silence, StartAs, Upstream, View, backoff,
@@ -346,11 +346,7 @@ fn by_failsafe(
         }
         return match fresh_peers(view, cluster, now) {
             Err(ask) => Some(ask),
-            Ok(peers) => peers
-                .answers
-                .iter()
-                .find_map(|(name, answer)| still_primary(name, answer.as_ref()?))
-                .map(Ruling::No),
+            Ok(peers) => beside_a_primary(peers),
         };
     }
     if candidate.last_primary && candidate.timeline >= cluster.timeline() {

@@ -24,15 +24,15 @@ pub(super) fn against_peers(
         Ok(peers) => peers,
         Err(ask) => return ask,
     };
+    if let Some(no) = beside_a_primary(peers) {
+        return no;
+    }
     let promise = Promise::active(view, cluster);
     let promise = promise.as_ref();
     for (name, answer) in &peers.answers {
         let Some(peer) = answer.as_ref().filter(|peer| peer.can_lead()) else {
             continue;
         };
-        if let Some(objection) = still_primary(name, peer) {
-            return Ruling::No(objection);
-        }
         // What those who are not voters have more was never acknowledged because of them.
         let counts = promise.is_none_or(|promise| promise.voters.contains(name));
         if counts
@@ -77,7 +77,14 @@ pub(super) fn counted(view: &View, promise: &Promise, me: Candidate, peers: &Pee
     ))
 }
 
-pub(super) fn still_primary(name: &MemberName, peer: &PeerStatus) -> Option<String> {
+/// Whoever says it is a primary keeps everybody from becoming one, whether or not it could be elected itself.
+pub(super) fn beside_a_primary(peers: &Peers) -> Option<Ruling> {
+    let mut answers = peers.answers.iter();
+    let why = answers.find_map(|(name, peer)| still_primary(name, peer.as_ref()?));
+    why.map(Ruling::No)
+}
+
+fn still_primary(name: &MemberName, peer: &PeerStatus) -> Option<String> {
     (!peer.in_recovery).then(|| format!("'{name}' is still running as primary"))
 }
 

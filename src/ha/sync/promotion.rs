@@ -41,7 +41,7 @@ pub(in crate::ha) fn before_start(view: &View, cluster: &Cluster) -> Vec<Action>
     vec![set(names)]
 }
 
-fn names(kind: SyncKind, strict: bool, quorum: u32, voters: &NameSet) -> StandbyNames {
+pub(super) fn names(kind: SyncKind, strict: bool, quorum: u32, voters: &NameSet) -> StandbyNames {
     let quorum = usize::try_from(quorum).unwrap_or(usize::MAX);
     let method = match kind {
         SyncKind::Quorum => Method::Any,

@@ -8,8 +8,9 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 use super::{
-    Timing,
+    IgnoreSlot, StandbyCluster, Timing,
     read::{read_bool, read_duration, read_int},
+    slots::{SLOT_KEYS, ignore_slots, permanent_slots},
 };
 
 /// Something in the document that is not used as it stands.
@@ -172,7 +173,46 @@ pub fn remarks(document: &Map<String, Value>) -> Vec<Remark> {
         }
     }
     found.extend(timing(document));
+    found.extend(slots(document));
+    found.extend(standby(document));
     found
+}
+
+/// Slots that are left out, and rules that mean none.
+fn slots(document: &Map<String, Value>) -> Vec<Remark> {
+    const HOW: &str = "is left out: a name is 1 to 63 of a-z, 0-9 and _, a type is physical or logical, and a logical slot \
+                       needs database and plugin";
+    let read = permanent_slots(document);
+    let sections = SLOT_KEYS
+        .iter()
+        .find_map(|key| Some((*key, document.get(*key)?.as_object()?)));
+    let mut found = Vec::new();
+    if let Some((key, section)) = sections {
+        for (name, value) in section.iter().filter(|(name, _)| !read.contains_key(*name)) {
+            found.push(remark(
+                &format!("{key}.{name}"),
+                value,
+                Trouble::Bent(HOW.to_owned()),
+            ));
+        }
+    }
+    if ignore_slots(document).contains(&IgnoreSlot::default()) {
+        let how = "a rule without name, type, database and plugin means no slot".to_owned();
+        found.push(remark(
+            "ignore_slots",
+            &document["ignore_slots"],
+            Trouble::Bent(how),
+        ));
+    }
+    found
+}
+
+fn standby(document: &Map<String, Value>) -> Option<Remark> {
+    let section = document.get("standby_cluster")?;
+    let meant = section.as_object().is_some_and(|section| !section.is_empty());
+    let how = "has no effect: it names no source (host, port or restore_command)".to_owned();
+    (meant && StandbyCluster::from_map(document).is_none())
+        .then(|| remark("standby_cluster", section, Trouble::Bent(how)))
 }
 
 fn remark(key: &str, value: &Value, trouble: Trouble) -> Remark {
@@ -313,6 +353,19 @@ mod tests {
             (
                 json!({"synchronous_mode": "any"}),
                 "synchronous_mode = \"any\": true, false or quorum is expected, the default holds instead",
+            ),
+            (
+                json!({"slots": {"Mine": {}, "theirs": {}}}),
+                "slots.Mine = {}: is left out: a name is 1 to 63 of a-z, 0-9 and _, a type is physical or logical, and a \
+                 logical slot needs database and plugin",
+            ),
+            (
+                json!({"ignore_slots": [{"nmae": "mine"}]}),
+                "ignore_slots = [{\"nmae\":\"mine\"}]: a rule without name, type, database and plugin means no slot",
+            ),
+            (
+                json!({"standby_cluster": {"hst": "h"}}),
+                "standby_cluster = {\"hst\":\"h\"}: has no effect: it names no source (host, port or restore_command)",
             ),
             (
                 json!({"member_slots_ttl": "1 week"}),

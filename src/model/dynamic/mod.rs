@@ -14,8 +14,8 @@ use serde_json::{Map, Value};
 
 pub use check::{Remark, Trouble, remarks};
 pub use merge::merge_patch;
-pub use read::{read_bool, read_duration, read_int};
-pub use slots::{IgnoreSlot, PermanentSlot, SlotKind, SlotScope, is_slot_name};
+pub use read::{read_bool, read_duration, read_int, read_methods};
+pub use slots::{IgnoreSlot, PermanentSlot, SlotKind, SlotScope};
 pub use standby::StandbyCluster;
 pub use sync::{SyncKind, SyncMode};
 pub use timing::Timing;

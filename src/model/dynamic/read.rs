@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Reads a boolean as Patroni does: `on/true/yes/1` and `off/false/no/0`, in any case.
 #[must_use]
@@ -87,10 +87,34 @@ pub fn read_duration(value: &Value) -> Option<Duration> {
     (total.is_finite() && total < 1e10).then(|| Duration::from_secs_f64(total))
 }
 
+/// Names of replica creation methods under their newer or their older key: a list, or one text with commas.
+#[must_use]
+pub fn read_methods(section: &Map<String, Value>) -> Vec<String> {
+    let given = section
+        .get("create_replica_methods")
+        .or_else(|| section.get("create_replica_method"));
+    match given {
+        Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        Some(Value::String(text)) => {
+            let names = text.split(',').map(str::trim);
+            names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn methods_are_a_list_or_one_text() {
+        let read = |document: Value| read_methods(document.as_object().expect("an object"));
+        assert_eq!(read(json!({"create_replica_methods": ["a", "b"]})), ["a", "b"]);
+        assert_eq!(read(json!({"create_replica_method": " a, b,"})), ["a", "b"]);
+        assert_eq!(read(json!({"create_replica_methods": null})), [""; 0]);
+    }
 
     #[test]
     fn times_have_units() {

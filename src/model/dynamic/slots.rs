@@ -64,9 +64,11 @@ impl IgnoreSlot {
     }
 }
 
+/// Keys of the permanent slots; the first that is there counts.
+pub(super) const SLOT_KEYS: [&str; 3] = ["permanent_replication_slots", "permanent_slots", "slots"];
+
 /// PostgreSQL accepts these as the name of a slot.
-#[must_use]
-pub fn is_slot_name(name: &str) -> bool {
+fn is_slot_name(name: &str) -> bool {
     let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
     (1..=63).contains(&name.len()) && name.bytes().all(allowed)
 }
@@ -75,8 +77,7 @@ pub fn is_slot_name(name: &str) -> bool {
 /// left out.
 #[must_use]
 pub(super) fn permanent_slots(raw: &Map<String, Value>) -> BTreeMap<String, PermanentSlot> {
-    let names = ["permanent_replication_slots", "permanent_slots", "slots"];
-    let section = names.iter().find_map(|name| raw.get(*name)?.as_object());
+    let section = SLOT_KEYS.iter().find_map(|name| raw.get(*name)?.as_object());
     let read = |(name, value): (&String, &Value)| {
         is_slot_name(name).then_some(())?;
         Some((name.clone(), permanent_slot(value)?))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::read::{read_duration, read_int};
+use super::read::{read_duration, read_int, read_methods};
 
 /// Where a standby cluster gets its data from. At least one of host, port and `restore_command` is given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,10 +34,6 @@ impl StandbyCluster {
             let value = section.get(name)?.as_str()?.trim();
             (!value.is_empty()).then(|| value.to_owned())
         };
-        let methods = section
-            .get("create_replica_methods")
-            .or_else(|| section.get("create_replica_method"));
-        let methods = methods.and_then(Value::as_array).into_iter().flatten();
         let standby = Self {
             host: text("host"),
             port: section
@@ -46,7 +42,7 @@ impl StandbyCluster {
                 .and_then(|port| u16::try_from(port).ok())
                 .filter(|port| *port > 0),
             primary_slot_name: text("primary_slot_name"),
-            create_replica_methods: methods.filter_map(Value::as_str).map(str::to_owned).collect(),
+            create_replica_methods: read_methods(section),
             restore_command: text("restore_command"),
             archive_cleanup_command: text("archive_cleanup_command"),
             recovery_min_apply_delay: section.get("recovery_min_apply_delay").and_then(read_duration),

@@ -65,12 +65,6 @@ impl SyncMode {
         }
     }
 
-    /// On or quorum.
-    #[must_use]
-    pub const fn is_on(&self) -> bool {
-        !matches!(self.kind, SyncKind::Off)
-    }
-
     /// The fewest standbys a commit waits for whatever happens: one in strict mode, else none.
     #[must_use]
     pub const fn least(&self) -> usize {

@@ -415,7 +415,7 @@ impl Agent {
             wait = wait.min(DCS_RETRY);
         }
         if again {
-            wait = wait.min(Duration::from_millis(100));
+            wait = Duration::from_millis(100);
         }
         wait.max(Duration::from_millis(5))
     }
