@@ -1,6 +1,17 @@
 //! The rows of `/history` (contract: HA rules §3, "history update").
 
-use crate::model::{HistoryRow, MemberName, Timeline};
+use crate::model::{HistoryRow, Lsn, MemberName, Timeline};
+
+/// How far a member at `position` of `timeline` has come on the way that the cluster has taken: what lies beyond the
+/// point where a later timeline left its own is no part of that.
+#[must_use]
+pub fn reach(rows: Option<&[HistoryRow]>, timeline: Timeline, position: Lsn) -> Lsn {
+    let later = rows
+        .into_iter()
+        .flatten()
+        .filter(|row| timeline != Timeline::UNKNOWN && row.timeline >= timeline);
+    later.map(|row| row.lsn).fold(position, Lsn::min)
+}
 
 /// The rows that should be stored, or `None` if those stored are fine.
 ///
@@ -62,6 +73,18 @@ mod tests {
     fn local(tl: u32) -> Vec<HistoryRow> {
         let line = |n: u32| format!("{n}\t0/{:X}\tr\n", n * 0x100);
         parse_history_file(&(1..tl).map(line).collect::<String>())
+    }
+
+    #[test]
+    fn what_a_later_timeline_has_left_behind_does_not_count() {
+        let rows = [row(1, None), row(2, None)];
+        let reach = |tl, lsn| reach(Some(&rows), Timeline(tl), Lsn(lsn)).0;
+        assert_eq!(reach(3, 0x900), 0x900);
+        assert_eq!((reach(2, 0x900), reach(2, 0x180)), (0x200, 0x180));
+        // Timeline 1 ended before timeline 2 did.
+        assert_eq!((reach(1, 0x150), reach(1, 0x80)), (0x100, 0x80));
+        assert_eq!(super::reach(None, Timeline(1), Lsn(7)), Lsn(7));
+        assert_eq!(reach(Timeline::UNKNOWN.0, 0x900), 0x900);
     }
 
     #[test]

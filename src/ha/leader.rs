@@ -104,7 +104,7 @@ fn silent(
 
 fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, now: Boottime) -> Plan {
     let behind = running.timeline < cluster.timeline();
-    if behind && (!memory.followed || view.dynamic.check_timeline) {
+    if behind && (!memory.followed || view.dynamic.check_timeline) && !election::forced(view, cluster) {
         return give_up(memory, now, "our timeline is older than the cluster's");
     }
     if view.watchdog_failed {

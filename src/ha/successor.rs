@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    Action, Peers, View, failsafe,
+    Action, Peers, View, failsafe, history,
     sync::{self, Promise},
 };
 use crate::{
@@ -110,7 +110,11 @@ fn unfit(view: &View, cluster: &Cluster, position: Lsn, peer: &PeerStatus) -> Op
     if !peer.in_recovery {
         return Some("is no replica".to_owned());
     }
-    let lag = position.bytes_ahead_of(peer.position);
+    let rows = cluster
+        .history
+        .as_deref()
+        .filter(|_| view.dynamic.standby.is_none());
+    let lag = position.bytes_ahead_of(history::reach(rows, peer.timeline, peer.position));
     if lag > view.dynamic.maximum_lag_on_failover {
         return Some(format!("lags {lag} bytes behind"));
     }

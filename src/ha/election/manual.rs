@@ -52,7 +52,7 @@ pub(super) fn manual(
         // A switchover that was asked of a leader which then died, found by a member that has just come up: nobody
         // wanted older data to lead. A failover (no leader named) is a person's will.
         if request.is_switchover()
-            && !memory.followed
+            && (!memory.followed || me.last_primary)
             && let Some(refused) = own(view, cluster, memory, me, now)
         {
             return Some(refused);

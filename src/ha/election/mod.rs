@@ -13,15 +13,15 @@ use std::time::Duration;
 
 pub(super) use manual::forced;
 use manual::{due, manual, named};
-use peers::{against_peers, beside_a_primary, counted, fresh_peers};
+use peers::{against_peers, beside_a_primary, complete, counted, fresh_peers};
 
 use super::{
-    Action, DemoteMode, Down, Job, Local, Memory, Plan, Running, Silence, StartAs, Upstream, View, backoff,
-    bootstrap,
+    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, Silence, StartAs, Upstream, View,
+    backoff, bootstrap,
     down::giving_way,
     failsafe,
     follow::{silent, stopped_replaying},
-    hung, leader, lost, standby,
+    history, hung, leader, lost, standby,
     sync::{self, Promise},
     view::upstream,
 };
@@ -220,6 +220,14 @@ pub(super) fn former_primary(
         return plan;
     }
     match rule(view, cluster, memory, candidate, now) {
+        // Started as what it was it would write on where the cluster has long been. Promoted, it begins a timeline of
+        // its own.
+        Ruling::Yes(because) if down.timeline() < cluster.timeline() && view.dynamic.standby.is_none() => {
+            Plan::begin(
+                format!("{because}; its data is of an older timeline: starting as a replica, to be promoted"),
+                Job::Start(StartAs::Replica(None)),
+            )
+        }
         Ruling::Yes(because) => {
             let mut actions = vec![Action::AcquireLock];
             if view.dynamic.standby.is_none() {
@@ -293,13 +301,15 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     if let Some(ruling) = by_failsafe(view, cluster, memory, candidate, now) {
         return ruling;
     }
-    let promise = Promise::active(view, cluster);
-    if let Some(objection) = promise
-        .as_ref()
-        .and_then(|promise| not_promised(view, promise))
-        .filter(|_| !wanted)
+    let promise = Promise::active(view, cluster).filter(|_| !wanted);
+    if let Some(promise) = promise.as_ref()
+        && let Some(objection) = not_promised(view, promise)
     {
-        return Ruling::No(objection);
+        match complete(view, cluster, memory, promise, candidate, now) {
+            Ok(true) => {}
+            Ok(false) => return Ruling::No(objection),
+            Err(ask) => return ask,
+        }
     }
     match manual(view, cluster, memory, candidate, now) {
         Some(ruling) => ruling,
@@ -331,8 +341,9 @@ pub(super) fn candidacy(view: &View, cluster: &Cluster, now: Boottime) -> Result
 }
 
 /// Whether some member may be primary without the DCS, for all this one can know (contract: HA rules §2, row 10). A
-/// switchover asked of a leader that is not there to answer changes nothing about that. A failover to this very member is
-/// a person's will; still nobody leads beside a primary that says it is one.
+/// switchover asked of a leader that is not there to answer changes nothing about that. Nor does a failover to this very
+/// member, a person's will, unless everybody in the key that is out of the DCS's sight says it is no primary: the person
+/// cannot know either. (The contract lets it lead; that makes two primaries.)
 fn by_failsafe(
     view: &View,
     cluster: &Cluster,
@@ -346,7 +357,7 @@ fn by_failsafe(
         }
         return match fresh_peers(view, cluster, now) {
             Err(ask) => Some(ask),
-            Ok(peers) => beside_a_primary(peers),
+            Ok(peers) => beside_a_primary(peers).or_else(|| unheard(view, cluster, peers)),
         };
     }
     if candidate.last_primary && candidate.timeline >= cluster.timeline() {
@@ -357,6 +368,21 @@ fn by_failsafe(
     Some(Ruling::No(format!(
         "'{name}' may be primary without the DCS, with a promise this member gave before it was restarted: waiting {} s",
         left.as_secs() + 1
+    )))
+}
+
+/// A name of the key that neither the DCS nor the member itself says anything about.
+fn unheard(view: &View, cluster: &Cluster, peers: &Peers) -> Option<Ruling> {
+    let silent = |name: &&MemberName| {
+        **name != view.me
+            && cluster.member(name).is_none()
+            && !peers.answers.get(*name).is_some_and(Option::is_some)
+    };
+    let listed = failsafe::listed(view, cluster);
+    let name = listed.keys().find(silent)?;
+    Some(Ruling::No(format!(
+        "'{name}' may be primary without the DCS and does not answer; if it is certain to be stopped, switch \
+         failsafe_mode off until this member leads"
     )))
 }
 
@@ -409,7 +435,13 @@ fn own(
     if candidate.last_primary && !candidate.exact && candidate.timeline >= cluster.timeline() {
         return None;
     }
-    let lag = cluster.status.optime.bytes_ahead_of(candidate.position);
+    // A standby cluster's timelines are those of the remote one.
+    let rows = cluster
+        .history
+        .as_deref()
+        .filter(|_| view.dynamic.standby.is_none());
+    let reached = history::reach(rows, candidate.timeline, candidate.position);
+    let lag = cluster.status.optime.bytes_ahead_of(reached);
     if lag > view.dynamic.maximum_lag_on_failover {
         return Some(Ruling::No(format!(
             "{lag} bytes behind the last known leader position, more than maximum_lag_on_failover ({})",

@@ -77,6 +77,35 @@ pub(super) fn counted(view: &View, promise: &Promise, me: Candidate, peers: &Pee
     ))
 }
 
+/// Whether one who is no voter has everything that some voter has, and so every acknowledged commit. The voters have had
+/// the time to lead themselves; they may be unable to for reasons of their own.
+pub(super) fn complete(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    promise: &Promise,
+    me: Candidate,
+    now: Boottime,
+) -> Result<bool, Ruling> {
+    let patience = view.dynamic.timing.ttl;
+    if !me.exact || promise.quorum > 0 || memory.unlocked_for(now) < patience {
+        return Ok(false);
+    }
+    let peers = fresh_peers(view, cluster, now)?;
+    let mut answers = peers.answers.iter();
+    // A position on another timeline says nothing about ours, whichever is the greater number.
+    Ok(answers.any(|(name, answer)| {
+        promise.voters.contains(name)
+            && answer.as_ref().is_some_and(|peer| {
+                peer.in_recovery
+                    && peer.timeline == me.timeline
+                    && peer.timeline != Timeline::UNKNOWN
+                    && peer.position > Lsn::INVALID
+                    && peer.position <= me.position
+            })
+    }))
+}
+
 /// Whoever says it is a primary keeps everybody from becoming one, whether or not it could be elected itself.
 pub(super) fn beside_a_primary(peers: &Peers) -> Option<Ruling> {
     let mut answers = peers.answers.iter();

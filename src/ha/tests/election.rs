@@ -133,6 +133,13 @@ fn never_two_members_wait_for_each_other() {
 fn a_member_far_behind_the_last_leader_does_not_lead() {
     check(race(None).optime(100 + MB), LEAD, KEEP, "nobody leads");
     waits(race(None).optime(101 + MB), "more than maximum_lag_on_failover");
+    // Timeline 1 ended at 1000: what we have beyond that is nothing the cluster ever had.
+    let beyond = race(None).running_replica(5000).timeline(2).optime(1001 + MB);
+    waits(
+        beyond.clone(),
+        "1048577 bytes behind the last known leader position",
+    );
+    check(beyond.optime(1000 + MB), LEAD, KEEP, "nobody leads");
 }
 
 #[test]
@@ -402,7 +409,8 @@ fn what_a_wiped_store_had_promised_still_holds() {
         gone.cluster.sync = SyncKey::default();
         gone.peers(&[("c", Some(replica_at(100)))]).next().later(TTL)
     };
-    waits(after("c"), "not a synchronous standby: only 'a', 'c'");
+    let ahead = after("c").peers(&[("c", Some(replica_at(101)))]);
+    waits(ahead, "not a synchronous standby: only 'a', 'c'");
     let plan = after("b").peers(&[("c", Some(replica_at(100)))]).plan();
     assert_eq!(
         plan.actions.first(),

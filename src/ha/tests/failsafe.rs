@@ -344,6 +344,14 @@ fn who_is_not_named_in_the_key_does_not_lead() {
         forced.peers(&[("a", Some(primary_at(100))), ("c", None)]),
         "'a' is still running as primary",
     );
+    // Nobody can know: it is out of the DCS's sight, and does not say what it is.
+    let gone = key(candidate(), &["x"], 5).request(None, Some("b"));
+    waits(
+        gone.clone().peers(&[("a", None), ("c", None), ("x", None)]),
+        "'x' may be primary without the DCS and does not answer; if it is certain to be stopped, switch failsafe_mode",
+    );
+    let answers = gone.peers(&[("a", None), ("c", None), ("x", Some(replica_at(1)))]);
+    assert_eq!(answers.plan().actions.first(), Some(&Action::AcquireLock));
     // The lock came to it all the same.
     let holds = key(candidate().leader("b").hold_for(secs(20)), &["a", "c"], 5);
     check(

@@ -63,6 +63,32 @@ fn a_candidate_that_has_just_come_up_does_not_lead_with_old_data_by_a_forgotten_
 }
 
 #[test]
+fn a_failover_to_a_former_primary_with_older_data_begins_a_timeline_of_its_own() {
+    let former = |leader| {
+        orphan(None)
+            .clean_primary(510)
+            .timeline(2)
+            .peers(&[("c", None)])
+            .request(leader, Some("b"))
+    };
+    // Started as a primary it would write on where the cluster has long been, and be stopped for it at once.
+    check(
+        former(None),
+        &[Action::Begin(Job::Start(StartAs::Replica(None)))],
+        DROP,
+        "starting as a replica, to be promoted",
+    );
+    waits(former(Some("a")), "older than the cluster's");
+    let running = orphan(None).timeline(2).request(None, Some("b"));
+    check(running.clone(), LEAD, KEEP, "named");
+    let holds = running
+        .leader("b")
+        .hold_for(secs(20))
+        .memory(|m| m.followed = false);
+    check(holds, &LEAD[1..], KEEP, "promoting");
+}
+
+#[test]
 fn others_wait_for_the_named_candidate_while_it_can_lead_but_not_for_ever() {
     let named = |answer| orphan(answer).request(Some("a"), Some("c"));
     waits(named(Some(replica_at(100))), "waiting for it");

@@ -358,6 +358,34 @@ fn in_mode_on_only_a_synchronous_standby_leads() {
 }
 
 #[test]
+fn who_has_all_that_a_voter_has_may_lead_when_no_voter_does() {
+    let b = |peer| {
+        let answers = [("a", None), ("c", Some(peer)), ("d", None)];
+        let build = candidate().on().sync("a", 0, &["c"]).peers(&answers);
+        build.unlocked_for(TTL)
+    };
+    let leads = |build: Build| build.plan().actions.first() == Some(&Action::AcquireLock);
+    let no = "not a synchronous standby: only 'a', 'c'";
+    let mine = 1000;
+    assert!(leads(b(replica_at(mine))));
+    waits(b(replica_at(mine + 1)), no);
+    waits(b(on_timeline(2, replica_at(mine))), no);
+    waits(b(on_timeline(0, replica_at(mine))), no);
+    waits(b(replica_at(0)), no);
+    waits(b(primary_at(mine)), no);
+    // The voters first.
+    waits(b(replica_at(mine)).unlocked_for(TTL - ms(1)), no);
+    // In quorum mode one voter alone has not everything.
+    let quorum = b(replica_at(mine)).quorum().sync("a", 1, &["c", "d"]);
+    waits(quorum, "a quorum of 1");
+    // Nobody but the member itself has said how far it is.
+    waits(
+        b(replica_at(mine)).peers(&[("a", None), ("c", None), ("d", None)]),
+        no,
+    );
+}
+
+#[test]
 fn in_strict_mode_the_new_primary_waits_for_the_others_from_the_first_commit_on() {
     let b = candidate().strict().sync("a", 0, &["b"]);
     let leads = [

@@ -198,9 +198,10 @@ pub(crate) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos, waited: boo
     let book = &world.book;
     book.acknowledged.set(book.acknowledged.get() + 1);
     let now = world.sim.now();
-    if s2_one_writer::acknowledged(world, node, pos) {
-        s3_self_fence::acknowledged(world, node);
+    if !s2_one_writer::acknowledged(world, node, pos) {
+        return;
     }
+    s3_self_fence::acknowledged(world, node);
     book.last_ack_at.set(now);
     let mut generations = book.generations.borrow_mut();
     let known = generations.iter_mut().rev().find(|g| g.branch == pos.branch);

@@ -264,8 +264,7 @@ impl Agent {
             if job == Job::Bootstrap {
                 agent.claim.set(None);
             }
-            *agent.finished.borrow_mut() = Some(Finished { job, outcome });
-            *agent.slot.borrow_mut() = None;
+            *agent.ended.borrow_mut() = Some(Finished { job, outcome });
             agent.wake.ring(&agent.world.sim);
         });
     }

@@ -98,6 +98,8 @@ pub(crate) struct Agent {
     inbox: RefCell<VecDeque<Rc<Reply<Snapshot>>>>,
     asked: Bell,
     slot: RefCell<Option<Slot>>,
+    /// How the running job ended, until the loop takes notice between two turns.
+    ended: RefCell<Option<Finished>>,
     finished: RefCell<Option<Finished>>,
     dynamic: RefCell<Arc<Dynamic>>,
     config_version: Cell<Option<Version>>,
@@ -186,6 +188,7 @@ impl Agent {
             inbox: RefCell::default(),
             asked: Bell::default(),
             slot: RefCell::default(),
+            ended: RefCell::default(),
             finished: RefCell::default(),
             dynamic: RefCell::new(Arc::clone(&world.setup.dynamic)),
             config_version: Cell::default(),
@@ -292,7 +295,10 @@ impl Agent {
                 };
                 let woken = race(self.wake.rung(sim, &mut seen), race(expired, timer.as_mut()));
                 match race(woken, self.question()).await {
-                    First::One(_) => break,
+                    First::One(_) => {
+                        self.note_end();
+                        break;
+                    }
                     First::Two(reply) => {
                         let look = async {
                             self.look().await;
@@ -305,6 +311,14 @@ impl Agent {
                     }
                 }
             }
+        }
+    }
+
+    /// A job counts as running until here: what was looked at while it ran is judged as that.
+    fn note_end(&self) {
+        if let Some(finished) = self.ended.borrow_mut().take() {
+            *self.slot.borrow_mut() = None;
+            *self.finished.borrow_mut() = Some(finished);
         }
     }
 
