@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tracing::{debug, info, warn};
 
-use super::{Agent, Step, handle::Request, jobs};
+use super::{Agent, Step, handle::Request, instance::Instance, jobs};
 use crate::{
     client::{Client, probe_peers},
     clock::Boottime,
@@ -45,7 +45,8 @@ impl Agent {
                     return Step::DecideAgain;
                 }
                 Action::ProbeLeader(upstream) => {
-                    view.leader_probe = Some(self.probe_leader(upstream).await);
+                    let asked = probe_leader(Arc::clone(&self.instance), upstream, self.system_id.clone());
+                    view.leader_probe = Some(self.while_answering(asked).await);
                     return Step::DecideAgain;
                 }
                 Action::Exit(exit) => return Step::Exit(*exit),
@@ -216,7 +217,7 @@ impl Agent {
     /// same moment, and whoever only asks makes everybody wait for the limit of the REST API. What was seen at the
     /// begin of this turn is new enough. Other requests have to wait for the end of the turn.
     async fn while_answering<T>(&mut self, asked: impl Future<Output = T>) -> T {
-        let snapshot = self.publish("asking the other members", self.dynamic.timing.loop_wait);
+        let snapshot = self.publish("asking others", self.dynamic.timing.loop_wait);
         let mut asked = std::pin::pin!(asked);
         loop {
             // Cancel-safe: the questions go on in the next round, a request not received stays in its channel.
@@ -233,32 +234,28 @@ impl Agent {
             }
         }
     }
+}
 
-    async fn probe_leader(&self, leader: &Upstream) -> LeaderProbe {
-        let facts = match self.instance.probe(leader, LEADER_LIMIT).await {
-            // Following it, rewinding to it and copying it would all end in foreign data.
-            Ok(probe)
-                if leader.is_remote() && self.system_id.as_ref().is_some_and(|id| *id != probe.system_id) =>
-            {
-                Err(format!(
-                    "it has the system identifier {}, which is another cluster's: see standby_cluster in /config",
-                    probe.system_id
-                ))
-            }
-            Ok(probe) => Ok(LeaderFacts {
-                in_recovery: probe.in_recovery,
-                timeline: probe.timeline,
-                history: probe.history(),
-                flushed: probe.flushed,
-            }),
-            Err(error) => Err(error),
-        };
-        debug!(leader = %leader.member, ?facts, "the leader's postgres says");
-        LeaderProbe {
-            leader: leader.member.clone(),
-            at: Boottime::now(),
-            facts,
-        }
+async fn probe_leader(instance: Arc<Instance>, leader: &Upstream, ours: Option<SystemId>) -> LeaderProbe {
+    let facts = match instance.probe(leader, LEADER_LIMIT).await {
+        // Following it, rewinding to it and copying it would all end in foreign data.
+        Ok(probe) if leader.is_remote() && ours.is_some_and(|id| id != probe.system_id) => Err(format!(
+            "it has the system identifier {}, which is another cluster's: see standby_cluster in /config",
+            probe.system_id
+        )),
+        Ok(probe) => Ok(LeaderFacts {
+            in_recovery: probe.in_recovery,
+            timeline: probe.timeline,
+            history: probe.history(),
+            flushed: probe.flushed,
+        }),
+        Err(error) => Err(error),
+    };
+    debug!(leader = %leader.member, ?facts, "the leader's postgres says");
+    LeaderProbe {
+        leader: leader.member.clone(),
+        at: Boottime::now(),
+        facts,
     }
 }
 

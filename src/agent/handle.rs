@@ -72,6 +72,8 @@ pub enum Xlog {
         replication: Option<ReplicationState>,
         /// `latest_end_lsn` of the WAL receiver: where the sender said it was.
         latest_end: Option<Lsn>,
+        /// It may have more than it says: it still replays the WAL it was started with.
+        replaying: bool,
     },
 }
 

@@ -99,6 +99,7 @@ pub(crate) fn replica() -> Snapshot {
         paused: false,
         replication: Some(ReplicationState::Streaming),
         latest_end: Some(Lsn(83_886_408)),
+        replaying: false,
     };
     member("n2", Role::Replica, xlog)
 }

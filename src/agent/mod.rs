@@ -219,6 +219,8 @@ pub struct Agent {
     sight: Sight,
     /// When a new connection to postgres was last answered.
     probed: AtomicU64,
+    /// Start (`f64` bits of its epoch) of the postmaster that was seen to have replayed all its own WAL.
+    replayed_own: AtomicU64,
     last_cluster: Option<Seen>,
     dcs_down_since: Option<Boottime>,
     shutdown: Option<Shutdown>,
@@ -348,6 +350,7 @@ impl Agent {
                 postmaster,
             },
             probed: AtomicU64::new(0),
+            replayed_own: AtomicU64::new(0),
             last_cluster: None,
             dcs_down_since: None,
             shutdown: None,
@@ -589,7 +592,7 @@ impl Agent {
             .is_none_or(|hold| Boottime::now() >= ha::lease::deadlines(hold).demote_at);
         let certain = matches!(
             self.sight.local,
-            Local::Empty | Local::Down(_) | Local::Running(_)
+            Local::Empty | Local::Leftover | Local::Down(_) | Local::Running(_)
         );
         if certain && !self.sight.local.may_write() && !job_may_write && expired {
             self.lease.forget();

@@ -16,7 +16,7 @@ use crate::{
     model::{Cluster, ControlData, DbState, Lsn, Timeline, Timing},
     postgres::{
         conninfo::Conninfo,
-        datadir::{DataDir, Reason},
+        datadir::{DataDir, Reason, Unfinished},
         postmaster::State,
         probe::{self, Reach},
         query::{LocalView, QueryError, Where},
@@ -132,6 +132,7 @@ impl Agent {
                 ),
                 Ok(mut view) => {
                     view.replayed_timeline = self.instance.replay_timeline(&view).await;
+                    self.note_own_wal(&mut view);
                     let mut running = running(&view);
                     running.parent = self.parent(running.timeline);
                     self.note_paused(&view, &mut running).await;
@@ -221,6 +222,19 @@ impl Agent {
         answers
     }
 
+    /// Once all the WAL of its own is replayed, more comes only by ways that show in its positions.
+    fn note_own_wal(&self, view: &mut LocalView) {
+        let started = view.started_epoch.to_bits();
+        let Where::Standby(standby) = &mut view.place else {
+            return;
+        };
+        if !standby.replaying {
+            self.replayed_own.store(started, Ordering::Relaxed);
+        } else if self.replayed_own.load(Ordering::Relaxed) == started {
+            standby.replaying = false;
+        }
+    }
+
     async fn without_answer(&self, error: &QueryError, pid: i32, now: Boottime) -> Local {
         match what_it_says(error) {
             Said::NotYet => {
@@ -264,7 +278,8 @@ impl Agent {
 
     async fn look_at_directory(&self, now: Boottime) -> Local {
         match self.instance.classify() {
-            DataDir::Empty | DataDir::Incomplete => return Local::Empty,
+            DataDir::Empty | DataDir::Incomplete(Unfinished::NewCluster) => return Local::Empty,
+            DataDir::Incomplete(Unfinished::Copy) => return Local::Leftover,
             DataDir::Valid(_) => {}
             DataDir::Unusable(reason) if is_damage(&reason) => {
                 return Local::Broken {

@@ -258,7 +258,7 @@ fn role_and_state(
     start_failed: bool,
 ) -> (Role, PgState) {
     let role = match local {
-        Local::Empty | Local::Broken { .. } => Role::Uninitialized,
+        Local::Empty | Local::Leftover | Local::Broken { .. } => Role::Uninitialized,
         Local::Running(running) if running.is_primary() => Role::Primary,
         Local::Starting { primary: true, .. } | Local::Silent { primary: true, .. } => Role::Primary,
         Local::Down(down) if down.was_primary() => Role::Demoted,
@@ -287,7 +287,10 @@ fn role_and_state(
         (_, Local::Down(_)) if matches!(postmaster, State::Stopped { last: Some(exit) } if !exit.requested) => {
             PgState::Crashed
         }
-        (_, Local::Empty | Local::Broken { .. } | Local::Unknown { .. } | Local::Down(_)) => PgState::Stopped,
+        (
+            _,
+            Local::Empty | Local::Leftover | Local::Broken { .. } | Local::Unknown { .. } | Local::Down(_),
+        ) => PgState::Stopped,
     };
     (role, state)
 }
@@ -311,6 +314,7 @@ fn answer(view: &LocalView) -> Answer {
                 .receiver
                 .as_ref()
                 .and_then(|receiver| receiver.latest_end_lsn),
+            replaying: standby.replaying,
         },
     };
     Answer {

@@ -107,7 +107,7 @@ impl Agent {
     /// Which settings wait for a restart, with the value in force and the one it would bring.
     pub(super) async fn note_pending_restart(&mut self) {
         let Some(answer) = &self.sight.answer else {
-            if matches!(self.sight.local, Local::Down(_) | Local::Empty) {
+            if matches!(self.sight.local, Local::Down(_) | Local::Empty | Local::Leftover) {
                 self.pending_restart.clear();
             }
             return;

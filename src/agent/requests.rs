@@ -255,6 +255,10 @@ impl Agent {
                 .last_cluster
                 .as_ref()
                 .and_then(|seen| seen.cluster.history.clone()),
+            failsafe: self.last_cluster.as_ref().and_then(|seen| {
+                let names = seen.cluster.failsafe.as_ref()?;
+                seen.cluster.failsafe_version.filter(|_| !names.is_empty())
+            }),
             slots: self.slots_to_serve(),
             final_advance: self.final_advance(),
             me: self.identity.member.clone(),

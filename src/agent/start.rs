@@ -324,7 +324,7 @@ async fn assemble(
 /// A bootstrap whose agent was killed leaves a postgres behind that runs in a half-made directory. Nobody may take it
 /// for a member: stopped, the directory counts as empty.
 async fn end_if_half_made(postmaster: &Postmaster, data_dir: &Path) -> Result<(), Refusal> {
-    if datadir::classify(data_dir, None) != DataDir::Incomplete {
+    if !matches!(datadir::classify(data_dir, None), DataDir::Incomplete(_)) {
         return Ok(());
     }
     warn!(data_dir = %data_dir.display(), "the data directory is half made, stopping the postgres that runs in it");
@@ -371,7 +371,7 @@ async fn look_at_data(config: &Config, cancel: &CancellationToken) -> Result<Bin
             ));
         }
         DataDir::Valid(major) => Some(major),
-        DataDir::Empty | DataDir::Incomplete => None,
+        DataDir::Empty | DataDir::Incomplete(_) => None,
     };
     let folder = bin_folder(config, major.map(|major| u32::from(major.0)));
     let binaries = Binaries::find(folder.as_deref(), cancel)

@@ -102,6 +102,9 @@ fn howdah(snapshot: &Snapshot) -> Value {
     put("because", because.into());
     put("promise", json!(outlook.promise));
     put("without_dcs", json!(outlook.without_dcs));
+    if matches!(snapshot.xlog(), Some(Xlog::Replica { replaying: true, .. })) {
+        put("replaying", true.into());
+    }
     let local = &snapshot.local;
     for (key, value) in local.trouble.iter().flat_map(Trouble::to_json) {
         put(&key, value);

@@ -20,6 +20,19 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
     }
 }
 
+/// As without data, but no new cluster is begun: this member had a part in one, whatever has become of the DCS.
+pub(super) fn leftover(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
+    let known = cluster.initialize.as_deref().is_some_and(|id| !id.is_empty());
+    if cluster.leader.is_some() || known {
+        return decide(view, cluster, memory, now);
+    }
+    Plan::wait(
+        "a copy of a cluster's data did not finish here, and the DCS knows no cluster: waiting for a member that has the \
+         data (if there is none, and a new cluster is to begin here, empty the data directory)",
+    )
+    .again_in(Duration::from_secs(1))
+}
+
 /// Data that cannot be used: the lock is left to others, and with a leader to copy from the directory is replaced
 /// (renamed, not removed). Without one nothing is touched.
 pub(super) fn broken(view: &View, cluster: &Cluster, memory: &Memory, reason: &str, now: Boottime) -> Plan {

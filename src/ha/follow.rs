@@ -25,7 +25,7 @@ const STUCK: Duration = Duration::from_secs(60);
 const WAIT_FOR_ANSWER: Duration = Duration::from_secs(10);
 /// Longest pause between attempts to copy for a replica that can at least be read from; the first is a tenth of it, and
 /// each further one twice as long.
-const COPY_AGAIN: Duration = Duration::from_secs(600);
+const COPY_AGAIN: Duration = Duration::from_secs(200);
 /// Least time a replica may take to become consistent while its leader answers.
 const CONSISTENT_WITHIN: Duration = Duration::from_secs(600);
 

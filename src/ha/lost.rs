@@ -5,15 +5,15 @@
 //! deadline counts from its last renewal, which lies before the loss, and the loss before our first look at it. So a
 //! `ttl` from that look on is enough.
 //!
-//! What `/sync` promised still holds for what was acknowledged before: whoever saw it remembers it until there is a
-//! cluster in the store again.
+//! What `/sync` promised still holds for what was acknowledged before, and a timeline that `/history` named was led on:
+//! whoever saw them remembers both until there is a leader again.
 
 use std::time::Duration;
 
 use super::Memory;
 use crate::{
     clock::Boottime,
-    model::{Cluster, Lsn, MemberName, SyncKey},
+    model::{Cluster, HistoryRow, Lsn, MemberName, SyncKey},
 };
 
 /// What is remembered of the store to tell that it has lost something.
@@ -24,6 +24,8 @@ pub struct Lost {
     pub optime: Lsn,
     /// `/sync` as it was then.
     pub sync: SyncKey,
+    /// Newest row of `/history`.
+    pub newest: Option<HistoryRow>,
     /// First turn that saw the loss; nothing once there is a leader again.
     pub since: Option<Boottime>,
 }
@@ -31,16 +33,30 @@ pub struct Lost {
 impl Lost {
     /// Looks at the store.
     pub(super) fn note(&mut self, cluster: &Cluster, now: Boottime) {
+        let newest = cluster.history.as_deref().and_then(<[_]>::last);
         if cluster.leader.is_some() {
             self.since = None;
             // The first leader after a wipe has not written everything yet.
             if cluster.initialize.is_some() {
                 self.optime = cluster.status.optime;
                 self.sync.clone_from(&cluster.sync);
+                self.newest = newest.cloned();
             }
-        } else if cluster.initialize.is_none() || cluster.status.optime < self.optime {
+        } else if cluster.initialize.is_none() || cluster.status.optime < self.optime || self.older(cluster) {
             self.since.get_or_insert(now);
+        } else if self.since.is_none() {
+            self.newest = newest.cloned();
         }
+    }
+
+    fn older(&self, cluster: &Cluster) -> bool {
+        let known = self.newest.as_ref().map(|row| row.timeline);
+        known
+            > cluster
+                .history
+                .as_deref()
+                .and_then(<[_]>::last)
+                .map(|row| row.timeline)
     }
 }
 
@@ -56,11 +72,29 @@ pub(super) fn holder(
     (holder != me && !left.is_zero()).then(|| (holder.clone(), left))
 }
 
-/// The cluster with the promise it has lost; `None`: it has lost none.
-pub(super) fn with_promise(memory: &Memory, cluster: &Cluster) -> Option<Cluster> {
+/// The cluster with the promise and the newest timeline that the store has lost; `None`: it has lost neither.
+pub(super) fn restored(memory: &Memory, cluster: &Cluster) -> Option<Cluster> {
     let lost = &memory.lost;
-    (lost.since.is_some() && lost.sync.leader.is_some() && cluster.sync.leader.is_none()).then(|| Cluster {
-        sync: lost.sync.clone(),
-        ..cluster.clone()
+    lost.since?;
+    let promise = lost.sync.leader.is_some() && cluster.sync.leader.is_none();
+    let timeline = lost.older(cluster);
+    (promise || timeline).then(|| {
+        let mut restored = cluster.clone();
+        if promise {
+            restored.sync = lost.sync.clone();
+        }
+        if timeline {
+            restored.history = lost.newest.clone().map(|row| vec![row]);
+        }
+        restored
     })
+}
+
+/// For how long nobody has led in the store as it is now: what was before its loss gave nobody time to come up.
+pub(super) fn unlocked_for(memory: &Memory, now: Boottime) -> Duration {
+    let unlocked = memory.unlocked_for(now);
+    memory
+        .lost
+        .since
+        .map_or(unlocked, |since| unlocked.min(now.since(since)))
 }

@@ -106,6 +106,7 @@ fn decide_now(view: &View, now: Boottime) -> Plan {
 fn with_view(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
     match &view.local {
         Local::Empty => bootstrap::decide(view, cluster, memory, now),
+        Local::Leftover => bootstrap::leftover(view, cluster, memory, now),
         Local::Broken { reason } => bootstrap::broken(view, cluster, memory, reason, now),
         Local::Down(state) => down::decide(view, cluster, memory, state, now),
         Local::Starting { since, primary } => down::starting(view, cluster, memory, *since, *primary, now),

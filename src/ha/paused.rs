@@ -33,7 +33,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         return give_back(ours, because);
     }
     match &view.local {
-        Local::Empty => give_back(
+        Local::Empty | Local::Leftover => give_back(
             ours,
             "the data directory is empty, nothing is bootstrapped or copied",
         ),

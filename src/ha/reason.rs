@@ -161,7 +161,7 @@ pub fn reason(view: &View, memory: &Memory, now: Boottime) -> Option<Reason> {
         Local::Starting { .. } => Reason::Starting,
         Local::Stopping { .. } => Reason::Stopping,
         Local::Running(running) if running.is_paused() => Reason::ReplayPaused,
-        Local::Empty | Local::Down(_) | Local::Running(_) => match &view.dcs {
+        Local::Empty | Local::Leftover | Local::Down(_) | Local::Running(_) => match &view.dcs {
             DcsView::Down { .. } => Reason::DcsUnreachable,
             DcsView::Known { cluster } => with_view(view, cluster, memory, now),
         },

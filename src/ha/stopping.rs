@@ -34,7 +34,9 @@ pub(super) fn decide(view: &View, shutdown: Shutdown, now: Boottime) -> Plan {
         now + allowed
     };
     match &view.local {
-        Local::Empty | Local::Broken { .. } | Local::Unknown { .. } | Local::Down(_) => ended(view),
+        Local::Empty | Local::Leftover | Local::Broken { .. } | Local::Unknown { .. } | Local::Down(_) => {
+            ended(view)
+        }
         Local::Starting { .. } | Local::Stopping { .. } | Local::Running(_) | Local::Silent { .. } => {
             Plan::begin("asked to stop", Job::Demote { mode, deadline }).keeping(held)
         }

@@ -153,8 +153,10 @@ pub enum Silence {
 /// The local postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Local {
-    /// No data directory, or an empty one.
+    /// No data directory, or an empty one, or what an unfinished bootstrap has left.
     Empty,
+    /// What a copy or a rewind has left that did not finish: worth nothing, but there was a cluster.
+    Leftover,
     /// Data that is damaged, or of another major version: never started, never deleted.
     Broken {
         /// What is wrong with it.
@@ -212,6 +214,7 @@ impl Local {
     pub const fn may_write(&self) -> bool {
         match self {
             Self::Empty
+            | Self::Leftover
             | Self::Broken { .. }
             | Self::Unknown { .. }
             | Self::Down(_)

@@ -76,6 +76,7 @@ fn answer(member: &Member) -> Option<PeerStatus> {
         timeline: member.data.timeline.unwrap_or(Timeline::UNKNOWN),
         tags: member.tags(),
         watchdog_failed: false,
+        replaying: false,
     })
 }
 

@@ -13,6 +13,8 @@ pub struct PeerStatus {
     pub in_recovery: bool,
     /// Primary: flushed; replica: the larger of received and replayed.
     pub position: Lsn,
+    /// It may have more than that: it still replays the WAL it was started with.
+    pub replaying: bool,
     /// Its timeline if it knows it.
     pub timeline: Timeline,
     /// Its tags.
@@ -35,6 +37,10 @@ impl PeerStatus {
             position: lsn("location")
                 .max(lsn("received_location"))
                 .max(lsn("replayed_location")),
+            replaying: value
+                .pointer("/howdah/replaying")
+                .and_then(Value::as_bool)
+                .unwrap_or(false),
             timeline: value
                 .get("timeline")
                 .and_then(Value::as_u64)
@@ -69,6 +75,10 @@ mod tests {
         let peer = PeerStatus::from_json(&replica).expect("complete");
         assert!(peer.in_recovery);
         assert_eq!((peer.position, peer.timeline), (Lsn(12), Timeline(4)));
+        assert!(!peer.replaying);
+        let mut starting = replica.clone();
+        starting["howdah"] = serde_json::json!({"replaying": true});
+        assert!(PeerStatus::from_json(&starting).expect("complete").replaying);
         let primary = serde_json::json!({"role": "master", "xlog": {"location": 99}});
         assert!(!PeerStatus::from_json(&primary).expect("complete").in_recovery);
     }

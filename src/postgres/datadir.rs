@@ -25,13 +25,26 @@ pub const INCOMPLETE: &str = ".howdah-incomplete";
 /// Ending of the name of the same marker beside a directory.
 const BESIDE: &str = ".howdah-incomplete";
 
+/// What the marker says while a new cluster is made. Anything else: a copy of a cluster's data is made here, or its own
+/// data is worked on.
+pub const NEW_CLUSTER: &[u8] = b"bootstrap\n";
+
+/// What did not finish in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfinished {
+    /// The bootstrap of a cluster that nobody has used yet.
+    NewCluster,
+    /// A copy, a rewind, or an exchange of directories: there was a cluster.
+    Copy,
+}
+
 /// What was found at the place of the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DataDir {
     /// Nothing, or nothing but dot files and `lost+found`: free to be filled.
     Empty,
     /// A copy or an initdb did not finish here; it is to be made again.
-    Incomplete,
+    Incomplete(Unfinished),
     /// Something that must not be touched or cannot be used.
     Unusable(Reason),
     /// A data directory of this major version. Whether its content is sound only pg_control can tell.
@@ -96,8 +109,19 @@ fn look(dir: &Path, user: u32) -> io::Result<DataDir> {
     if !meta.is_dir() {
         return Ok(DataDir::Unusable(Reason::NotADirectory));
     }
-    if dir.join(INCOMPLETE).try_exists()? || neighbour(dir, BESIDE).try_exists()? {
-        return Ok(DataDir::Incomplete);
+    let mut unfinished = None;
+    for marker in markers(dir) {
+        match fs::read(&marker) {
+            Ok(text) if text == NEW_CLUSTER => unfinished = Some(Unfinished::NewCluster),
+            Ok(_) => {
+                unfinished.get_or_insert(Unfinished::Copy);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(what) = unfinished {
+        return Ok(DataDir::Incomplete(what));
     }
     let has_control = dir.join("global/pg_control").try_exists()?;
     let Some(example) = visible_entry(dir)? else {
@@ -174,6 +198,22 @@ pub fn mark_beside(dir: &Path) -> Result<(), files::Error> {
     files::write_atomic(&neighbour(dir, BESIDE), b"", 0o600).or_else(|_| inside())
 }
 
+/// Every place where the marker may lie.
+fn markers(dir: &Path) -> [PathBuf; 2] {
+    [dir.join(INCOMPLETE), neighbour(dir, BESIDE)]
+}
+
+/// The marker of [`mark_beside`] says from now on that a new cluster is made here.
+///
+/// # Errors
+/// It cannot be written.
+pub fn mark_new_cluster(dir: &Path) -> Result<(), files::Error> {
+    for marker in markers(dir).iter().filter(|marker| marker.exists()) {
+        files::write_atomic(marker, NEW_CLUSTER, 0o600)?;
+    }
+    Ok(())
+}
+
 /// Removes the marker in a directory that has one beside it too.
 pub(super) fn unmark_inside(dir: &Path) -> Result<(), files::Error> {
     match neighbour(dir, BESIDE).exists() {
@@ -187,7 +227,7 @@ pub(super) fn unmark_inside(dir: &Path) -> Result<(), files::Error> {
 /// # Errors
 /// It cannot be removed.
 pub fn unmark_beside(dir: &Path) -> Result<(), files::Error> {
-    for marker in [dir.join(INCOMPLETE), neighbour(dir, BESIDE)] {
+    for marker in markers(dir) {
         files::optional("remove", &marker, fs::remove_file(&marker))?;
     }
     // A marker that came back after a power failure would make served data count as unfinished.
@@ -279,8 +319,26 @@ mod tests {
                 ("global/pg_control", "x"),
                 (INCOMPLETE, ""),
             ],
-            DataDir::Incomplete,
+            DataDir::Incomplete(Unfinished::Copy),
         );
+        let bootstrap = [("PG_VERSION", "15\n"), (INCOMPLETE, "bootstrap\n")];
+        check(&bootstrap, DataDir::Incomplete(Unfinished::NewCluster));
+    }
+
+    #[test]
+    fn the_marker_beside_a_directory_says_what_was_begun() {
+        let root = dir_with(&[]);
+        let dir = root.path().join("data");
+        fs::create_dir(&dir).expect("folder");
+        mark_beside(&dir).expect("marked");
+        assert_eq!(classify(&dir, None), DataDir::Incomplete(Unfinished::Copy));
+        mark_new_cluster(&dir).expect("said");
+        assert_eq!(classify(&dir, None), DataDir::Incomplete(Unfinished::NewCluster));
+        unmark_beside(&dir).expect("taken back");
+        assert_eq!(classify(&dir, None), DataDir::Empty);
+        // Nothing was begun.
+        mark_new_cluster(&dir).expect("nothing to do");
+        assert_eq!(classify(&dir, None), DataDir::Empty);
     }
 
     #[test]

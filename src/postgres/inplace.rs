@@ -42,8 +42,8 @@ impl InPlace {
         let found = classify(data_dir, None);
         let aside = match found {
             DataDir::Empty => None,
-            DataDir::Incomplete if keep_data => None,
-            DataDir::Incomplete => {
+            DataDir::Incomplete(_) if keep_data => None,
+            DataDir::Incomplete(_) => {
                 datadir::mark_beside(data_dir)?;
                 staging::empty_out(data_dir)?;
                 datadir::unmark_inside(data_dir)?;
@@ -107,7 +107,7 @@ pub(super) fn has_neighbours(dir: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::datadir::Unfinished, *};
 
     fn data(root: &Path, content: &str) -> PathBuf {
         let dir = root.join("data");
@@ -134,7 +134,7 @@ mod tests {
         let dir = data(root.path(), "old");
         let place = InPlace::begin(&dir, false).expect("begun");
         assert!(names(&dir).is_empty(), "the command finds an empty directory");
-        assert_eq!(classify(&dir, None), DataDir::Incomplete);
+        assert_eq!(classify(&dir, None), DataDir::Incomplete(Unfinished::Copy));
         fs::write(dir.join("half"), "new").expect("file");
         place.give_up().expect("given up");
         assert!(matches!(classify(&dir, None), DataDir::Valid(_)));
@@ -151,7 +151,11 @@ mod tests {
         let dir = data(root.path(), "old");
         let place = InPlace::begin(&dir, false).expect("begun");
         data(root.path(), "new");
-        assert_eq!(classify(&dir, None), DataDir::Incomplete, "not before the end");
+        assert_eq!(
+            classify(&dir, None),
+            DataDir::Incomplete(Unfinished::Copy),
+            "not before the end"
+        );
         place.finish().expect("finished");
         assert!(matches!(classify(&dir, None), DataDir::Valid(_)));
         assert_eq!(
@@ -171,7 +175,7 @@ mod tests {
             "old"
         );
         place.give_up().expect("given up");
-        assert_eq!(classify(&dir, None), DataDir::Incomplete);
+        assert_eq!(classify(&dir, None), DataDir::Incomplete(Unfinished::Copy));
         // What an attempt has left is no data.
         let place = InPlace::begin(&dir, false).expect("begun again");
         assert!(names(&dir).is_empty());

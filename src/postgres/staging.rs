@@ -169,7 +169,9 @@ impl Staging {
     }
 
     fn move_in(&self, old: OldData, stamp: &str) -> Result<Option<PathBuf>, Error> {
-        files::write_atomic(&self.data_dir.join(INCOMPLETE), b"", 0o600)?;
+        let marker = self.side.join(INCOMPLETE);
+        let says = optional("read", &marker, fs::read(&marker))?.unwrap_or_default();
+        files::write_atomic(&self.data_dir.join(INCOMPLETE), &says, 0o600)?;
         let attic = self.data_dir.join(format!("{ATTIC}{stamp}"));
         let mut kept = None;
         // Once an entry of the new copy has arrived, what is visible is no longer (only) the old data. The
@@ -397,7 +399,7 @@ fn mount_points(mountinfo: &str) -> impl Iterator<Item = String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::datadir::{DataDir, classify};
+    use crate::postgres::datadir::{DataDir, Unfinished, classify};
 
     struct Place {
         _root: tempfile::TempDir,
@@ -575,7 +577,7 @@ mod tests {
         // The old data is out and PG_VERSION has arrived; then the crash.
         fs::remove_file(place.data.join("precious")).expect("removed");
         fs::rename(staging.dir().join("PG_VERSION"), place.data.join("PG_VERSION")).expect("moved");
-        assert_eq!(classify(&place.data, None), DataDir::Incomplete);
+        assert_eq!(classify(&place.data, None), DataDir::Incomplete(Unfinished::Copy));
         assert!(finish_interrupted(&place.data).expect("finished"));
         assert!(is_new(&place));
     }

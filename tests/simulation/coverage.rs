@@ -180,7 +180,7 @@ fn describe(situation: u16) -> String {
 
 fn situation(view: &View) -> u16 {
     let local = match &view.local {
-        Local::Empty => 0,
+        Local::Empty | Local::Leftover => 0,
         Local::Broken { .. } => 1,
         Local::Unknown { .. } => 2,
         Local::Down(down) if down.control.state.is_clean() => 3,

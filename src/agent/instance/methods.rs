@@ -204,7 +204,7 @@ impl Instance {
         cancel: &CancellationToken,
     ) -> Result<(), String> {
         let dir = self.data_dir();
-        let nothing = matches!(self.classify(), DataDir::Empty | DataDir::Incomplete);
+        let nothing = matches!(self.classify(), DataDir::Empty | DataDir::Incomplete(_));
         if replacement.keep && !nothing {
             return Err(format!(
                 "it works in {} itself, and what is there must be kept",

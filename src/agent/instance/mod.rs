@@ -58,7 +58,7 @@ use layers::{Hooks, Layers};
 pub use methods::Replacement;
 use next_start::NextStart;
 pub use settings::{Account, Settings};
-pub use work::{Progress, PromoteFailed, UNFINISHED};
+pub use work::{Progress, PromoteFailed};
 
 /// Small statements on the local server.
 const SMALL: Duration = Duration::from_secs(2);

@@ -15,12 +15,12 @@ use tracing::info;
 
 use super::{
     Instance, SMALL, Settings, chain,
-    work::{MAINTENANCE, UNFINISHED, discard},
+    work::{MAINTENANCE, discard},
 };
 use crate::{
     model::{BootstrapMethod, Dynamic},
     postgres::{
-        datadir::{self, INCOMPLETE},
+        datadir::{self, INCOMPLETE, NEW_CLUSTER},
         files,
         inplace::InPlace,
         postmaster::State,
@@ -54,6 +54,7 @@ impl Instance {
         }
         let staging = Staging::prepare(self.data_dir()).map_err(|error| chain(&error))?;
         let dir = staging.dir();
+        datadir::mark_new_cluster(dir).map_err(|error| chain(&error))?;
         let arguments = method.arguments(&settings.scope, &dir.to_string_lossy());
         let made = match self.run_command(&method.command, &arguments, dir, cancel).await {
             Ok(()) => self.judge(dir, None, cancel).await.map(drop),
@@ -74,6 +75,7 @@ impl Instance {
     ) -> Result<(), String> {
         let dir = self.data_dir();
         let place = InPlace::begin(dir, false).map_err(|error| chain(&error))?;
+        datadir::mark_new_cluster(dir).map_err(|error| chain(&error))?;
         let arguments = method.arguments(&settings.scope, &dir.to_string_lossy());
         let made = match self.run_command(&method.command, &arguments, dir, cancel).await {
             Ok(()) => self.judge(dir, None, cancel).await.map(drop),
@@ -86,7 +88,7 @@ impl Instance {
             return Err(error);
         }
         // It stays marked until the cluster is ready.
-        files::write_atomic(&dir.join(INCOMPLETE), UNFINISHED, 0o600).map_err(|error| chain(&error))?;
+        files::write_atomic(&dir.join(INCOMPLETE), NEW_CLUSTER, 0o600).map_err(|error| chain(&error))?;
         datadir::repair_mode(dir).map_err(|error| chain(&error))
     }
 

@@ -20,7 +20,7 @@ use crate::{
     postgres::{
         clone,
         command::Command,
-        datadir::{self, INCOMPLETE},
+        datadir::{self, INCOMPLETE, NEW_CLUSTER},
         dynamic_copy, files, initdb, initscripts, options, pgpass,
         postmaster::{State, StopLadder, StopMode},
         promote,
@@ -59,9 +59,6 @@ const PRE_PROMOTE_LIMIT: Duration = Duration::from_secs(60);
 const SOURCE_LIMIT: Duration = Duration::from_secs(5);
 /// A copy that stands still for this long is given up.
 const CLONE_STALL: Duration = Duration::from_secs(120);
-
-/// What the marker of an unfinished data directory says when bootstrapping made it.
-pub const UNFINISHED: &[u8] = b"bootstrap\n";
 
 impl Instance {
     /// initdb (or the configured command), roles, database, init scripts. Postgres is stopped again at the end; until
@@ -132,18 +129,18 @@ impl Instance {
     pub(super) fn install_unfinished(&self, staging: &Staging) -> Result<(), String> {
         // The marker goes in before the directory is in place: from then on it looks like a data directory.
         let marker = self.data_dir().join(INCOMPLETE);
-        files::write_atomic(&staging.dir().join(INCOMPLETE), UNFINISHED, 0o600)
+        files::write_atomic(&staging.dir().join(INCOMPLETE), NEW_CLUSTER, 0o600)
             .map_err(|error| chain(&error))?;
         // What an attempt before this one has left was never served to anybody: a container that is started again and
         // again must not fill its volume with it.
         let old = match std::fs::read(&marker) {
-            Ok(text) if text == UNFINISHED => OldData::Remove,
+            Ok(text) if text == NEW_CLUSTER => OldData::Remove,
             _ => OldData::KeepRenamed,
         };
         staging
             .install(old, &staging::stamp(jiff::Timestamp::now()))
             .map_err(|error| chain(&error))?;
-        files::write_atomic(&marker, UNFINISHED, 0o600).map_err(|error| chain(&error))
+        files::write_atomic(&marker, NEW_CLUSTER, 0o600).map_err(|error| chain(&error))
     }
 
     /// An exchange of directories that failed half-way in this process is finished before anything else is done: what it

@@ -3,15 +3,15 @@
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{
-    super::instance::{UNFINISHED, chain},
-    Context, replace,
-};
+use super::{super::instance::chain, Context, replace};
 use crate::{
     dcs::{Dcs, Key, When, Written},
     ha::Upstream,
     model::{SystemId, Version},
-    postgres::{datadir::INCOMPLETE, files},
+    postgres::{
+        datadir::{INCOMPLETE, NEW_CLUSTER},
+        files,
+    },
 };
 
 /// A new cluster: data, roles and scripts first, then the identity goes into the store. The lock is taken by the next
@@ -89,7 +89,7 @@ async fn abandon_claim(dcs: &dyn Dcs, claim: Version) {
 
 fn mark_incomplete(context: &Context) -> Result<(), String> {
     let marker = context.instance.postmaster().home().data_dir.join(INCOMPLETE);
-    files::write_atomic(&marker, UNFINISHED, 0o600).map_err(|error| {
+    files::write_atomic(&marker, NEW_CLUSTER, 0o600).map_err(|error| {
         format!(
             "could not mark the new data directory as unused: {}",
             chain(&error)

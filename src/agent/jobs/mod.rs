@@ -19,7 +19,7 @@ use super::{
 use crate::{
     client::Client,
     clock::Boottime,
-    dcs::Dcs,
+    dcs::{Dcs, Key, When},
     ha::{DemoteMode, Failure, Job, StartAs, Upstream, heirs::Heirs},
     model::{Dynamic, HistoryRow, Lsn, MemberName, StatusKey, SystemId, Version},
     postgres::{
@@ -49,6 +49,8 @@ pub(super) struct Context {
     pub(super) status: StatusKey,
     /// `/history` as last read.
     pub(super) history: Option<Vec<HistoryRow>>,
+    /// `/failsafe` as last read, if it names anybody.
+    pub(super) failsafe: Option<Version>,
     /// Slots the other members will stream from once we lead.
     pub(super) slots: Vec<String>,
     /// What a promotion does for logical slots before.
@@ -84,6 +86,8 @@ const REPLICA_START_LIMIT: Duration = Duration::from_secs(3600);
 /// How long a leader that hands over waits for a successor to stream from it, and the pause between two looks.
 const RECEIVER_WAIT: Duration = Duration::from_secs(2);
 const RECEIVER_EVERY: Duration = Duration::from_millis(50);
+/// Telling the others that nobody is primary without the DCS.
+const CLEAR_LIMIT: Duration = Duration::from_secs(1);
 /// Stopping by force where no fence deadline says how much time there is.
 pub(super) const FORCED_STOP: Duration = Duration::from_secs(3);
 
@@ -403,8 +407,22 @@ pub(super) async fn release(context: &Context) {
         context.lease.forget();
         return;
     }
-    if let Err(error) = context.lease.release(text.as_deref()).await {
+    // At once, so that the next leader waits for neither; whichever comes first.
+    let (released, ()) = tokio::join!(context.lease.release(text.as_deref()), clear_failsafe(context));
+    if let Err(error) = released {
         warn!(%error, "could not release the lock, it will expire by itself");
+    }
+}
+
+/// A leader that has ended is no primary without the DCS: nobody has to ask it, nobody is bound by what it was promised,
+/// and whoever it had lost sight of may lead. Later leaders write the key anew.
+async fn clear_failsafe(context: &Context) {
+    let Some(version) = context.failsafe else { return };
+    let write = context.dcs.write(Key::Failsafe, "{}", When::Version(version));
+    match timeout(CLEAR_LIMIT, write).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => info!(%error, "could not empty /failsafe"),
+        Err(_) => info!("could not empty /failsafe: no answer within {CLEAR_LIMIT:?}"),
     }
 }
 

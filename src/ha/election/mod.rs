@@ -247,8 +247,8 @@ pub(super) fn former_primary(
 
 fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, now: Boottime) -> Ruling {
     let no = |text: &str| Ruling::No(text.to_owned());
-    let promised = lost::with_promise(memory, cluster);
-    let cluster = promised.as_ref().unwrap_or(cluster);
+    let restored = lost::restored(memory, cluster);
+    let cluster = restored.as_ref().unwrap_or(cluster);
     // Whoever handed over in a paused cluster, and was not relieved, may go on as what it was.
     if view.dynamic.pause && !named(view, cluster) && !(memory.owed && candidate.last_primary) {
         return no("paused: nobody is promoted");
@@ -323,7 +323,7 @@ pub(super) fn candidacy(view: &View, cluster: &Cluster, now: Boottime) -> Result
     let candidate = match &view.local {
         Local::Running(running) => Candidate::of_running(running),
         Local::Down(down) if down.was_primary() => Candidate::of_down(down),
-        Local::Empty => return Err("it has no data yet".to_owned()),
+        Local::Empty | Local::Leftover => return Err("it has no data yet".to_owned()),
         Local::Broken { reason } => return Err(format!("its data directory is broken: {reason}")),
         Local::Unknown { reason, .. } => {
             return Err(format!("its data directory cannot be looked at: {reason}"));
@@ -415,7 +415,11 @@ fn own(
         )));
     }
     // The others, and an embedded store with them, may come later than we: patience begins once nobody is seen to lead.
-    let grace = view.dynamic.timing.ttl.saturating_sub(memory.unlocked_for(now));
+    let grace = view
+        .dynamic
+        .timing
+        .ttl
+        .saturating_sub(lost::unlocked_for(memory, now));
     let patient = cold && !grace.is_zero();
     let wait = |why: String| Some(Ruling::No(format!("{why}, waiting {} s", grace.as_secs() + 1)));
     // Also without company: the keys of the others went with the rest, and one of them may be primary still.

@@ -36,7 +36,7 @@ pub(super) fn against_peers(
         // What those who are not voters have more was never acknowledged because of them.
         let counts = promise.is_none_or(|promise| promise.voters.contains(name));
         if counts
-            && heard(view, cluster, memory, name, now)
+            && (outlived(cluster, memory, candidate, peer) || heard(view, cluster, memory, name, now))
             && let Some(objection) = objection(view, memory, promise, candidate, name, peer)
         {
             return Ruling::No(objection);
@@ -56,7 +56,7 @@ pub(super) fn counted(view: &View, promise: &Promise, me: Candidate, peers: &Pee
     let (mut votes, mut ahead) = (0, false);
     for (_, peer) in answers.filter_map(|(name, answer)| Some((name, answer.as_ref()?))) {
         let behind = peer.timeline <= me.timeline && (peer.position <= me.position || !me.exact);
-        if behind && peer.in_recovery && peer.position > Lsn::INVALID {
+        if behind && peer.in_recovery && !peer.replaying && peer.position > Lsn::INVALID {
             votes += 1;
         } else {
             ahead |= !behind;
@@ -72,7 +72,7 @@ pub(super) fn counted(view: &View, promise: &Promise, me: Candidate, peers: &Pee
         return Ruling::Yes("nobody leads and this was the last primary".to_owned());
     }
     Ruling::No(format!(
-        "{votes} votes, but a quorum of {}: a member that does not answer may have more",
+        "{votes} votes, but a quorum of {}: a member that does not answer, or is not done with its own WAL, may have more",
         promise.quorum
     ))
 }
@@ -98,6 +98,7 @@ pub(super) fn complete(
         promise.voters.contains(name)
             && answer.as_ref().is_some_and(|peer| {
                 peer.in_recovery
+                    && !peer.replaying
                     && peer.timeline == me.timeline
                     && peer.timeline != Timeline::UNKNOWN
                     && peer.position > Lsn::INVALID
@@ -127,6 +128,12 @@ fn heard(view: &View, cluster: &Cluster, memory: &Memory, name: &MemberName, now
         ttl
     };
     memory.unlocked_for(now) < patience
+}
+
+/// We were primary once, and our data is from before what this peer has. Where the store knows nothing about that, there
+/// is no time after which it does not matter: a primary would write on where others have led since.
+fn outlived(cluster: &Cluster, memory: &Memory, me: Candidate, peer: &PeerStatus) -> bool {
+    cluster.initialize.is_none() && me.last_primary && !memory.followed && peer.timeline > me.timeline
 }
 
 fn objection(

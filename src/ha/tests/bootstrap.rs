@@ -29,6 +29,23 @@ fn claims_a_cluster_that_nobody_initialized() {
 }
 
 #[test]
+fn whoever_had_a_part_in_a_cluster_begins_no_new_one() {
+    let left = || view().local(Local::Leftover);
+    let why = "a copy of a cluster's data did not finish here, and the DCS knows no cluster";
+    waits(left().initialize(None), why);
+    waits(left().initialize(Some("")), why);
+    // Else it is as good as empty.
+    check(left().leader("a"), &[copy("a", false)], DROP, "cloning from 'a'");
+    waits(left(), "waiting for a member with its data");
+    check(
+        left().leader("b").hold_for(secs(20)),
+        &[Action::ReleaseLock(None)],
+        DROP,
+        "a leader without data must not lead",
+    );
+}
+
+#[test]
 fn a_bootstrap_that_failed_ends_the_member_with_the_reason() {
     let exit = [Action::Exit(Exit::Bootstrap)];
     for build in [

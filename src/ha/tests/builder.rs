@@ -69,6 +69,15 @@ pub(super) fn replica_at(position: u64) -> PeerStatus {
         timeline: Timeline(1),
         tags: Tags::default(),
         watchdog_failed: false,
+        replaying: false,
+    }
+}
+
+/// It has been started with more WAL than it has replayed so far.
+pub(super) fn still_replaying(peer: PeerStatus) -> PeerStatus {
+    PeerStatus {
+        replaying: true,
+        ..peer
     }
 }
 
@@ -463,7 +472,11 @@ impl Build {
 
     pub(super) fn unlocked_for(self, time: Duration) -> Self {
         let since = self.now.minus(time);
-        self.memory(|memory| memory.unlocked_since = Some(since))
+        let unknown = self.cluster.initialize.is_none();
+        self.memory(|memory| {
+            memory.unlocked_since = Some(since);
+            memory.lost.since = unknown.then_some(since);
+        })
     }
 
     /// Answers that have just come in, from these and nobody else.

@@ -389,6 +389,53 @@ fn a_lock_that_was_lost_is_left_alone_until_its_holder_cannot_be_primary_any_mor
 }
 
 #[test]
+fn a_timeline_the_store_has_forgotten_was_led_on_all_the_same() {
+    let wiped: fn(Build) -> Build = |b| b.initialize(None).optime(0).cluster(|c| c.history = None);
+    let older_copy: fn(Build) -> Build = |b| b.timeline(1);
+    for change in [wiped, older_copy] {
+        // Seen without a leader, by a former primary that has just come up.
+        let seen = view().timeline(2).crashed_primary().unlocked_for(TTL).next();
+        let build = change(seen).later(TTL * 9).peers(&[]);
+        waits(
+            build.clone().next().later(TTL * 9).peers(&[]),
+            "older than the cluster's 2",
+        );
+        let led = build
+            .next()
+            .initialize(Some(SYSTEM))
+            .leader("a")
+            .timeline(1)
+            .next();
+        assert_eq!(
+            led.view.memory.lost.newest, None,
+            "what has a leader is the cluster"
+        );
+    }
+}
+
+#[test]
+fn after_a_wipe_a_former_primary_never_passes_by_a_later_timeline() {
+    let former = view()
+        .initialize(None)
+        .cluster(|c| c.history = None)
+        .crashed_primary();
+    let c = |timeline| Some(on_timeline(timeline, replica_at(1)));
+    let late = |answer| {
+        former
+            .clone()
+            .replica("c")
+            .unlocked_for(TTL * 9)
+            .peers(&[("c", answer)])
+    };
+    waits(late(c(2)), "'c' is on timeline 2, we are on 1");
+    check(late(c(1)), RESTART, KEEP, "nobody leads");
+    check(late(None), RESTART, KEEP, "nobody leads");
+    // The store knows how far the cluster has come: whoever does not lead has reasons of its own.
+    let known = view().crashed_primary().replica("c").unlocked_for(TTL * 9);
+    check(known.peers(&[("c", c(2))]), RESTART, KEEP, "nobody leads");
+}
+
+#[test]
 fn what_a_wiped_store_had_promised_still_holds() {
     let wiped: fn(Build) -> Build = |b| b.initialize(None).optime(0).cluster(|c| c.history = None);
     let after = |standby: &str| {

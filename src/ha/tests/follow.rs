@@ -234,7 +234,7 @@ fn a_replica_whose_wal_is_gone_is_copied_anew() {
     // What slowed one copy down may be over at the next.
     let late = gone.clone().memory(|m| m.clones = (2, NOW));
     check(late, &[copy("a", false)], DROP, "WAL this replica needs is gone");
-    for (failures, pause) in [(1, 60), (2, 120), (3, 240), (4, 480), (5, 600), (99, 600)] {
+    for (failures, pause) in [(1, 20), (2, 40), (3, 80), (4, 160), (5, 200), (99, 200)] {
         let failed = |ago| {
             gone.clone()
                 .memory(|m| m.clone_failures = (failures, NOW.minus(secs(ago))))

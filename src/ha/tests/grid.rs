@@ -18,6 +18,7 @@ fn step(change: impl Fn(Build) -> Build + 'static) -> Step {
 fn locals() -> Axis {
     vec![
         ("empty", step(|b| b.local(Local::Empty))),
+        ("leftover", step(|b| b.local(Local::Leftover))),
         ("crashed primary", step(Build::crashed_primary)),
         ("clean primary", step(|b| b.clean_primary(1000))),
         ("stopped replica", step(Build::stopped_replica)),

@@ -369,7 +369,7 @@ fn no_plan_makes_a_primary_while_the_cluster_follows_another() {
         }
         let destructive = begun(|job| matches!(job, Job::Clone { keep: false, .. }));
         must(
-            !destructive || matches!(view.local, Local::Empty | Local::Running(_)),
+            !destructive || matches!(view.local, Local::Empty | Local::Leftover | Local::Running(_)),
             "removes data that is not known to be a copy",
         );
         let content = matches!(&view.local, Local::Running(running) if !running.is_primary());

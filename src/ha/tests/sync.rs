@@ -373,6 +373,7 @@ fn who_has_all_that_a_voter_has_may_lead_when_no_voter_does() {
     waits(b(on_timeline(0, replica_at(mine))), no);
     waits(b(replica_at(0)), no);
     waits(b(primary_at(mine)), no);
+    waits(b(still_replaying(replica_at(mine))), no);
     // The voters first.
     waits(b(replica_at(mine)).unlocked_for(TTL - ms(1)), no);
     // In quorum mode one voter alone has not everything.

@@ -515,6 +515,7 @@ impl Walk {
                     timeline: Timeline(node.timeline),
                     tags: node.tags.clone(),
                     watchdog_failed: false,
+                    replaying: false,
                 }),
             );
         }

@@ -55,7 +55,10 @@ SELECT r.standby,
        pg_catalog.current_setting('synchronous_commit') AS synchronous_commit,
        CASE WHEN NOT r.standby THEN
             (SELECT wait_event FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer' LIMIT 1)
-       END AS checkpointer
+       END AS checkpointer,
+       CASE WHEN r.standby THEN
+            (SELECT wait_event FROM pg_catalog.pg_stat_activity WHERE backend_type = 'startup' LIMIT 1)
+       END AS startup
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) r,
        pg_catalog.pg_control_checkpoint() c
 "#;
@@ -136,6 +139,9 @@ pub struct Standby {
     pub replayed_epoch: Option<f64>,
     /// Timeline up to which recovery must go to be consistent; 0 if unknown.
     pub min_recovery_timeline: Timeline,
+    /// Nothing says yet that it has replayed all the WAL it was started with, so it may have more than its positions say.
+    /// Its consistent point can come long before that.
+    pub replaying: bool,
     /// Present while the WAL receiver lives.
     pub receiver: Option<WalReceiver>,
 }
@@ -188,14 +194,23 @@ impl LocalView {
     }
 }
 
+/// What the startup process waits for once pg_wal has no more (PostgreSQL: `WaitForWALToBecomeAvailable`); before
+/// that it reads one source after the other without a pause.
+fn waits_for_wal(event: &str) -> bool {
+    matches!(event, "RecoveryWalStream" | "RecoveryRetrieveRetryInterval")
+}
+
 impl LocalView {
     /// Reads the row of [`SQL`].
     pub(super) fn from_row(row: &Row) -> Result<Self, QueryError> {
         let standby: bool = get(row, "standby")?;
         let place = if standby {
+            let receive_lsn = get_lsn(row, "receive_lsn")?;
+            let startup: Option<String> = get(row, "startup")?;
             Where::Standby(Standby {
                 replay_lsn: get_lsn(row, "replay_lsn")?,
-                receive_lsn: get_lsn(row, "receive_lsn")?,
+                receive_lsn,
+                replaying: receive_lsn.is_none() && !startup.is_some_and(|event| waits_for_wal(&event)),
                 paused: get::<Option<bool>>(row, "paused")?.unwrap_or(false),
                 replayed: get(row, "replayed")?,
                 replayed_epoch: get(row, "replayed_epoch")?,

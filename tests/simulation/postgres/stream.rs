@@ -153,13 +153,31 @@ async fn store(world: &Rc<World>, node: usize, theirs: Pos) -> bool {
         }
     }
     pg.written.ring(&world.sim);
-    let lag = host.replay_lag.get();
-    if lag > 0 {
-        world.sim.sleep(lag).await;
-    }
-    pg.replayed.set(pg.replayed.get().max(theirs.lsn));
-    pg.written.ring(&world.sim);
+    replay(world, node, theirs.lsn);
     true
+}
+
+/// Replay goes its own pace; what has arrived is confirmed before that.
+fn replay(world: &Rc<World>, node: usize, to: u64) {
+    let host = &world.nodes[node];
+    let serial = host.pg.serial.get();
+    let replayed = move |world: &World| {
+        let pg = &world.nodes[node].pg;
+        if pg.serial.get() == serial && !pg.primary.get() {
+            pg.replayed.set(pg.replayed.get().max(to));
+            pg.written.ring(&world.sim);
+        }
+    };
+    match (host.replay_lag.get(), host.pg.server.get()) {
+        (0, _) | (_, None) => replayed(world),
+        (lag, Some(server)) => {
+            let world = Rc::clone(world);
+            world.sim.clone().spawn(server, async move {
+                world.sim.sleep(lag).await;
+                replayed(&world);
+            });
+        }
+    }
 }
 
 /// The reply of a standby, on its way back.

@@ -1,6 +1,10 @@
 //! L1: once everything is healed, writes work again within two leases and a minute, and all members stream in the end,
-//! without a hand laid on anything. One case needs a person by contract: a wiped store, and only replicas that have
-//! followed nobody since they were started. None of them knows that its data is the cluster's, and somebody has to say so.
+//! without a hand laid on anything. Two cases need a person by contract:
+//!
+//! - a wiped store, and only members that have followed nobody since they were started, or that know that others were
+//!   promised to have more. None of them knows that its data is all the cluster's, and somebody has to say so;
+//! - the only member with the cluster's newest timeline, or with so much of it that the others lag too far behind, was
+//!   removed by a person for good.
 
 use std::rc::Rc;
 
@@ -23,9 +27,40 @@ fn needs_a_person(world: &World) -> bool {
             .as_ref()
             .is_none_or(|data| data.standby_signal);
         let followed = node.agent.borrow().as_ref().is_some_and(|agent| agent.followed());
-        node.absent.get() || (replica && !followed)
+        let bound = node
+            .agent
+            .borrow()
+            .as_ref()
+            .is_some_and(|agent| agent.bound_to_others());
+        let older = node
+            .pg
+            .data
+            .borrow()
+            .as_ref()
+            .is_none_or(|data| data_timeline(world, data) < remembered(world));
+        node.absent.get() || (replica && !followed) || bound || older
     };
-    cluster.initialize.is_none() && cluster.leader.is_none() && world.nodes.iter().all(strange)
+    let unled = cluster.leader.is_none();
+    let wiped = unled && cluster.initialize.is_none() && world.nodes.iter().all(strange);
+    let removed = |node: &crate::world::Node| {
+        let lag = world.setup.dynamic.maximum_lag_on_failover;
+        let newest = |data: &crate::postgres::Data| {
+            data_timeline(world, data) >= cluster.timeline().0
+                && data.written + lag >= cluster.status.optime.0
+        };
+        node.absent.get() || !node.pg.data.borrow().as_ref().is_some_and(newest)
+    };
+    let anybody_removed = world.nodes.iter().any(|node| node.absent.get());
+    wiped || (unled && anybody_removed && world.nodes.iter().all(removed))
+}
+
+fn data_timeline(world: &World, data: &crate::postgres::Data) -> u32 {
+    world.wal.borrow().timeline(data.branch)
+}
+
+/// The newest timeline that the store was ever told of.
+fn remembered(world: &World) -> u32 {
+    world.store.told()
 }
 
 pub(super) fn settled(world: &Rc<World>) {

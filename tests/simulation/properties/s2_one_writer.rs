@@ -71,9 +71,15 @@ pub(super) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) -> bool {
 /// the properties about losses judge; at no time did two write.
 fn all_gone_unheard_of(world: &Rc<World>, later: &[Acknowledged]) -> bool {
     let wal = world.wal.borrow();
+    // Nor can anybody where the store was wiped and no agent is left that had seen it before.
+    let forgotten = world.store.wiped_at.get().is_some_and(|wiped| {
+        let mut agents = world.nodes.iter().filter_map(|node| node.agent.borrow().clone());
+        agents.all(|agent| agent.started_at > wiped)
+    });
     later.iter().all(|generation| {
         let pg = &world.nodes[generation.node].pg;
-        wal.timeline(generation.branch) > world.store.told() && !(pg.live() && pg.primary.get())
+        let untold = wal.timeline(generation.branch) > world.store.told();
+        (untold || forgotten) && !(pg.live() && pg.primary.get())
     })
 }
 

@@ -41,7 +41,7 @@ impl Agent {
                     return Step::DecideAgain;
                 }
                 Action::ProbeLeader(upstream) => {
-                    let facts = self.probe_leader(upstream).await;
+                    let facts = self.while_answering(self.probe_leader(upstream)).await;
                     view.leader_probe = Some(LeaderProbe {
                         leader: upstream.member.clone(),
                         at: self.now(),

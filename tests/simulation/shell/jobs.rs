@@ -17,7 +17,7 @@ use super::{
     execute::{ask_peer, ask_postgres},
 };
 use crate::{
-    exec::{Bell, First, MS, SECOND, race},
+    exec::{Bell, First, MS, SECOND, both, race},
     mutants::Mutant,
     postgres::{Data, Phase, Stop, launch, promote, stop_request},
     wal::{Branch, Pos},
@@ -25,6 +25,7 @@ use crate::{
 
 const REPLICA_START_LIMIT: Duration = Duration::from_secs(3600);
 const RECEIVER_WAIT: Duration = Duration::from_secs(2);
+const CLEAR_LIMIT: Duration = Duration::from_secs(1);
 const FORCED_STOP: Duration = Duration::from_secs(3);
 
 pub(super) struct Context {
@@ -744,7 +745,23 @@ impl Context {
             }
             status
         });
-        agent.lease.release(status).await;
+        both(agent.lease.release(status), self.clear_failsafe()).await;
+    }
+
+    async fn clear_failsafe(&self) {
+        let seen = self.cluster.as_ref();
+        let named = seen.filter(|cluster| cluster.failsafe.as_ref().is_some_and(|names| !names.is_empty()));
+        let Some(version) = named.and_then(|cluster| cluster.failsafe_version) else {
+            return;
+        };
+        let write = self
+            .agent
+            .dcs
+            .write(Key::Failsafe, When::Version(version), |cluster, version| {
+                cluster.failsafe = Some(serde_json::Map::new());
+                cluster.failsafe_version = Some(version);
+            });
+        race(write, self.agent.local_sleep(CLEAR_LIMIT)).await;
     }
 }
 

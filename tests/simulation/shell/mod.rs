@@ -372,6 +372,15 @@ impl Agent {
         self.memory.borrow().followed
     }
 
+    /// It remembers that others were promised to have every commit, and is none of them.
+    pub(crate) fn bound_to_others(&self) -> bool {
+        let memory = self.memory.borrow();
+        let sync = &memory.lost.sync;
+        let me = &self.world.nodes[self.node].name;
+        let voter = sync.leader.as_ref() == Some(me) || sync.has_standby(me);
+        memory.lost.since.is_some() && sync.leader.is_some() && !voter
+    }
+
     fn final_status(&self, exit: Exit) -> Exit {
         match (exit, self.verdict.get()) {
             (Exit::Ok, Some(verdict)) => verdict,
@@ -458,7 +467,10 @@ impl Agent {
             .hold()
             .is_none_or(|hold| self.now() >= ha::lease::deadlines(&hold).demote_at);
         let sight = self.sight.borrow();
-        let certain = matches!(*sight, Local::Empty | Local::Down(_) | Local::Running(_));
+        let certain = matches!(
+            *sight,
+            Local::Empty | Local::Leftover | Local::Down(_) | Local::Running(_)
+        );
         if certain && !sight.may_write() && !job && expired {
             self.lease.forget();
         }

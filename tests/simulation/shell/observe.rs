@@ -149,6 +149,7 @@ impl Agent {
                 host.disk(world).await;
                 match pg.data.borrow().as_ref() {
                     None => Local::Empty,
+                    Some(data) if data.incomplete && data.half => Local::Leftover,
                     Some(data) if data.incomplete => Local::Empty,
                     Some(data) => Local::Down(data.look(&world.wal.borrow())),
                 }

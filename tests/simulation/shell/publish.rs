@@ -29,6 +29,7 @@ impl Agent {
                 timeline: running.timeline,
                 tags: host.tags.clone(),
                 watchdog_failed: false,
+                replaying: false,
             }),
             _ => None,
         };
@@ -206,7 +207,7 @@ fn blank(data: &MemberData) -> MemberData {
 
 fn role_and_state(job: Option<&Job>, local: &Local, start_failed: bool) -> (Role, PgState) {
     let role = match local {
-        Local::Empty | Local::Broken { .. } => Role::Uninitialized,
+        Local::Empty | Local::Leftover | Local::Broken { .. } => Role::Uninitialized,
         Local::Running(running) if running.is_primary() => Role::Primary,
         Local::Starting { primary: true, .. } | Local::Silent { primary: true, .. } => Role::Primary,
         Local::Down(down) if down.was_primary() => Role::Demoted,
@@ -227,7 +228,10 @@ fn role_and_state(job: Option<&Job>, local: &Local, start_failed: bool) -> (Role
         (_, Local::Starting { .. }) => PgState::Starting,
         (_, Local::Stopping { .. }) => PgState::Stopping,
         (_, Local::Down(_)) if start_failed => PgState::StartFailed,
-        (_, Local::Empty | Local::Broken { .. } | Local::Unknown { .. } | Local::Down(_)) => PgState::Stopped,
+        (
+            _,
+            Local::Empty | Local::Leftover | Local::Broken { .. } | Local::Unknown { .. } | Local::Down(_),
+        ) => PgState::Stopped,
     };
     (role, state)
 }

@@ -428,6 +428,7 @@ impl World {
             timeline: Timeline(data.timeline),
             tags: Tags::default(),
             watchdog_failed: false,
+            replaying: false,
         })
     }
 
