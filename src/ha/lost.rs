@@ -6,7 +6,8 @@
 //! `ttl` from that look on is enough.
 //!
 //! What `/sync` promised still holds for what was acknowledged before, and a timeline that `/history` named was led on:
-//! whoever saw them remembers both until there is a leader again.
+//! whoever saw them remembers both until there is a leader again. But who did not see the store for a `ttl` before its
+//! loss remembers what may have been long over: others may have led since, and only they know ([`Lost::away`]).
 
 use std::time::Duration;
 
@@ -26,16 +27,22 @@ pub struct Lost {
     pub sync: SyncKey,
     /// Newest row of `/history`.
     pub newest: Option<HistoryRow>,
+    /// When the store was last read.
+    pub read_at: Option<Boottime>,
+    /// It was not read for a `ttl` or longer when the loss was seen: what is remembered says little about the end.
+    pub away: bool,
     /// First turn that saw the loss; nothing once there is a leader again.
     pub since: Option<Boottime>,
 }
 
 impl Lost {
     /// Looks at the store.
-    pub(super) fn note(&mut self, cluster: &Cluster, now: Boottime) {
+    pub(super) fn note(&mut self, cluster: &Cluster, ttl: Duration, now: Boottime) {
+        let away = self.read_at.is_some_and(|at| now.since(at) >= ttl);
+        self.read_at = Some(now);
         let newest = cluster.history.as_deref().and_then(<[_]>::last);
         if cluster.leader.is_some() {
-            self.since = None;
+            (self.since, self.away) = (None, false);
             // The first leader after a wipe has not written everything yet.
             if cluster.initialize.is_some() {
                 self.optime = cluster.status.optime;
@@ -43,7 +50,9 @@ impl Lost {
                 self.newest = newest.cloned();
             }
         } else if cluster.initialize.is_none() || cluster.status.optime < self.optime || self.older(cluster) {
-            self.since.get_or_insert(now);
+            if self.since.is_none() {
+                (self.since, self.away) = (Some(now), away);
+            }
         } else if self.since.is_none() {
             self.newest = newest.cloned();
         }

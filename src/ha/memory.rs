@@ -126,7 +126,7 @@ impl Memory {
             self.primary_down_since = None;
             self.follows_remote = None;
         }
-        self.lost.note(cluster, now);
+        self.lost.note(cluster, view.dynamic.timing.ttl, now);
         let Some(leader) = &cluster.leader else {
             // While a primary goes on without the DCS nobody could have led, so nobody has let his time pass.
             let promised = view.failsafe.promise.as_ref();

@@ -38,7 +38,7 @@ pub mod history;
 mod hung;
 mod leader;
 pub mod lease;
-mod lost;
+pub mod lost;
 mod memory;
 mod paused;
 mod plan;

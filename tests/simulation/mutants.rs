@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use howdah::{
     clock::Boottime,
-    ha::{Action, DcsView, DemoteMode, Job, Local, Plan, View},
+    ha::{Action, DcsView, DemoteMode, Job, Local, Plan, View, lost::Lost},
     model::{Cluster, Lsn, StatusKey, Timeline},
 };
 
@@ -35,6 +35,7 @@ pub(crate) enum Mutant {
     LostLockIsFree,
     NamesNotInForce,
     FlagOutlivesWriter,
+    SyncKeyFirst,
 }
 
 /// One row of the table.
@@ -72,7 +73,7 @@ pub(crate) const TABLE: &[Row] = &[
     row(
         Mutant::NoDeadline,
         "no_deadline_check",
-        (200, Some(12)),
+        (200, Some(13)),
         &[OneWriter, SelfFence],
         "a hold on the lock counts for ever",
     ),
@@ -86,7 +87,7 @@ pub(crate) const TABLE: &[Row] = &[
     row(
         Mutant::StoppedClock,
         "stale_view_trusted_after_a_thaw",
-        (500, Some(49)),
+        (500, Some(132)),
         &[OneWriter, SelfFence],
         "the time during which a host was frozen is not seen",
     ),
@@ -100,7 +101,7 @@ pub(crate) const TABLE: &[Row] = &[
     row(
         Mutant::OldBelief,
         "race_won_on_old_belief",
-        (4000, Some(109)),
+        (4000, Some(51)),
         &[NoStalePromotion, BoundedLoss],
         "answers of peers count however old they are",
     ),
@@ -114,7 +115,7 @@ pub(crate) const TABLE: &[Row] = &[
     row(
         Mutant::NoPeerAhead,
         "no_peer_ahead_check",
-        (2000, Some(45)),
+        (2000, Some(13)),
         &[NoStalePromotion, BoundedLoss],
         "a peer that has more is no objection",
     ),
@@ -142,7 +143,7 @@ pub(crate) const TABLE: &[Row] = &[
     row(
         Mutant::UncheckedTimeline,
         "replica_does_not_compare_a_new_timeline",
-        (2000, Some(5)),
+        (2000, Some(12)),
         &[Recovery],
         "a replica follows without asking whether it can",
     ),
@@ -177,14 +178,21 @@ pub(crate) const TABLE: &[Row] = &[
     row(
         Mutant::NamesNotInForce,
         "sync_key_and_synchronous_standby_names_disagree",
-        (3000, Some(73)),
+        (3000, Some(58)),
         &[NothingLost],
         "a change of whom commits wait for is taken for done and is not",
     ),
     row(
+        Mutant::SyncKeyFirst,
+        "sync_changes_in_reversed_order",
+        (3000, Some(2506)),
+        &[NothingLost],
+        "/sync names a standby before commits wait for it",
+    ),
+    row(
         Mutant::FlagOutlivesWriter,
         "nosync_flag_outlives_its_writer",
-        (3000, Some(148)),
+        (3000, Some(889)),
         &[Recovery],
         "nobody leads while the sync set is being changed, also when the one who changes it is gone",
     ),
@@ -244,7 +252,12 @@ pub(crate) fn before(world: &World, node: usize, view: &mut View) {
             }
         }
         // Long over.
-        Mutant::LostLockIsFree => view.memory.lost.since = Some(Boottime(0)),
+        Mutant::LostLockIsFree => {
+            view.memory.lost = Lost {
+                since: Some(Boottime(0)),
+                ..Lost::default()
+            };
+        }
         Mutant::UncheckedTimeline => {
             if let DcsView::Known { cluster } = &view.dcs
                 && let Some(leader) = &cluster.leader

@@ -75,6 +75,8 @@ pub(crate) struct Node {
     pub(crate) disk_stalled: Counter,
     disk_latency: Nanos,
     pub(crate) replay_lag: Cell<Nanos>,
+    /// What a slow link adds before WAL arrives.
+    pub(crate) receive_lag: Nanos,
     pub(crate) slow_start: Cell<Nanos>,
     pub(crate) slow_stop: Cell<Nanos>,
     pub(crate) slow_promotion: Cell<Nanos>,
@@ -135,7 +137,12 @@ impl Node {
             disk_full: Counter::default(),
             disk_stalled: Counter::default(),
             disk_latency: rng.range(MS / 5, 4 * MS),
-            // Some members are always behind.
+            // Some members are always behind, with what they have or with what they replay.
+            receive_lag: if rng.chance(15) {
+                rng.range(100 * MS, 6 * SECOND)
+            } else {
+                0
+            },
             replay_lag: Cell::new(if rng.chance(20) {
                 rng.range(100 * MS, 6 * SECOND)
             } else {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub(super) use manual::forced;
 use manual::{due, manual, named};
-use peers::{against_peers, beside_a_primary, complete, counted, fresh_peers};
+use peers::{against_peers, beside_a_primary, complete, counted, fresh_peers, unanimous};
 
 use super::{
     Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, Silence, StartAs, Upstream, View,
@@ -300,6 +300,12 @@ fn rule(view: &View, cluster: &Cluster, memory: &Memory, candidate: Candidate, n
     }
     if let Some(ruling) = by_failsafe(view, cluster, memory, candidate, now) {
         return ruling;
+    }
+    if memory.lost.away && !wanted && own_data {
+        return match own(view, cluster, memory, candidate, now) {
+            Some(no) => no,
+            None => unanimous(view, cluster, memory, candidate, now),
+        };
     }
     let promise = Promise::active(view, cluster).filter(|_| !wanted);
     if let Some(promise) = promise.as_ref()

@@ -107,6 +107,44 @@ pub(super) fn complete(
     }))
 }
 
+/// The store was lost while we did not see it, and with it who led last and whom commits waited for. The members we know
+/// have to say that they have nothing more, each of them.
+pub(super) fn unanimous(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    me: Candidate,
+    now: Boottime,
+) -> Ruling {
+    let peers = match fresh_peers(view, cluster, now) {
+        Ok(peers) => peers,
+        Err(ask) => return ask,
+    };
+    if let Some(no) = beside_a_primary(peers) {
+        return no;
+    }
+    let keys = cluster.members.iter().map(|member| &member.name);
+    let known = memory.last_members.iter().map(|(name, _)| name).chain(keys);
+    for name in known.filter(|name| **name != view.me) {
+        let answer = peers.answers.get(name).and_then(Option::as_ref);
+        let Some(peer) = answer.filter(|peer| !peer.replaying && peer.position > Lsn::INVALID) else {
+            return Ruling::No(format!(
+                "the DCS lost what it knew while this member did not see it, and '{name}', which may have led since, has \
+                 not said how far it is"
+            ));
+        };
+        let behind = peer.timeline < me.timeline
+            || (peer.timeline == me.timeline && (peer.position <= me.position || !me.exact));
+        if !behind {
+            return Ruling::No(format!(
+                "'{name}' is ahead ({} on timeline {} against our {} on {})",
+                peer.position, peer.timeline, me.position, me.timeline
+            ));
+        }
+    }
+    Ruling::Yes("the DCS lost what it knew, and all members say that they have nothing more".to_owned())
+}
+
 /// Whoever says it is a primary keeps everybody from becoming one, whether or not it could be elected itself.
 pub(super) fn beside_a_primary(peers: &Peers) -> Option<Ruling> {
     let mut answers = peers.answers.iter();

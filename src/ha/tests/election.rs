@@ -414,6 +414,49 @@ fn a_timeline_the_store_has_forgotten_was_led_on_all_the_same() {
 }
 
 #[test]
+fn who_was_away_when_the_store_was_lost_asks_everybody() {
+    let wiped: fn(Build) -> Build = |b| b.initialize(None).optime(0).cluster(|c| c.history = None);
+    let back = |away, answers: &[(&str, Option<crate::model::PeerStatus>)]| {
+        let followed = view()
+            .replica("a")
+            .replica("c")
+            .leader("a")
+            .replica_of("a", 100, true)
+            .next();
+        let mut back = wiped(followed.later(away));
+        back.cluster.leader = None;
+        back.cluster.members.clear();
+        back.peers(answers).next().later(TTL).peers(answers)
+    };
+    let all = |a, c| [("a", Some(replica_at(a))), ("c", Some(replica_at(c)))];
+    let leads = |build: Build| build.plan().actions.first() == Some(&Action::AcquireLock);
+    assert!(leads(back(TTL, &all(100, 99))));
+    waits(back(TTL, &all(101, 99)), "'a' is ahead");
+    let c_only = [("a", None), ("c", Some(replica_at(99)))];
+    waits(
+        back(TTL, &c_only),
+        "'a', which may have led since, has not said how far it is",
+    );
+    let replaying = [
+        ("a", Some(still_replaying(replica_at(1)))),
+        ("c", Some(replica_at(1))),
+    ];
+    waits(back(TTL, &replaying), "has not said how far it is");
+    let on_2 = [
+        ("a", Some(on_timeline(2, replica_at(1)))),
+        ("c", Some(replica_at(1))),
+    ];
+    waits(
+        back(TTL, &on_2)
+            .unlocked_for(TTL * 9)
+            .memory(|m| m.lost.away = true),
+        "'a' is ahead",
+    );
+    // It saw the end.
+    assert!(leads(back(TTL - ms(1), &c_only)));
+}
+
+#[test]
 fn after_a_wipe_a_former_primary_never_passes_by_a_later_timeline() {
     let former = view()
         .initialize(None)

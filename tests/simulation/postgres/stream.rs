@@ -114,6 +114,7 @@ async fn session(world: &Rc<World>, node: usize, from: usize) {
         if let First::Two(()) = race(arrived, world.sim.sleep(SILENCE)).await {
             return;
         }
+        world.sim.sleep(world.nodes[node].receive_lag).await;
         if pg.promotion.get().is_some() {
             return;
         }

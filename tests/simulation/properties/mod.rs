@@ -16,7 +16,7 @@ use std::{
 };
 
 use howdah::{
-    ha::{Job, Peers, View},
+    ha::{Job, Peers, View, sync::StandbyNames},
     model::{SyncKind, SyncMode},
 };
 
@@ -118,6 +118,8 @@ pub(crate) struct Book {
     pub(crate) sync_changing: Cell<bool>,
     /// Mutants only: what each member once heard of its peers.
     pub(crate) beliefs: RefCell<Vec<Option<Peers>>>,
+    /// For a mutant: names that commits are to wait for once `/sync` is written.
+    pub(crate) held_names: RefCell<Vec<Option<StandbyNames>>>,
 }
 
 impl Book {
@@ -139,6 +141,7 @@ impl Book {
             settings_changed_at: Cell::default(),
             sync_changing: Cell::default(),
             beliefs: RefCell::new(vec![None; members]),
+            held_names: RefCell::new(vec![None; members]),
         }
     }
 

@@ -43,7 +43,14 @@ impl Agent {
             _ => return None,
         };
         let in_force = match &*self.names.borrow() {
-            Names::Set(Some(asked)) if self.world.mutant == Some(Mutant::NamesNotInForce) => asked.clone(),
+            Names::Set(Some(asked))
+                if matches!(
+                    self.world.mutant,
+                    Some(Mutant::NamesNotInForce | Mutant::SyncKeyFirst)
+                ) =>
+            {
+                asked.clone()
+            }
             _ => pg.sync_in_force.borrow().clone(),
         };
         let off = sync::kind(&self.dynamic.borrow()) == SyncKind::Off;
@@ -101,7 +108,18 @@ impl Agent {
         });
         let written = self.in_time(write).await;
         self.sync_unsure.set(written.is_err());
-        matches!(written, Ok(Some(_)))
+        let written = matches!(written, Ok(Some(_)));
+        let held = self.world.book.held_names.borrow_mut()[self.node].take_if(|_| written);
+        let agent = self.world.nodes[self.node].agent.borrow().clone();
+        if let (Some(_), Some(agent)) = (&held, agent) {
+            // The second step comes a turn after the first, as it does where nothing else wakes the loop.
+            self.world.sim.spawn(self.proc, async move {
+                let turn = agent.dynamic.borrow().timing.loop_wait;
+                agent.local_sleep(turn).await;
+                agent.put_sync_file(held);
+            });
+        }
+        written
     }
 
     pub(super) async fn delete_sync(&self, version: Version) -> bool {
@@ -130,6 +148,15 @@ impl Agent {
         {
             return;
         }
+        if self.world.mutant == Some(Mutant::SyncKeyFirst) && some(&names) {
+            self.world.book.held_names.borrow_mut()[self.node] = names;
+            return;
+        }
+        self.put_sync_file(names);
+    }
+
+    fn put_sync_file(&self, names: Option<StandbyNames>) {
+        let host = &self.world.nodes[self.node];
         let changed = *host.sync_file.borrow() != names;
         *host.sync_file.borrow_mut() = names;
         if changed {
