@@ -74,6 +74,8 @@ pub enum Xlog {
         latest_end: Option<Lsn>,
         /// It may have more than it says: it still replays the WAL it was started with.
         replaying: bool,
+        /// WAL may still come from elsewhere.
+        receiving: bool,
     },
 }
 

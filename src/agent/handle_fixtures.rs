@@ -100,6 +100,7 @@ pub(crate) fn replica() -> Snapshot {
         replication: Some(ReplicationState::Streaming),
         latest_end: Some(Lsn(83_886_408)),
         replaying: false,
+        receiving: true,
     };
     member("n2", Role::Replica, xlog)
 }

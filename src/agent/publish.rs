@@ -315,6 +315,7 @@ fn answer(view: &LocalView) -> Answer {
                 .as_ref()
                 .and_then(|receiver| receiver.latest_end_lsn),
             replaying: standby.replaying,
+            receiving: standby.receiver.is_some() || !view.primary_conninfo.is_empty(),
         },
     };
     Answer {

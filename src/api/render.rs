@@ -102,8 +102,16 @@ fn howdah(snapshot: &Snapshot) -> Value {
     put("because", because.into());
     put("promise", json!(outlook.promise));
     put("without_dcs", json!(outlook.without_dcs));
-    if matches!(snapshot.xlog(), Some(Xlog::Replica { replaying: true, .. })) {
-        put("replaying", true.into());
+    if let Some(Xlog::Replica {
+        replaying, receiving, ..
+    }) = snapshot.xlog()
+    {
+        for (key, _) in [("replaying", replaying), ("receiving", receiving)]
+            .iter()
+            .filter(|(_, set)| **set)
+        {
+            put(key, true.into());
+        }
     }
     let local = &snapshot.local;
     for (key, value) in local.trouble.iter().flat_map(Trouble::to_json) {
@@ -155,7 +163,7 @@ mod tests {
             with_sync(replica(), SyncMode::Priority),
             json!({"clonefrom": true}),
         );
-        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "replica", "server_version": 170004, "xlog": {"received_location": 83886408, "replayed_location": 83886344, "replayed_timestamp": null, "paused": false}, "sync_standby": true, "timeline": 4, "replication_state": "streaming", "dcs_last_seen": 1767600100, "tags": {"clonefrom": true}, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown", "without_dcs": "unknown"}}"#);
+        insta::assert_snapshot!(json::text(&patroni(&snapshot, NOW)), @r#"{"state": "running", "postmaster_start_time": "2026-01-05 08:00:01.120000+00:00", "role": "replica", "server_version": 170004, "xlog": {"received_location": 83886408, "replayed_location": 83886344, "replayed_timestamp": null, "paused": false}, "sync_standby": true, "timeline": 4, "replication_state": "streaming", "dcs_last_seen": 1767600100, "tags": {"clonefrom": true}, "database_system_identifier": "7400000000000000001", "patroni": {"version": "4.1.4", "scope": "demo", "name": "n2"}, "howdah": {"candidacy": "could not lead", "because": "it has not seen the DCS yet", "promise": "unknown", "without_dcs": "unknown", "receiving": true}}"#);
     }
 
     #[test]

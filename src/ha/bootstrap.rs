@@ -6,7 +6,7 @@ use super::{Action, Finished, Job, Memory, Plan, View, view::upstream};
 use crate::{
     clock::Boottime,
     exit::Exit,
-    model::{Cluster, Member, MemberName, PgState},
+    model::{Cluster, Member, MemberName, PgState, Role},
 };
 
 pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
@@ -107,6 +107,16 @@ fn without_leader(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime
     if let Some(plan) = abandoned(view, cluster, memory, now) {
         return plan;
     }
+    // After a wipe of the store: a new cluster would lock them out for good.
+    if cluster.initialize.is_none()
+        && let Some(name) = with_data(view, cluster)
+    {
+        return Plan::wait(format!(
+            "the DCS knows no cluster, but '{name}' has data: waiting for it to lead (if a new cluster is to begin, stop \
+             that member)"
+        ))
+        .again_in(Duration::from_secs(1));
+    }
     match cluster.initialize.as_deref() {
         None if view.tags.nofailover() => {
             Plan::wait("tagged nofailover, waiting for a leader to bootstrap")
@@ -132,6 +142,11 @@ fn without_leader(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime
         ))
         .again_in(Duration::from_secs(1)),
     }
+}
+
+fn with_data<'a>(view: &View, cluster: &'a Cluster) -> Option<&'a MemberName> {
+    let has = |m: &&Member| m.name != view.me && m.data.role != Role::Uninitialized;
+    cluster.members.iter().find(has).map(|member| &member.name)
 }
 
 fn claim(because: &str, job: Job) -> Plan {

@@ -61,7 +61,10 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         return Plan::wait("not a replica");
     };
     if *upstream != wanted.as_ref().and_then(Upstream::address) {
-        if may_have_parted(running, cluster) && !compared(cluster, memory, leader) && patient(memory, now) {
+        if may_have_parted(running, cluster, memory)
+            && !compared(cluster, memory, leader)
+            && patient(memory, now)
+        {
             return compare(view, cluster, memory, running, leader, false, now);
         }
         let because = match &wanted {
@@ -77,7 +80,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
 /// follow may have been a primary until then; and where `/history` says that our timeline ended before our position, we
 /// have parted for certain. Such a one must not be told to stream before it was compared: it would be seen, and read
 /// from, as a replica of a history it does not have.
-fn may_have_parted(running: &Running, cluster: &Cluster) -> bool {
+fn may_have_parted(running: &Running, cluster: &Cluster, memory: &Memory) -> bool {
     let Standing::Replica {
         replayed, upstream, ..
     } = &running.standing
@@ -86,7 +89,7 @@ fn may_have_parted(running: &Running, cluster: &Cluster) -> bool {
     };
     let rows = cluster.history.as_deref().unwrap_or_default();
     let beyond = switch_point(rows, running.timeline).is_some_and(|end| *replayed > end);
-    upstream.is_none() || beyond
+    (upstream.is_none() && !memory.cut_off) || beyond
 }
 
 /// Whom a running replica is to be pointed at, if that is another than now and a reload is all it takes.
@@ -99,7 +102,7 @@ pub(super) fn elsewhere(view: &View, cluster: &Cluster, running: &Running) -> Op
         return None;
     }
     let there = wanted.as_ref().map(|wanted| (wanted.host.clone(), wanted.port));
-    (*upstream != there && !may_have_parted(running, cluster)).then_some(wanted)
+    (*upstream != there && !may_have_parted(running, cluster, &view.memory)).then_some(wanted)
 }
 
 /// Whether the present timeline of this leader was already compared with ours.

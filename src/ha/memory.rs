@@ -82,6 +82,8 @@ pub struct Memory {
     pub pointed_at: Option<Upstream>,
     /// The remote cluster that the replica of the standby leader (us) was pointed at.
     pub follows_remote: Option<Upstream>,
+    /// We stopped our own WAL receiver, so that what we have can be counted on; nothing of ours has parted by that.
+    pub cut_off: bool,
     /// Our position, and since when it has not moved from there.
     pub moved: Option<(Lsn, Boottime)>,
     /// Postgres is down in the midst of what a person asked for, and is to be started again also in a paused cluster.
@@ -210,6 +212,15 @@ impl Memory {
                 }
                 if view.missing_slots.is_empty() && now.since(self.slot_copies.1) >= COPIED_FOR_GOOD {
                     self.slot_copies = (0, Boottime(0));
+                }
+                if matches!(
+                    &running.standing,
+                    Standing::Replica {
+                        upstream: Some(_),
+                        ..
+                    } | Standing::Primary { .. }
+                ) {
+                    self.cut_off = false;
                 }
                 match running.standing {
                     Standing::Replica { streaming: false, .. } => {

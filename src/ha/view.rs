@@ -48,6 +48,8 @@ pub enum Standing {
         replayed: Lsn,
         /// The WAL receiver streams.
         streaming: bool,
+        /// WAL may still come from elsewhere: there is a WAL receiver, or one could start at any moment.
+        receiving: bool,
         /// Host and port it is configured to stream from.
         upstream: Option<(String, u16)>,
         /// Replay stands still until a restart with larger settings: the primary raised one that a replica must not
@@ -85,6 +87,12 @@ impl Running {
     #[must_use]
     pub const fn is_primary(&self) -> bool {
         matches!(self.standing, Standing::Primary { .. })
+    }
+
+    /// What it has now may not be all it will have.
+    #[must_use]
+    pub const fn is_receiving(&self) -> bool {
+        matches!(self.standing, Standing::Replica { receiving: true, .. })
     }
 
     /// A replica whose replay stands still until a restart with larger settings.

@@ -77,6 +77,7 @@ fn answer(member: &Member) -> Option<PeerStatus> {
         tags: member.tags(),
         watchdog_failed: false,
         replaying: false,
+        receiving: false,
     })
 }
 

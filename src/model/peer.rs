@@ -15,6 +15,8 @@ pub struct PeerStatus {
     pub position: Lsn,
     /// It may have more than that: it still replays the WAL it was started with.
     pub replaying: bool,
+    /// WAL of the last leader may still come in.
+    pub receiving: bool,
     /// Its timeline if it knows it.
     pub timeline: Timeline,
     /// Its tags.
@@ -39,6 +41,10 @@ impl PeerStatus {
                 .max(lsn("replayed_location")),
             replaying: value
                 .pointer("/howdah/replaying")
+                .and_then(Value::as_bool)
+                .unwrap_or(false),
+            receiving: value
+                .pointer("/howdah/receiving")
                 .and_then(Value::as_bool)
                 .unwrap_or(false),
             timeline: value

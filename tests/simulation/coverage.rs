@@ -44,6 +44,9 @@ const EVENTS: &[&str] = &[
     "graceful stop",
     "settings",
     "member removed",
+    "member added",
+    "pause",
+    "resume",
     "heal",
 ];
 

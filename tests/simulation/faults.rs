@@ -63,6 +63,10 @@ pub(crate) enum Kind {
     GracefulStop(usize),
     Settings(Map<String, Value>),
     MemberRemoved(usize),
+    /// It is not there before.
+    MemberAdded(usize),
+    /// Maintenance mode, and back.
+    Pause,
 }
 
 /// How a flaky store misbehaves.
@@ -181,7 +185,7 @@ fn kind(setup: &Setup, group: u64, rng: &mut Rng) -> Kind {
             1 => Kind::SlowNetwork(rng.range(5 * MS, 700 * MS)),
             _ => Kind::CutMember(node, rng.index(setup.members), ways),
         },
-        7 => match rng.range(0, 7) {
+        7 => match rng.range(0, 8) {
             0 => Kind::WallJump(node, i64::try_from(rng.range(0, 7200)).unwrap_or(0) - 3600),
             1 => {
                 let ttl = rng.pick(&[5, 10, 20, 30]);
@@ -195,7 +199,11 @@ fn kind(setup: &Setup, group: u64, rng: &mut Rng) -> Kind {
                 3 => json!({"synchronous_mode_strict": rng.chance(50)}),
                 _ => json!({"synchronous_node_count": rng.range(1, 3)}),
             }),
-            4 if setup.members > 3 => Kind::MemberRemoved(node),
+            4 if setup.members > 3 => match rng.range(0, 3) {
+                0 => Kind::MemberAdded(setup.members - 1),
+                _ => Kind::MemberRemoved(node),
+            },
+            5 => Kind::Pause,
             _ => Kind::KillAgent(node),
         },
         _ => match rng.range(0, 4) {
@@ -217,6 +225,11 @@ fn settings(value: Value) -> Kind {
 
 /// Plays the schedule.
 pub(crate) fn play(world: &Rc<World>, schedule: &[Fault]) {
+    for fault in schedule {
+        if let Kind::MemberAdded(node) = fault.kind {
+            world.nodes[node].absent.set(true);
+        }
+    }
     for fault in schedule {
         let (world, fault) = (Rc::clone(world), fault.clone());
         world.sim.clone().spawn(world.proc, async move {
@@ -441,7 +454,23 @@ fn begin(world: &Rc<World>, fault: &Fault) {
                 graceful_stop(world, *node, "member removed");
             }
         }
+        Kind::MemberAdded(node) => {
+            touch(world, *node, "member added");
+            // Not one that was removed.
+            let host = &world.nodes[*node];
+            if !host.stopping.get() && host.absent.replace(false) && !host.up.get() {
+                world.starts_again(*node);
+            }
+        }
+        Kind::Pause => pause(world, true),
     }
+}
+
+fn pause(world: &Rc<World>, on: bool) {
+    touch_all(world, if on { "pause" } else { "resume" });
+    world.book.paused_at.set(world.sim.now());
+    let settings = json!({ "pause": on });
+    change_settings(world, settings.as_object().unwrap_or(&Map::new()));
 }
 
 /// A person removes a member only from a cluster that lives on without it: three others stay, nobody waits for one that
@@ -636,6 +665,7 @@ async fn finish(world: &Rc<World>, fault: &Fault) {
         Kind::SlowStop(node, _) => world.nodes[*node].slow_stop.set(0),
         Kind::SlowPromotion(node, _) => world.nodes[*node].slow_promotion.set(0),
         Kind::ReplayLag(node, _) => world.nodes[*node].replay_lag.set(0),
+        Kind::Pause => pause(world, false),
         Kind::GracefulStop(node) => {
             let after = sim.now() + 12 * SECOND;
             sim.until(after.min(world.setup.heal_at.max(sim.now() + 11 * SECOND)))
@@ -653,6 +683,7 @@ async fn finish(world: &Rc<World>, fault: &Fault) {
         | Kind::Switchover(_)
         | Kind::Failover(_)
         | Kind::Settings(_)
-        | Kind::MemberRemoved(_) => {}
+        | Kind::MemberRemoved(_)
+        | Kind::MemberAdded(_) => {}
     }
 }

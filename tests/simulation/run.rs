@@ -131,7 +131,7 @@ pub(crate) fn run(seed: u64, options: &Options) -> Outcome {
         let task = Rc::clone(&world);
         world.sim.spawn(world.proc, async move {
             task.sim.sleep(task.between(0, 3 * SECOND)).await;
-            task.container_starts(node);
+            task.starts_again(node);
         });
     }
     faults::play(&world, &schedule);

@@ -180,7 +180,12 @@ impl Node {
     }
 
     pub(crate) fn good_renewal(&self, sent: Nanos, ttl: Duration) {
-        let newer = self.renewal.get().is_none_or(|(old, _)| old < sent);
+        // While a lease is replaced by one of another ttl both are renewed for a moment.
+        let end = |sent: Nanos, ttl: Duration| sent + u64::try_from(ttl.as_nanos()).unwrap_or(0);
+        let newer = self
+            .renewal
+            .get()
+            .is_none_or(|(old, lasted)| end(old, lasted) < end(sent, ttl));
         if newer {
             self.renewal.set(Some((sent, ttl)));
         }

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 pub(super) use manual::forced;
 use manual::{due, manual, named};
-use peers::{against_peers, beside_a_primary, complete, counted, fresh_peers, unanimous};
+use peers::{against_peers, beside_a_primary, complete, counted, fresh_peers, surpassed, unanimous};
 
 use super::{
-    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, Silence, StartAs, Upstream, View,
-    backoff, bootstrap,
+    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, Silence, Standing, StartAs, Upstream,
+    View, backoff, bootstrap,
     down::giving_way,
     failsafe,
     follow::{silent, stopped_replaying},
@@ -32,6 +32,9 @@ use crate::{
 
 /// Next look while nobody leads.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// A WAL receiver that is not wanted any more ends within milliseconds.
+const RECEIVER_ENDS: Duration = Duration::from_millis(20);
 
 /// Why a member that `/failsafe` does not name leaves the lock alone.
 pub(super) const NOT_IN_FAILSAFE: &str =
@@ -95,6 +98,9 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         return Plan::wait(because).again_in(left.min(AGAIN));
     }
     let candidate = Candidate::of_running(running);
+    if let Some(plan) = cut_off(view, cluster, memory, running, now) {
+        return plan;
+    }
     match rule(view, cluster, memory, candidate, now) {
         Ruling::Yes(because) => {
             let mut actions = vec![Action::AcquireLock];
@@ -111,6 +117,52 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         Ruling::Ask(action) => Plan::act("nobody leads, asking the other members", [action]),
         Ruling::No(because) => Plan::wait(because).again_in(AGAIN),
     }
+}
+
+/// In quorum mode a vote is a promise to confirm nothing more to the last leader: it may be frozen, and would go on in the
+/// moment of its thaw with what it was about to acknowledge. Not as long as that leader may be in its right.
+fn cut_off(
+    view: &View,
+    cluster: &Cluster,
+    memory: &Memory,
+    running: &Running,
+    now: Boottime,
+) -> Option<Plan> {
+    let restored = lost::restored(memory, cluster);
+    let cluster = restored.as_ref().unwrap_or(cluster);
+    let counted = sync::kind(&view.dynamic) == SyncKind::Quorum && Promise::active(view, cluster).is_some();
+    if !counted || view.dynamic.pause || !running.is_receiving() {
+        return None;
+    }
+    let promised = view
+        .failsafe
+        .promise
+        .as_ref()
+        .is_some_and(|promise| now < promise.until);
+    let consent = by_failsafe(view, cluster, memory, Candidate::of_running(running), now).is_some();
+    let lost = lost::holder(memory, &view.me, view.dynamic.timing.ttl, now).is_some();
+    if promised || consent || lost {
+        return None;
+    }
+    let pointed = matches!(
+        &running.standing,
+        Standing::Replica {
+            upstream: Some(_),
+            ..
+        }
+    );
+    let mut memory = memory.clone();
+    memory.cut_off = true;
+    let mut plan = if pointed {
+        Plan::act(
+            "nobody leads: taking no more WAL from the last leader before votes are counted",
+            [Action::Follow(None)],
+        )
+    } else {
+        Plan::wait("nobody leads: waiting for the end of the WAL receiver")
+    };
+    plan.memory = Some(memory);
+    Some(plan.again_in(RECEIVER_ENDS))
 }
 
 fn without_answer(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
@@ -241,6 +293,11 @@ pub(super) fn former_primary(
             Plan::act(because, actions).keeping(true).again_in(AGAIN)
         }
         Ruling::Ask(action) => Plan::act("nobody leads, asking the other members", [action]),
+        // It has nothing that others have not outlived; running it can at least say what it has.
+        Ruling::No(because) if surpassed(view, cluster, memory, candidate) => Plan::begin(
+            format!("{because}: starting as a replica, to take part"),
+            Job::Start(StartAs::Replica(None)),
+        ),
         Ruling::No(because) => Plan::wait(because).again_in(AGAIN),
     }
 }

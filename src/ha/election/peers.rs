@@ -49,14 +49,15 @@ pub(super) fn against_peers(
 }
 
 /// Whether those who have nothing more than we make up the quorum (contract: HA rules §2, "Quorum verdict"). The leader
-/// of `/sync` has everything it ever acknowledged.
+/// of `/sync` has everything it ever acknowledged. Who may still receive from the last leader has no vote: what it
+/// confirms next, and what that leader, frozen until now, acknowledges then, would not be counted.
 pub(super) fn counted(view: &View, promise: &Promise, me: Candidate, peers: &Peers) -> Ruling {
     let voter = |name: &MemberName| *name != view.me && promise.voters.contains(name);
     let answers = peers.answers.iter().filter(|(name, _)| voter(name));
     let (mut votes, mut ahead) = (0, false);
     for (_, peer) in answers.filter_map(|(name, answer)| Some((name, answer.as_ref()?))) {
         let behind = peer.timeline <= me.timeline && (peer.position <= me.position || !me.exact);
-        if behind && peer.in_recovery && !peer.replaying && peer.position > Lsn::INVALID {
+        if behind && peer.in_recovery && !peer.replaying && !peer.receiving && peer.position > Lsn::INVALID {
             votes += 1;
         } else {
             ahead |= !behind;
@@ -72,7 +73,7 @@ pub(super) fn counted(view: &View, promise: &Promise, me: Candidate, peers: &Pee
         return Ruling::Yes("nobody leads and this was the last primary".to_owned());
     }
     Ruling::No(format!(
-        "{votes} votes, but a quorum of {}: a member that does not answer, or is not done with its own WAL, may have more",
+        "{votes} votes, but a quorum of {}: a member that does not answer, or is not done with its own WAL or the last leader's, may have more",
         promise.quorum
     ))
 }
@@ -172,6 +173,19 @@ fn heard(view: &View, cluster: &Cluster, memory: &Memory, name: &MemberName, now
 /// is no time after which it does not matter: a primary would write on where others have led since.
 fn outlived(cluster: &Cluster, memory: &Memory, me: Candidate, peer: &PeerStatus) -> bool {
     cluster.initialize.is_none() && me.last_primary && !memory.followed && peer.timeline > me.timeline
+}
+
+/// Somebody has just said so.
+pub(super) fn surpassed(view: &View, cluster: &Cluster, memory: &Memory, me: Candidate) -> bool {
+    let answers = view
+        .peers
+        .iter()
+        .flat_map(|peers| peers.answers.values().flatten());
+    view.dynamic.standby.is_none()
+        && !view.dynamic.pause
+        && answers
+            .into_iter()
+            .any(|peer| outlived(cluster, memory, me, peer))
 }
 
 fn objection(

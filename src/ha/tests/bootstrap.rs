@@ -4,7 +4,7 @@ use super::builder::*;
 use crate::{
     exit::Exit,
     ha::{Action, Job, Local},
-    model::{PgState, Version},
+    model::{PgState, Role, Version},
 };
 
 fn empty() -> Build {
@@ -26,6 +26,20 @@ fn claims_a_cluster_that_nobody_initialized() {
         DROP,
         "trying to bootstrap",
     );
+}
+
+#[test]
+fn no_new_cluster_begins_beside_a_member_with_data() {
+    let beside = |role| {
+        let mut build = empty().initialize(None).replica("a");
+        build.cluster.members[0].data.role = role;
+        build
+    };
+    for role in [Role::Replica, Role::Demoted, Role::Primary] {
+        waits(beside(role), "the DCS knows no cluster, but 'a' has data");
+    }
+    let claim = [Action::ClaimInitialize, Action::Begin(Job::Bootstrap)];
+    check(beside(Role::Uninitialized), &claim, DROP, "trying to bootstrap");
 }
 
 #[test]

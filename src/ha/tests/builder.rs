@@ -70,6 +70,7 @@ pub(super) fn replica_at(position: u64) -> PeerStatus {
         tags: Tags::default(),
         watchdog_failed: false,
         replaying: false,
+        receiving: false,
     }
 }
 
@@ -328,6 +329,7 @@ impl Build {
             streaming: false,
             upstream: None,
             paused_for_parameters: false,
+            receiving: false,
         })
     }
 
@@ -339,6 +341,7 @@ impl Build {
             streaming,
             upstream: Some((name.into(), 5432)),
             paused_for_parameters: false,
+            receiving: true,
         })
     }
 

@@ -470,7 +470,13 @@ fn after_a_wipe_a_former_primary_never_passes_by_a_later_timeline() {
             .unlocked_for(TTL * 9)
             .peers(&[("c", answer)])
     };
-    waits(late(c(2)), "'c' is on timeline 2, we are on 1");
+    let take_part = [Action::Begin(Job::Start(StartAs::Replica(None)))];
+    check(
+        late(c(2)),
+        &take_part,
+        DROP,
+        "'c' is on timeline 2, we are on 1: starting as a replica",
+    );
     check(late(c(1)), RESTART, KEEP, "nobody leads");
     check(late(None), RESTART, KEEP, "nobody leads");
     // The store knows how far the cluster has come: whoever does not lead has reasons of its own.
@@ -550,7 +556,12 @@ fn after_a_wipe_the_first_former_primary_to_boot_is_not_alone_in_the_world() {
     );
     check(wiped().unlocked_for(secs(30)), RESTART, KEEP, "nobody leads");
     let newer = |b: Build| b.peers(&[("c", Some(on_timeline(2, replica_at(1))))]);
-    waits(newer(wiped().unlocked_for(secs(30))), "on timeline 2");
+    assert!(
+        newer(wiped().unlocked_for(secs(30)))
+            .plan()
+            .because
+            .contains("on timeline 2")
+    );
     // What we have just made ourselves is the newest there is.
     check(
         wiped().finished(Job::Bootstrap, true),

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::builder::*;
 use crate::{
     ha::{
-        Action, DemoteMode, Job, StartAs,
+        Action, DemoteMode, Job, Local, Standing, StartAs,
         sync::{Mark, Method, NameSet, SETTLE, Sender, Sight, StandbyNames},
     },
     model::{Dynamic, Lsn, SyncKey, Version},
@@ -466,9 +466,69 @@ fn in_quorum_mode_the_votes_decide() {
         "0 votes",
     );
     waits(one(replica_at(0)), "0 votes");
+    // Nor of one that may yet get more, and confirm it.
+    let receives = |peer| crate::model::PeerStatus {
+        receiving: true,
+        ..peer
+    };
+    waits(one(receives(replica_at(1000))), "0 votes");
+    waits(one(still_replaying(replica_at(1000))), "0 votes");
     // And it does not help that the one that is ahead has had the time to lead.
     let late = one(replica_at(5000)).unlocked_for(TTL * 5);
     waits(late, "0 votes, but a quorum of 1");
+}
+
+#[test]
+fn in_quorum_mode_nobody_confirms_anything_to_a_leader_that_is_gone() {
+    let streams = || {
+        let b = candidate().quorum().sync("a", 1, &["b", "c"]);
+        b.replica_of("a", 1000, true)
+    };
+    let cut = [Action::Follow(None)];
+    check(streams(), &cut, DROP, "taking no more WAL from the last leader");
+    check(
+        streams().tag("nofailover", true),
+        &cut,
+        DROP,
+        "taking no more WAL",
+    );
+    let after = streams().next();
+    assert!(after.view.memory.cut_off);
+    // The receiver takes its moment to end.
+    let mut ending = after.clone();
+    ending.view.local = streams().running_replica(1000).view.local;
+    if let Local::Running(running) = &mut ending.view.local
+        && let Standing::Replica { receiving, .. } = &mut running.standing
+    {
+        *receiving = true;
+    }
+    waits(ending, "waiting for the end of the WAL receiver");
+    let leads =
+        after
+            .clone()
+            .running_replica(1000)
+            .peers(&[("a", None), ("c", Some(replica_at(1000))), ("d", None)]);
+    assert_eq!(leads.plan().actions.first(), Some(&Action::AcquireLock));
+    // Nothing of ours has parted: whoever leads then is followed at once.
+    let follow = [Action::Follow(Some(at("c")))];
+    check(
+        after.running_replica(1000).leader("c"),
+        &follow,
+        DROP,
+        "following 'c'",
+    );
+    // Where every voter has everything, what a candidate has is all there is.
+    let on = candidate().on().sync("a", 0, &["b"]).replica_of("a", 1000, true);
+    assert_eq!(on.plan().actions.first(), Some(&Action::AcquireLock));
+    check(streams().dynamic(|d| d.pause = true), &[], DROP, "paused");
+    // That leader may be in its right.
+    let promised = streams().change(|view| {
+        view.failsafe.promise = Some(crate::ha::failsafe::Promise {
+            to: "a".into(),
+            until: NOW + secs(1),
+        });
+    });
+    waits(promised, "'a' goes on as primary");
 }
 
 #[test]

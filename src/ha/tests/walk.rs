@@ -443,6 +443,7 @@ impl Walk {
                     streaming: node.streaming,
                     upstream: None,
                     paused_for_parameters: false,
+                    receiving: false,
                 }
             },
             timeline: Timeline(node.timeline),
@@ -516,6 +517,7 @@ impl Walk {
                     tags: node.tags.clone(),
                     watchdog_failed: false,
                     replaying: false,
+                    receiving: false,
                 }),
             );
         }

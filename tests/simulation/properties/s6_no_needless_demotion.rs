@@ -19,7 +19,7 @@ pub(super) fn job_begins(world: &Rc<World>, node: usize, job: &Job, view: &View)
         _ => return,
     };
     let primary = matches!(&view.local, Local::Running(running) if running.is_primary());
-    if !primary || view.shutdown.is_some() || world.requested_lately() {
+    if !primary || view.shutdown.is_some() || world.requested_lately() || world.paused_lately() {
         return;
     }
     let host = &world.nodes[node];

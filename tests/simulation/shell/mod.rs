@@ -372,13 +372,19 @@ impl Agent {
         self.memory.borrow().followed
     }
 
-    /// It remembers that others were promised to have every commit, and is none of them.
+    /// It was told of maintenance mode, and of no end of it.
+    pub(crate) fn paused(&self) -> bool {
+        self.dynamic.borrow().pause
+    }
+
+    /// It remembers that others were promised to have every commit, and is none of them; or it knows that others may
+    /// have led since it last saw the store whole.
     pub(crate) fn bound_to_others(&self) -> bool {
         let memory = self.memory.borrow();
         let sync = &memory.lost.sync;
         let me = &self.world.nodes[self.node].name;
         let voter = sync.leader.as_ref() == Some(me) || sync.has_standby(me);
-        memory.lost.since.is_some() && sync.leader.is_some() && !voter
+        memory.lost.away || (memory.lost.since.is_some() && sync.leader.is_some() && !voter)
     }
 
     fn final_status(&self, exit: Exit) -> Exit {

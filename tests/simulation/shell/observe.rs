@@ -217,6 +217,7 @@ impl Agent {
                 received: Lsn(data.written),
                 replayed: Lsn(pg.replayed.get()),
                 streaming: pg.streaming.get(),
+                receiving: pg.streaming.get() || pg.upstream.get().is_some(),
                 upstream: pg.upstream.get().map(|up| (world.nodes[up].host.clone(), 5432)),
                 paused_for_parameters: false,
             }

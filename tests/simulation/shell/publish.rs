@@ -30,6 +30,7 @@ impl Agent {
                 tags: host.tags.clone(),
                 watchdog_failed: false,
                 replaying: false,
+                receiving: running.is_receiving(),
             }),
             _ => None,
         };

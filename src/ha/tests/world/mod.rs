@@ -259,6 +259,9 @@ impl World {
                 continue;
             }
             let mut key = member(name);
+            if node.data.is_none() {
+                key.data.role = Role::Uninitialized;
+            }
             key.data.state = match (&node.job, node.pg) {
                 (Some((job, _)), _) if job.job == Job::Bootstrap => PgState::Initializing,
                 (_, Pg::Down) => PgState::Stopped,
@@ -342,6 +345,7 @@ impl World {
                 streaming: node.streaming,
                 upstream: node.upstream.as_ref().map(|up| (up.0.clone(), 5432)),
                 paused_for_parameters: false,
+                receiving: false,
             },
         };
         Local::Running(Running {
@@ -429,6 +433,7 @@ impl World {
             tags: Tags::default(),
             watchdog_failed: false,
             replaying: false,
+            receiving: false,
         })
     }
 
