@@ -253,12 +253,9 @@ fn a_stopped_agent_is_fenced_with_every_descendant_at_its_deadline() {
     promptly(|| {
         let mut init = init(&format!("{WITNESS}\n{frozen}\n{STOPPED_WHILE_ARMED}")).start();
         let late = fenced(&mut init);
-        // /proc/uptime counts in hundredths.
-        assert!(
-            last_seen(&init).saturating_add(100_000_000) > init.armed(),
-            "the witness died early"
-        );
-        late
+        // It was alive until then, as far as it got a processor; /proc/uptime counts in hundredths.
+        let silent = init.armed().saturating_sub(last_seen(&init));
+        late.max(Duration::from_nanos(silent))
     });
 }
 

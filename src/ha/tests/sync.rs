@@ -520,7 +520,7 @@ fn in_quorum_mode_nobody_confirms_anything_to_a_leader_that_is_gone() {
     // Where every voter has everything, what a candidate has is all there is.
     let on = candidate().on().sync("a", 0, &["b"]).replica_of("a", 1000, true);
     assert_eq!(on.plan().actions.first(), Some(&Action::AcquireLock));
-    check(streams().dynamic(|d| d.pause = true), &[], DROP, "paused");
+    waits(streams().dynamic(|d| d.pause = true), "nobody is promoted");
     // That leader may be in its right.
     let promised = streams().change(|view| {
         view.failsafe.promise = Some(crate::ha::failsafe::Promise {
