@@ -114,7 +114,7 @@ fn unfit(view: &View, cluster: &Cluster, position: Lsn, peer: &PeerStatus) -> Op
         .history
         .as_deref()
         .filter(|_| view.dynamic.standby.is_none());
-    let lag = position.bytes_ahead_of(history::reach(rows, peer.timeline, peer.position));
+    let lag = position.bytes_ahead_of(history::reach(rows, peer.timeline, None, peer.position));
     if lag > view.dynamic.maximum_lag_on_failover {
         return Some(format!("lags {lag} bytes behind"));
     }

@@ -449,7 +449,7 @@ fn begin(world: &Rc<World>, fault: &Fault) {
             change_settings(world, settings);
         }
         Kind::MemberRemoved(node) => {
-            if can_do_without(world, *node) {
+            if !world.nodes[*node].absent.get() && can_do_without(world, *node) {
                 world.nodes[*node].absent.set(true);
                 graceful_stop(world, *node, "member removed");
             }

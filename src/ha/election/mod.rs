@@ -16,8 +16,8 @@ use manual::{due, manual, named};
 use peers::{against_peers, beside_a_primary, complete, counted, fresh_peers, surpassed, unanimous};
 
 use super::{
-    Action, DemoteMode, Down, Job, Local, Memory, Peers, Plan, Running, Silence, Standing, StartAs, Upstream,
-    View, backoff, bootstrap,
+    Action, DemoteMode, Down, Job, Local, Memory, Parent, Peers, Plan, Running, Silence, Standing, StartAs,
+    Upstream, View, backoff, bootstrap,
     down::giving_way,
     failsafe,
     follow::{silent, stopped_replaying},
@@ -44,6 +44,8 @@ pub(super) const NOT_IN_FAILSAFE: &str =
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     timeline: Timeline,
+    /// Where its timeline began.
+    parent: Option<Parent>,
     /// For a crashed former primary the least it can have; nobody on its timeline can have more.
     position: Lsn,
     /// It is what it is: not the lower bound of a crashed primary.
@@ -55,6 +57,7 @@ impl Candidate {
     fn of_running(running: &Running) -> Self {
         Self {
             timeline: running.timeline,
+            parent: running.parent,
             position: running.position(),
             exact: true,
             last_primary: false,
@@ -64,6 +67,7 @@ impl Candidate {
     fn of_down(down: &Down) -> Self {
         Self {
             timeline: down.timeline(),
+            parent: down.parent,
             position: down.checkpoint_end.unwrap_or(down.control.checkpoint),
             exact: down.checkpoint_end.is_some(),
             last_primary: true,
@@ -507,7 +511,7 @@ fn own(
         .history
         .as_deref()
         .filter(|_| view.dynamic.standby.is_none());
-    let reached = history::reach(rows, candidate.timeline, candidate.position);
+    let reached = history::reach(rows, candidate.timeline, candidate.parent, candidate.position);
     let lag = cluster.status.optime.bytes_ahead_of(reached);
     if lag > view.dynamic.maximum_lag_on_failover {
         return Some(Ruling::No(format!(

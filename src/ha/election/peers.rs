@@ -30,13 +30,16 @@ pub(super) fn against_peers(
     let promise = Promise::active(view, cluster);
     let promise = promise.as_ref();
     for (name, answer) in &peers.answers {
-        let Some(peer) = answer.as_ref().filter(|peer| peer.can_lead()) else {
+        let Some(peer) = answer.as_ref() else { continue };
+        // Whether or not it could lead itself.
+        let outlived = outlived(cluster, memory, candidate, peer);
+        if !outlived && !peer.can_lead() {
             continue;
-        };
+        }
         // What those who are not voters have more was never acknowledged because of them.
-        let counts = promise.is_none_or(|promise| promise.voters.contains(name));
+        let counts = outlived || promise.is_none_or(|promise| promise.voters.contains(name));
         if counts
-            && (outlived(cluster, memory, candidate, peer) || heard(view, cluster, memory, name, now))
+            && (outlived || heard(view, cluster, memory, name, now))
             && let Some(objection) = objection(view, memory, promise, candidate, name, peer)
         {
             return Ruling::No(objection);

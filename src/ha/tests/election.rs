@@ -477,6 +477,8 @@ fn after_a_wipe_a_former_primary_never_passes_by_a_later_timeline() {
         DROP,
         "'c' is on timeline 2, we are on 1: starting as a replica",
     );
+    let excluded = c(2).map(|peer| tagged("nofailover", true.into(), peer));
+    check(late(excluded), &take_part, DROP, "'c' is on timeline 2");
     check(late(c(1)), RESTART, KEEP, "nobody leads");
     check(late(None), RESTART, KEEP, "nobody leads");
     // The store knows how far the cluster has come: whoever does not lead has reasons of its own.
