@@ -172,7 +172,8 @@ pub(super) fn failed(view: &View) -> Option<Plan> {
     }
 }
 
-/// A bootstrap that was begun and that nobody has worked on for longer than ttl is called off.
+/// A bootstrap that was begun and that nobody has worked on for longer than ttl is called off, and one in the place of a
+/// cluster that this member has a part in.
 pub(super) fn abandoned(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Option<Plan> {
     let version = cluster.initialize_version?;
     if cluster.initialize.as_deref() != Some("") {
@@ -188,6 +189,16 @@ pub(super) fn abandoned(view: &View, cluster: &Cluster, memory: &Memory, now: Bo
         );
         m.name != view.me && at_work
     };
+    // It cannot know that there is a cluster, and would lock all its members out.
+    if memory.followed && memory.lost.since.is_some() {
+        return Some(
+            Plan::act(
+                "a new cluster is being bootstrapped where the DCS has only lost ours: calling it off",
+                [Action::AbandonInitialize(version)],
+            )
+            .again_in(Duration::from_millis(200)),
+        );
+    }
     let waited = memory.unlocked_for(now);
     if waited <= view.dynamic.timing.ttl || cluster.members.iter().any(working) {
         return None;

@@ -166,6 +166,21 @@ async fn a_new_copy_comes_from_a_tagged_member_or_from_the_leader_if_that_is_ask
         }
     })
     .await;
+    // And for this member once it has looked since: a change makes it look.
+    let looks = || {
+        node.log()
+            .matches("the dynamic configuration is in force")
+            .count()
+    };
+    let looked = looks();
+    let change = json!({"maximum_lag_on_failover": 4711});
+    let changed = node.request("PATCH", "/config", change).await.expect("PATCH");
+    assert_eq!(changed.0, 200, "{}", changed.1);
+    wait_for("a look since then", SOON, async || match looks() > looked {
+        true => Ok(()),
+        false => Err(node.log()),
+    })
+    .await;
     let before = node.log().matches("done job=\"clone\"").count() as u64;
     for (count, body, from) in [
         (1, json!({}), &tagged.name),

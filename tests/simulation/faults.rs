@@ -451,14 +451,16 @@ fn begin(world: &Rc<World>, fault: &Fault) {
         Kind::MemberRemoved(node) => {
             if !world.nodes[*node].absent.get() && can_do_without(world, *node) {
                 world.nodes[*node].absent.set(true);
+                world.nodes[*node].removed.set(true);
                 graceful_stop(world, *node, "member removed");
             }
         }
         Kind::MemberAdded(node) => {
             touch(world, *node, "member added");
-            // Not one that was removed.
+            // Not one that was removed; and to a cluster that works.
             let host = &world.nodes[*node];
-            if !host.stopping.get() && host.absent.replace(false) && !host.up.get() {
+            let works = world.store.cluster().leader.is_some() && world.store.well();
+            if works && !host.removed.get() && host.absent.replace(false) && !host.up.get() {
                 world.starts_again(*node);
             }
         }
@@ -589,6 +591,8 @@ fn change_settings(world: &Rc<World>, settings: &Map<String, Value>) {
     world.book.settings_changed_at.set(world.sim.now());
     let mut config = match &world.store.cluster().config {
         Some(config) => config.clone(),
+        // Whoever resumes a cluster whose configuration is gone writes it anew.
+        None if settings.contains_key("pause") => world.setup.dynamic.raw.clone(),
         None => return,
     };
     for (name, value) in settings {

@@ -89,6 +89,8 @@ pub(crate) struct Node {
     pub(crate) held_down: Counter,
     /// Not a member (any more, or yet).
     pub(crate) absent: Cell<bool>,
+    /// By a person, for good.
+    pub(crate) removed: Cell<bool>,
     /// True time at which the last good renewal was sent, and how long it counts by this host's clock.
     pub(crate) renewal: Cell<Option<(Nanos, Duration)>>,
     pub(crate) events: Cell<u64>,
@@ -156,6 +158,7 @@ impl Node {
             stopping: Cell::default(),
             held_down: Counter::default(),
             absent: Cell::default(),
+            removed: Cell::default(),
             renewal: Cell::default(),
             events: Cell::default(),
         }

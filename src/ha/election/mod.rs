@@ -134,7 +134,10 @@ fn cut_off(
 ) -> Option<Plan> {
     let restored = lost::restored(memory, cluster);
     let cluster = restored.as_ref().unwrap_or(cluster);
-    let counted = sync::kind(&view.dynamic) == SyncKind::Quorum && Promise::active(view, cluster).is_some();
+    let promise = Promise::active(view, cluster);
+    // The key may be one of the mode before.
+    let counted =
+        promise.is_some_and(|promise| promise.quorum > 0 || sync::kind(&view.dynamic) == SyncKind::Quorum);
     if !counted || view.dynamic.pause || !running.is_receiving() {
         return None;
     }

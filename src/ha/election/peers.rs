@@ -5,8 +5,11 @@ use std::time::Duration;
 use super::{Candidate, Ruling};
 use crate::{
     clock::Boottime,
-    ha::{Action, Memory, Peers, View, failsafe, sync::Promise},
-    model::{Cluster, Lsn, MemberName, PeerStatus, Timeline},
+    ha::{
+        Action, Memory, Peers, View, failsafe,
+        sync::{self, Promise},
+    },
+    model::{Cluster, Lsn, MemberName, PeerStatus, SyncKind, Timeline},
 };
 
 /// Answers of peers older than this are asked for again.
@@ -103,6 +106,7 @@ pub(super) fn complete(
             && answer.as_ref().is_some_and(|peer| {
                 peer.in_recovery
                     && !peer.replaying
+                    && !peer.receiving
                     && peer.timeline == me.timeline
                     && peer.timeline != Timeline::UNKNOWN
                     && peer.position > Lsn::INVALID
@@ -127,11 +131,15 @@ pub(super) fn unanimous(
     if let Some(no) = beside_a_primary(peers) {
         return no;
     }
+    let promised = sync::kind(&view.dynamic) != SyncKind::Off;
     let keys = cluster.members.iter().map(|member| &member.name);
     let known = memory.last_members.iter().map(|(name, _)| name).chain(keys);
     for name in known.filter(|name| **name != view.me) {
         let answer = peers.answers.get(name).and_then(Option::as_ref);
-        let Some(peer) = answer.filter(|peer| !peer.replaying && peer.position > Lsn::INVALID) else {
+        let all_told = |peer: &&PeerStatus| {
+            !peer.replaying && peer.position > Lsn::INVALID && !(peer.receiving && promised)
+        };
+        let Some(peer) = answer.filter(all_told) else {
             return Ruling::No(format!(
                 "the DCS lost what it knew while this member did not see it, and '{name}', which may have led since, has \
                  not said how far it is"

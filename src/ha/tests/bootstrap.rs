@@ -60,6 +60,24 @@ fn whoever_had_a_part_in_a_cluster_begins_no_new_one() {
 }
 
 #[test]
+fn a_bootstrap_in_the_place_of_our_cluster_is_called_off() {
+    let claimed = |warm| {
+        let build = view().running_replica(100).initialize(Some("")).memory(|memory| {
+            memory.followed = warm;
+            memory.lost.since = Some(NOW);
+        });
+        build.cluster(|cluster| cluster.initialize_version = Some(Version(7)))
+    };
+    let off = [Action::AbandonInitialize(Version(7))];
+    check(claimed(true), &off, DROP, "calling it off");
+    waits(claimed(false), "another member is bootstrapping");
+    waits(
+        claimed(true).memory(|memory| memory.lost.since = None),
+        "another member is bootstrapping",
+    );
+}
+
+#[test]
 fn a_bootstrap_that_failed_ends_the_member_with_the_reason() {
     let exit = [Action::Exit(Exit::Bootstrap)];
     for build in [

@@ -374,6 +374,11 @@ fn who_has_all_that_a_voter_has_may_lead_when_no_voter_does() {
     waits(b(replica_at(0)), no);
     waits(b(primary_at(mine)), no);
     waits(b(still_replaying(replica_at(mine))), no);
+    let receives = crate::model::PeerStatus {
+        receiving: true,
+        ..replica_at(mine)
+    };
+    waits(b(receives), no);
     // The voters first.
     waits(b(replica_at(mine)).unlocked_for(TTL - ms(1)), no);
     // In quorum mode one voter alone has not everything.
@@ -517,6 +522,12 @@ fn in_quorum_mode_nobody_confirms_anything_to_a_leader_that_is_gone() {
         DROP,
         "following 'c'",
     );
+    // The mode is another by now, and the key is not.
+    let switched = candidate()
+        .on()
+        .sync("a", 1, &["b", "c"])
+        .replica_of("a", 1000, true);
+    check(switched, &cut, DROP, "taking no more WAL");
     // Where every voter has everything, what a candidate has is all there is.
     let on = candidate().on().sync("a", 0, &["b"]).replica_of("a", 1000, true);
     assert_eq!(on.plan().actions.first(), Some(&Action::AcquireLock));

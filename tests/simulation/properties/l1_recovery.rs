@@ -1,5 +1,5 @@
-//! L1: once everything is healed, writes work again within two leases and a minute, and all members stream in the end,
-//! without a hand laid on anything. Two cases need a person by contract:
+//! L1: once everything is healed, writes work again within two leases and a minute and a half (in the strict modes that may
+//! take a new copy of a standby, after a minute without WAL), and all members stream in the end, without a hand laid on anything. Two cases need a person by contract:
 //!
 //! - a wiped store, and only members that have followed nobody since they were started, or that know that others were
 //!   promised to have more. None of them knows that its data is all the cluster's, and somebody has to say so;
@@ -14,7 +14,7 @@ use crate::{exec::SECOND, world::World};
 /// After the healing, writes work again within this.
 pub(crate) fn bound(world: &World) -> u64 {
     let ttl = u64::try_from(world.setup.dynamic.timing.ttl.as_nanos()).unwrap_or(0);
-    2 * ttl + 60 * SECOND
+    2 * ttl + 90 * SECOND
 }
 
 fn needs_a_person(world: &World) -> bool {

@@ -36,7 +36,10 @@ pub(super) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos) -> bool {
     let Some(newest) = generations.last().copied() else {
         return true;
     };
-    if let Some(at) = known.filter(|at| all_gone_unheard_of(world, &generations[at + 1..])) {
+    let thawed = in_thaw(world, node).filter(|_| !world.store.cluster().is_leader(&world.nodes[node].name));
+    if let Some(at) =
+        known.filter(|at| thawed.is_none() && all_gone_unheard_of(world, &generations[at + 1..]))
+    {
         drop(generations);
         // A new term of it, in which it must not be overtaken either.
         {
