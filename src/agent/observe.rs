@@ -410,7 +410,7 @@ pub(super) fn running(view: &LocalView) -> Running {
             received: standby.received().unwrap_or(Lsn::INVALID),
             replayed: standby.replay_lsn.unwrap_or(Lsn::INVALID),
             streaming: standby.is_streaming(),
-            receiving: standby.receiver.is_some() || !view.primary_conninfo.is_empty(),
+            receiving: standby.receiving,
             upstream: upstream(&view.primary_conninfo),
             paused_for_parameters: false,
         },

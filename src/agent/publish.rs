@@ -258,7 +258,7 @@ fn role_and_state(
     start_failed: bool,
 ) -> (Role, PgState) {
     let role = match local {
-        Local::Empty | Local::Leftover | Local::Broken { .. } => Role::Uninitialized,
+        Local::Empty | Local::Leftover => Role::Uninitialized,
         Local::Running(running) if running.is_primary() => Role::Primary,
         Local::Starting { primary: true, .. } | Local::Silent { primary: true, .. } => Role::Primary,
         Local::Down(down) if down.was_primary() => Role::Demoted,
@@ -315,7 +315,7 @@ fn answer(view: &LocalView) -> Answer {
                 .as_ref()
                 .and_then(|receiver| receiver.latest_end_lsn),
             replaying: standby.replaying,
-            receiving: standby.receiver.is_some() || !view.primary_conninfo.is_empty(),
+            receiving: standby.receiving,
         },
     };
     Answer {

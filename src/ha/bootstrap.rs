@@ -23,7 +23,8 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
 /// As without data, but no new cluster is begun: this member had a part in one, whatever has become of the DCS.
 pub(super) fn leftover(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
     let known = cluster.initialize.as_deref().is_some_and(|id| !id.is_empty());
-    if cluster.leader.is_some() || known {
+    // What a standby cluster is made of is the remote one's, however often it is copied.
+    if cluster.leader.is_some() || known || view.dynamic.standby.is_some() {
         return decide(view, cluster, memory, now);
     }
     Plan::wait(

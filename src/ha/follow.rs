@@ -159,10 +159,14 @@ fn compare(
     let facts = match facts {
         Ok(facts) => facts,
         Err(error) => {
-            return Plan::wait(format!(
+            let mut plan = Plan::wait(format!(
                 "not streaming, and leader '{leader}' cannot be asked: {error}"
-            ))
-            .again_in(Duration::from_secs(1));
+            ));
+            // It has its time once there is a leader to stream from.
+            let mut memory = memory.clone();
+            memory.stands_at = None;
+            plan.memory = Some(memory);
+            return plan.again_in(Duration::from_secs(1));
         }
     };
     let fault = match rewind::verdict(Reach::of_running(running), &standby::settled(view, facts)) {

@@ -130,6 +130,8 @@ impl Memory {
         }
         self.lost.note(cluster, view.dynamic.timing.ttl, now);
         let Some(leader) = &cluster.leader else {
+            // There is nobody to stream from: that replication stands still says nothing about what is missing.
+            (self.not_streaming_since, self.stands_at) = (None, None);
             // While a primary goes on without the DCS nobody could have led, so nobody has let his time pass.
             let promised = view.failsafe.promise.as_ref();
             if promised.is_some_and(|promise| now < promise.until) {
@@ -193,6 +195,9 @@ impl Memory {
                 }
             }
             _ => self.silent_looks = (0, Boottime(0)),
+        }
+        if matches!(&view.local, Local::Down(down) if down.was_primary()) {
+            self.cut_off = false;
         }
         match &view.local {
             Local::Running(running) => {

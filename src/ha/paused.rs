@@ -121,6 +121,9 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
         Some(leader) if leader.name == view.me => give_back(true, "a replica, and nobody is promoted"),
         Some(leader) => follows(view, cluster, running, &leader.name),
         None if candidate(view, cluster) => election::decide(view, cluster, memory, now),
+        // Its candidate needs votes.
+        None if election::named_any(view, cluster) => election::cut_off(view, cluster, memory, running, now)
+            .unwrap_or_else(|| Plan::wait("nobody leads, and another is to be promoted").again_in(AGAIN)),
         None => Plan::wait("nobody leads, and nobody is promoted").again_in(AGAIN),
     }
 }

@@ -6,7 +6,7 @@
 //! | a crash here | leaves | next time |
 //! |---|---|---|
 //! | before the command begins | the old data aside, an empty directory | made again, the data aside goes |
-//! | while the command works | a marked directory | it counts as empty and is made again |
+//! | while the command works | a marked directory | it counts as empty where there is a cluster, and is made again |
 //!
 //! Only for data of which another server has everything: the caller sees to that.
 

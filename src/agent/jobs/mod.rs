@@ -429,7 +429,8 @@ async fn clear_failsafe(context: &Context) {
 /// `left`: the slots as the stopped server has them, which is later than anything `/status` has heard of.
 fn status_at(last: &StatusKey, me: &MemberName, end: Lsn, left: &[SlotFile]) -> Option<String> {
     let mut status = StatusKey {
-        optime: end,
+        // The checkpoint record may lie before a segment's end that was published already.
+        optime: end.max(last.optime),
         ..last.clone()
     };
     if let Some(slots) = &mut status.slots {

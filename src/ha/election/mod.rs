@@ -11,8 +11,8 @@ mod peers;
 
 use std::time::Duration;
 
-pub(super) use manual::forced;
 use manual::{due, manual, named};
+pub(super) use manual::{forced, named_any};
 use peers::{against_peers, beside_a_primary, complete, counted, fresh_peers, surpassed, unanimous};
 
 use super::{
@@ -102,7 +102,9 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         return Plan::wait(because).again_in(left.min(AGAIN));
     }
     let candidate = Candidate::of_running(running);
-    if let Some(plan) = cut_off(view, cluster, memory, running, now) {
+    if (!view.dynamic.pause || named_any(view, cluster))
+        && let Some(plan) = cut_off(view, cluster, memory, running, now)
+    {
         return plan;
     }
     match rule(view, cluster, memory, candidate, now) {
@@ -125,7 +127,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
 
 /// In quorum mode a vote is a promise to confirm nothing more to the last leader: it may be frozen, and would go on in the
 /// moment of its thaw with what it was about to acknowledge. Not as long as that leader may be in its right.
-fn cut_off(
+pub(super) fn cut_off(
     view: &View,
     cluster: &Cluster,
     memory: &Memory,
@@ -134,11 +136,14 @@ fn cut_off(
 ) -> Option<Plan> {
     let restored = lost::restored(memory, cluster);
     let cluster = restored.as_ref().unwrap_or(cluster);
-    let promise = Promise::active(view, cluster);
-    // The key may be one of the mode before.
-    let counted =
-        promise.is_some_and(|promise| promise.quorum > 0 || sync::kind(&view.dynamic) == SyncKind::Quorum);
-    if !counted || view.dynamic.pause || !running.is_receiving() {
+    let kind = sync::kind(&view.dynamic);
+    // The key may be one of the mode before. And where each voter has everything, and none has led in the time it had,
+    // others are measured by what a voter has; after a loss of the store, by what everybody has.
+    let late = memory.unlocked_for(now) >= view.dynamic.timing.ttl;
+    let counted = Promise::active(view, cluster)
+        .is_some_and(|promise| promise.quorum > 0 || kind == SyncKind::Quorum || late);
+    let asked = counted || (memory.lost.away && kind != SyncKind::Off);
+    if !asked || !running.is_receiving() {
         return None;
     }
     let promised = view
@@ -157,7 +162,7 @@ fn cut_off(
             upstream: Some(_),
             ..
         }
-    );
+    ) || !memory.cut_off;
     let mut memory = memory.clone();
     memory.cut_off = true;
     let mut plan = if pointed {

@@ -136,9 +136,10 @@ pub(super) fn unanimous(
     let known = memory.last_members.iter().map(|(name, _)| name).chain(keys);
     for name in known.filter(|name| **name != view.me) {
         let answer = peers.answers.get(name).and_then(Option::as_ref);
-        let all_told = |peer: &&PeerStatus| {
-            !peer.replaying && peer.position > Lsn::INVALID && !(peer.receiving && promised)
-        };
+        if answer.is_some_and(|peer| peer.receiving && promised) {
+            return Ruling::No(format!("'{name}' may still receive WAL from the last leader"));
+        }
+        let all_told = |peer: &&PeerStatus| !peer.replaying && peer.position > Lsn::INVALID;
         let Some(peer) = answer.filter(all_told) else {
             return Ruling::No(format!(
                 "the DCS lost what it knew while this member did not see it, and '{name}', which may have led since, has \

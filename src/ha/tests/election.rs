@@ -507,7 +507,9 @@ fn what_a_wiped_store_had_promised_still_holds() {
         gone.cluster.sync = SyncKey::default();
         gone.peers(&[("c", Some(replica_at(100)))]).next().later(TTL)
     };
-    let ahead = after("c").peers(&[("c", Some(replica_at(101)))]);
+    let ahead = after("c")
+        .running_replica(100)
+        .peers(&[("c", Some(replica_at(101)))]);
     waits(ahead, "not a synchronous standby: only 'a', 'c'");
     let plan = after("b").peers(&[("c", Some(replica_at(100)))]).plan();
     assert_eq!(

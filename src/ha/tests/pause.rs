@@ -125,7 +125,10 @@ fn what_is_down_stays_down_and_leaves_the_lock() {
 fn a_replica_is_promoted_for_nobody_but_a_person() {
     let replica = || paused(view().replica("c").replica_of("a", 100, false).seen("a"));
     waits(replica(), "nobody is promoted");
-    waits(replica().request(Some("a"), Some("c")), "nobody is promoted");
+    waits(
+        replica().request(Some("a"), Some("c")),
+        "another is to be promoted",
+    );
     waits(replica().request(Some("a"), None), "nobody is promoted");
     waits(
         replica().request(None, Some("b")).scheduled(-1),

@@ -528,10 +528,28 @@ fn in_quorum_mode_nobody_confirms_anything_to_a_leader_that_is_gone() {
         .sync("a", 1, &["b", "c"])
         .replica_of("a", 1000, true);
     check(switched, &cut, DROP, "taking no more WAL");
+    // Where every voter has everything, others are measured by what one has; once it has had its time to lead.
+    let voter = candidate().on().sync("a", 0, &["c"]).replica_of("a", 1000, true);
+    check(voter.clone().unlocked_for(TTL), &cut, DROP, "taking no more WAL");
+    waits(voter, "not a synchronous standby");
     // Where every voter has everything, what a candidate has is all there is.
     let on = candidate().on().sync("a", 0, &["b"]).replica_of("a", 1000, true);
     assert_eq!(on.plan().actions.first(), Some(&Action::AcquireLock));
-    waits(streams().dynamic(|d| d.pause = true), "nobody is promoted");
+    let paused = streams().dynamic(|d| d.pause = true);
+    waits(paused.clone(), "nobody is promoted");
+    // Somebody is to be promoted after all, and needs this vote.
+    check(
+        paused.clone().request(Some("a"), Some("c")),
+        &cut,
+        DROP,
+        "taking no more WAL",
+    );
+    check(
+        paused.request(Some("a"), Some("b")),
+        &cut,
+        DROP,
+        "taking no more WAL",
+    );
     // That leader may be in its right.
     let promised = streams().change(|view| {
         view.failsafe.promise = Some(crate::ha::failsafe::Promise {

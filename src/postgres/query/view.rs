@@ -12,7 +12,7 @@ use super::{
 };
 use crate::model::{Lsn, SystemId, Timeline};
 
-/// `r.standby` is asked once, so that the row is of one mind when a promotion comes in between. Times are UTC in the
+/// Whether there is a WAL receiver is asked before the positions: what it brings in between they have. `r.standby` is asked once, so that the row is of one mind when a promotion comes in between. Times are UTC in the
 /// form of the REST contract (`YYYY-MM-DD HH:MM:SS.ffffff+00:00`).
 pub(super) const SQL: &str = r#"
 SELECT r.standby,
@@ -22,6 +22,10 @@ SELECT r.standby,
                           'YYYY-MM-DD HH24:MI:SS.US"+00:00"') AS started,
        extract(epoch FROM pg_catalog.pg_postmaster_start_time())::float8 AS started_epoch,
        c.timeline_id AS checkpoint_timeline,
+       CASE WHEN r.standby THEN
+            EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE backend_type = 'walreceiver')
+       END AS receives,
+       (SELECT pg_catalog.to_jsonb(w) FROM pg_catalog.pg_stat_wal_receiver w) AS receiver,
        CASE WHEN NOT r.standby THEN pg_catalog.pg_current_wal_flush_lsn()::text END AS flush_lsn,
        CASE WHEN NOT r.standby THEN
             pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
@@ -39,7 +43,6 @@ SELECT r.standby,
        CASE WHEN r.standby THEN
             (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery())
        END AS min_recovery_timeline,
-       (SELECT pg_catalog.to_jsonb(w) FROM pg_catalog.pg_stat_wal_receiver w) AS receiver,
        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s)) FROM pg_catalog.pg_stat_replication s) AS senders,
        (SELECT pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s)) FROM pg_catalog.pg_replication_slots s) AS slots,
        (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
@@ -142,7 +145,9 @@ pub struct Standby {
     /// Nothing says yet that it has replayed all the WAL it was started with, so it may have more than its positions say.
     /// Its consistent point can come long before that.
     pub replaying: bool,
-    /// Present while the WAL receiver lives.
+    /// More WAL may come in: there is a WAL receiver, connected or not, or one is configured.
+    pub receiving: bool,
+    /// Present while the WAL receiver is connected.
     pub receiver: Option<WalReceiver>,
 }
 
@@ -215,6 +220,8 @@ impl LocalView {
                 replayed: get(row, "replayed")?,
                 replayed_epoch: get(row, "replayed_epoch")?,
                 min_recovery_timeline: get_timeline(row, "min_recovery_timeline")?,
+                receiving: get::<Option<bool>>(row, "receives")?.unwrap_or(false)
+                    || !get::<String>(row, "primary_conninfo")?.is_empty(),
                 receiver: get_json(row, "receiver")?,
             })
         } else {

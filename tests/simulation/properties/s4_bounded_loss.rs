@@ -21,7 +21,9 @@ pub(super) fn new_generation(world: &Rc<World>, node: usize, branch: BranchId, f
         .wiped_at
         .get()
         .is_some_and(|at| world.sim.now() < at + 300 * SECOND);
-    if world.requested_lately() || wiped || !world.asynchronous() {
+    // Nobody keeps count of what was acknowledged in maintenance mode.
+    let paused = world.book.paused_at.get() > 0;
+    if world.requested_lately() || wiped || paused || !world.asynchronous() {
         return;
     }
     let wal = world.wal.borrow();

@@ -208,7 +208,7 @@ fn blank(data: &MemberData) -> MemberData {
 
 fn role_and_state(job: Option<&Job>, local: &Local, start_failed: bool) -> (Role, PgState) {
     let role = match local {
-        Local::Empty | Local::Leftover | Local::Broken { .. } => Role::Uninitialized,
+        Local::Empty | Local::Leftover => Role::Uninitialized,
         Local::Running(running) if running.is_primary() => Role::Primary,
         Local::Starting { primary: true, .. } | Local::Silent { primary: true, .. } => Role::Primary,
         Local::Down(down) if down.was_primary() => Role::Demoted,
