@@ -122,7 +122,7 @@ fn replica(view: &View, cluster: &Cluster, memory: &Memory, running: &Running, n
         Some(leader) => follows(view, cluster, running, &leader.name),
         None if candidate(view, cluster) => election::decide(view, cluster, memory, now),
         // Its candidate needs votes.
-        None if election::named_any(view, cluster) => election::cut_off(view, cluster, memory, running, now)
+        None if election::named_any(cluster) => election::cut_off(view, cluster, memory, running, now)
             .unwrap_or_else(|| Plan::wait("nobody leads, and another is to be promoted").again_in(AGAIN)),
         None => Plan::wait("nobody leads, and nobody is promoted").again_in(AGAIN),
     }

@@ -35,10 +35,10 @@ pub(super) fn named(view: &View, cluster: &Cluster) -> bool {
         .is_some_and(|key| key.candidate.as_ref() == Some(&view.me))
 }
 
-/// A request for now names a candidate, whoever that is.
-pub(in crate::ha) fn named_any(view: &View, cluster: &Cluster) -> bool {
+/// A request for now names a candidate, whoever that is. (What was scheduled does not take place in a paused cluster.)
+pub(in crate::ha) fn named_any(cluster: &Cluster) -> bool {
     let request = cluster.failover.as_ref();
-    request.is_some_and(|request| request.candidate.is_some() && due(view, request))
+    request.is_some_and(|request| request.candidate.is_some() && request.scheduled_at.is_none())
 }
 
 /// A switchover or failover request is open (contract: HA rules §6.3). `None`: decide as without one.

@@ -102,7 +102,7 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         return Plan::wait(because).again_in(left.min(AGAIN));
     }
     let candidate = Candidate::of_running(running);
-    if (!view.dynamic.pause || named_any(view, cluster))
+    if (!view.dynamic.pause || named_any(cluster))
         && let Some(plan) = cut_off(view, cluster, memory, running, now)
     {
         return plan;

@@ -511,7 +511,10 @@ fn what_a_wiped_store_had_promised_still_holds() {
         .running_replica(100)
         .peers(&[("c", Some(replica_at(101)))]);
     waits(ahead, "not a synchronous standby: only 'a', 'c'");
-    let plan = after("b").peers(&[("c", Some(replica_at(100)))]).plan();
+    let plan = after("b")
+        .running_replica(100)
+        .peers(&[("c", Some(replica_at(100)))])
+        .plan();
     assert_eq!(
         plan.actions.first(),
         Some(&Action::AcquireLock),
