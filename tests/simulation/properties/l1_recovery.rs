@@ -3,7 +3,7 @@
 //!
 //! - a wiped store, and only members that have followed nobody since they were started, or that know that others were
 //!   promised to have more. None of them knows that its data is all the cluster's, and somebody has to say so;
-//! - the only member with the cluster's newest timeline, or with so much of it that the others lag too far behind, was
+//! - the only member that may lead with the cluster's newest timeline, or with so much of it that the others lag too far behind, was
 //!   removed by a person for good.
 
 use std::rc::Rc;
@@ -48,7 +48,8 @@ fn needs_a_person(world: &World) -> bool {
             data_timeline(world, data) >= cluster.timeline().0
                 && data.written + lag >= cluster.status.optime.0
         };
-        node.absent.get() || !node.pg.data.borrow().as_ref().is_some_and(newest)
+        let excluded = node.tags.nofailover();
+        node.absent.get() || excluded || !node.pg.data.borrow().as_ref().is_some_and(newest)
     };
     let anybody_removed = world.nodes.iter().any(|node| node.absent.get());
     wiped || (unled && anybody_removed && world.nodes.iter().all(removed))
