@@ -245,6 +245,10 @@ pub(crate) fn play(world: &Rc<World>, schedule: &[Fault]) {
     world.sim.clone().spawn(world.proc, async move {
         world.sim.until(world.setup.heal_at).await;
         world.tell(|| "everything is healed".to_owned());
+        // The store may have lost that the cluster was resumed.
+        if world.book.paused_at.get() > 0 {
+            pause(&world, false);
+        }
         for node in 0..world.nodes.len() {
             world.cover(node, "heal");
         }
