@@ -493,9 +493,19 @@ impl Lease {
                 continue;
             };
             let pause = next_attempt(&current, failed_since.is_some() || stuck, Boottime::now());
+            // Another lease, or one of another ttl, has a time of its own; what only moves the deadline does not begin the
+            // wait anew, or a stream of consents would keep the renewal away.
+            let another = |right: &Option<Right>| {
+                let hold = right.map(|right| right.hold());
+                hold.is_none_or(|hold| hold.ttl != current.ttl || hold.lease != current.lease)
+            };
             // Cancel-safe: a sleep that is cut short only means an earlier look at the hold.
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                changed = right.wait_for(another) => {
+                    if changed.is_err() { return }
+                    continue;
+                }
                 changed = keep.changed() => {
                     if changed.is_err() { return }
                     continue;
@@ -561,7 +571,8 @@ fn next_attempt(hold: &Hold, failing: bool, now: Boottime) -> Duration {
     if failing {
         return (every / 4).clamp(Duration::from_millis(100), Duration::from_secs(1));
     }
-    (hold.sent_at + every).since(now)
+    // A record of init's does not say which ttl it was made with: it can seem to lie in the future.
+    (hold.sent_at + every).since(now).min(every)
 }
 
 fn report(failed_since: &mut Option<Boottime>, left: Duration, error: &str) {

@@ -192,6 +192,48 @@ async fn nothing_is_renewed_for_a_loop_that_does_not_turn() {
     keeper.abort();
 }
 
+/// The lease is renewed again within two of its own intervals.
+async fn renewed_in_time(lease: &Lease, ttl: Duration) {
+    let before = lease.hold().expect("held").sent_at;
+    let renewed = async {
+        while lease.hold().expect("not lost").sent_at == before {
+            tokio::time::sleep(MOMENT).await;
+        }
+    };
+    timeout(interval(ttl) * 2, renewed).await.expect("renewed");
+}
+
+#[tokio::test]
+async fn a_shorter_ttl_hurries_the_next_renewal_too() {
+    let member = Arc::new(Store::system().member("a", Duration::from_secs(30)));
+    let dcs = Arc::clone(&member) as Arc<dyn Dcs>;
+    let lease = Lease::new(dcs, Arc::new(Armed::default()), None);
+    assert!(lease.acquire().await.expect("reachable"));
+    let keeper = tokio::spawn(Arc::clone(&lease).keep());
+    // It waits for the end of a long interval by now.
+    tokio::time::sleep(MOMENT).await;
+    let ttl = Duration::from_secs(3);
+    member.set_timing(ttl, ttl).await;
+    assert!(lease.renew().await.expect("reachable"));
+    renewed_in_time(&lease, ttl).await;
+    keeper.abort();
+}
+
+#[tokio::test]
+async fn a_record_of_a_longer_lease_does_not_put_the_renewal_off() {
+    let ttl = Duration::from_secs(3);
+    let member = Arc::new(Store::system().member("a", ttl));
+    let until = Boottime::now() + Duration::from_secs(60);
+    let lease = Lease::new(
+        member,
+        Arc::new(Armed::default()),
+        Some(crate::ha::lease::hold_of_record(until, 1, ttl)),
+    );
+    let keeper = tokio::spawn(Arc::clone(&lease).keep());
+    renewed_in_time(&lease, ttl).await;
+    keeper.abort();
+}
+
 #[tokio::test]
 async fn no_error_of_the_store_is_a_loss() {
     let store = Store::system();

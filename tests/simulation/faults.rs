@@ -592,7 +592,6 @@ fn graceful_stop(world: &Rc<World>, node: usize, name: &'static str) {
 }
 
 fn change_settings(world: &Rc<World>, settings: &Map<String, Value>) {
-    world.book.settings_changed_at.set(world.sim.now());
     let mut config = match &world.store.cluster().config {
         Some(config) => config.clone(),
         // Whoever resumes a cluster whose configuration is gone writes it anew.

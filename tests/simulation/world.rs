@@ -346,6 +346,19 @@ impl World {
         }
     }
 
+    /// The shortest and the longest ttl that anybody may go by: people change it.
+    pub(crate) fn ttls(&self) -> (Nanos, Nanos) {
+        let nanos = |seconds: u64| seconds * SECOND;
+        let first = u64::try_from(self.setup.dynamic.timing.ttl.as_nanos()).unwrap_or(0);
+        let cluster = self.store.cluster();
+        let stored = cluster
+            .config
+            .as_ref()
+            .and_then(|config| config.get("ttl")?.as_u64());
+        let now = stored.map_or(first, nanos);
+        (first.min(now), first.max(now))
+    }
+
     /// If nothing keeps it down.
     pub(crate) fn starts_again(self: &Rc<Self>, node: usize) {
         let host = &self.nodes[node];

@@ -13,7 +13,7 @@ use crate::{exec::SECOND, world::World};
 
 /// After the healing, writes work again within this.
 pub(crate) fn bound(world: &World) -> u64 {
-    let ttl = u64::try_from(world.setup.dynamic.timing.ttl.as_nanos()).unwrap_or(0);
+    let (_, ttl) = world.ttls();
     2 * ttl + 90 * SECOND
 }
 

@@ -113,7 +113,6 @@ pub(crate) struct Book {
     pub(crate) samples: RefCell<VecDeque<Sample>>,
     pub(crate) unlocked_since: Cell<Option<Nanos>>,
     pub(crate) last_ack_at: Cell<Nanos>,
-    pub(crate) settings_changed_at: Cell<Nanos>,
     /// When maintenance mode last began or ended.
     pub(crate) paused_at: Cell<Nanos>,
     /// Mutants only: a primary is changing the synchronous standbys.
@@ -140,7 +139,6 @@ impl Book {
             samples: RefCell::default(),
             unlocked_since: Cell::default(),
             last_ack_at: Cell::default(),
-            settings_changed_at: Cell::default(),
             paused_at: Cell::default(),
             sync_changing: Cell::default(),
             beliefs: RefCell::new(vec![None; members]),

@@ -39,7 +39,7 @@ pub(super) fn promotion_asked(world: &Rc<World>, node: usize) {
         return;
     };
     // Whoever had a reason against it had the time to lead itself.
-    let ttl = u64::try_from(world.setup.dynamic.timing.ttl.as_nanos()).unwrap_or(0);
+    let (ttl, _) = world.ttls();
     let long_free = world
         .book
         .unlocked_since

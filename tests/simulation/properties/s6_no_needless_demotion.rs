@@ -34,14 +34,13 @@ pub(super) fn job_begins(world: &Rc<World>, node: usize, job: &Job, view: &View)
         return;
     }
     let now = world.sim.now();
-    let ttl = u64::try_from(world.setup.dynamic.timing.ttl.as_nanos()).unwrap_or(0);
+    let (_, ttl) = world.ttls();
     let since: Nanos = now.saturating_sub(ttl * 3 / 2 + 5 * SECOND);
     let well = since > 0
         && world.store.well()
         && host.well()
         && host.bad_at.get() <= since
         && world.store.bad_at.get() <= since
-        && world.book.settings_changed_at.get() <= since
         && world.book.primary_since[node].get() <= since
         && world.net.good_since(since, node, world.net.store());
     if well {

@@ -421,11 +421,15 @@ impl Lease {
             let pause = if failing || stuck {
                 (every / 4).clamp(Duration::from_millis(100), Duration::from_secs(1))
             } else {
-                (current.sent_at + every).since(self.now())
+                (current.sent_at + every).since(self.now()).min(every)
             };
             let kept = self.keep.get();
+            let same = || {
+                let hold = self.hold();
+                hold.is_some_and(|hold| hold.ttl == current.ttl && hold.lease == current.lease)
+            };
             let interrupted = async {
-                while self.keep.get() == kept {
+                while self.keep.get() == kept && same() {
                     self.changed.next(self.sim()).await;
                 }
             };
