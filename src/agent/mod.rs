@@ -19,6 +19,7 @@ mod job;
 mod jobs;
 mod keep_dynamic;
 pub mod lease;
+mod leaving;
 mod namesake;
 mod observe;
 mod orderly_stop;
@@ -26,6 +27,7 @@ mod publish;
 mod reconfigure;
 mod reload;
 mod requests;
+mod seen;
 pub mod signals;
 mod slots;
 pub mod start;
@@ -41,12 +43,12 @@ use std::{
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 
 use crate::{
     client::Client,
     clock::Boottime,
-    config::{Address, Config, DcsConfig, Loaded, bracketed},
+    config::{Address, Config, Loaded, bracketed},
     dcs::Dcs,
     exit::Exit,
     guard::Guard,
@@ -61,7 +63,6 @@ use job::JobSlot;
 use lease::Lease;
 pub use namesake::Namesake;
 pub use reload::Reread;
-use signals::Event as Signal;
 
 /// Rounds of questions one turn may take.
 const ROUNDS: usize = 4;
@@ -463,29 +464,6 @@ impl Agent {
         Ok(self.sooner(wait))
     }
 
-    /// A stop that went well ends with the reason for it, or says that the others have to wait for the lock.
-    fn final_status(&self, exit: Exit) -> Exit {
-        match (exit, self.verdict) {
-            (Exit::Ok, Some(verdict)) => verdict,
-            (Exit::Ok, None) if self.lease.left_to_expire() => Exit::Dirty,
-            (exit, _) => exit,
-        }
-    }
-
-    /// Whoever took the lock under our name is alive and passed the check that we would fail now. Fighting for it
-    /// would make two primaries in turn.
-    fn step_down_for_a_namesake(&mut self) {
-        if self.verdict.is_none() && self.lease.lost_to().as_ref() == Some(&self.identity.member) {
-            tracing::error!(
-                member = %self.identity.member,
-                "another process with our name has taken the leader lock: stopping. Give every member a name of its \
-                 own (HOWDAH_NAME), or stop the other one"
-            );
-            self.verdict = Some(Exit::DuplicateName);
-            self.ask_to_stop(Shutdown::Fast, "the lock was taken under our name");
-        }
-    }
-
     fn note_plan(&mut self, plan: &Plan, view: &mut View) {
         if let Some(memory) = &plan.memory {
             self.memory = memory.clone();
@@ -599,78 +577,6 @@ impl Agent {
         }
     }
 
-    async fn note_cluster(&mut self, cluster: &Arc<Cluster>, asked_at: Boottime) {
-        let epoch = jiff::Timestamp::now().as_second();
-        self.last_cluster = Some(Seen {
-            cluster: Arc::clone(cluster),
-            asked_at,
-            at: Boottime::now(),
-            epoch_s: u64::try_from(epoch).unwrap_or(0),
-        });
-        if !cluster.is_leader(&self.identity.member) {
-            self.lease.seen_elsewhere();
-        }
-        // Nothing of ours is in the store before this is known.
-        if let Some(exit) = self.namesake_in(cluster).await {
-            self.verdict = Some(exit);
-            return;
-        }
-        if cluster.config.is_none() || cluster.config_version == self.config_version {
-            return;
-        }
-        let Some(raw) = &cluster.config else { return };
-        let dynamic = Dynamic::from_map(raw);
-        self.config_version = cluster.config_version;
-        let old = std::mem::replace(&mut self.dynamic, dynamic);
-        // The watchdog first: it is armed together with init's fence.
-        self.watchdog
-            .configure(self.dynamic.timing.ttl, self.dynamic.pause);
-        self.lease.set_fenced(!self.dynamic.pause);
-        if old == self.dynamic {
-            return;
-        }
-        if old.pause != self.dynamic.pause {
-            let name = |paused| if paused { "paused" } else { "managed" };
-            info!(
-                from = name(old.pause),
-                to = name(self.dynamic.pause),
-                because = "the dynamic configuration says so"
-            );
-        }
-        self.took_dynamic();
-        if old.timing != self.dynamic.timing {
-            self.dcs
-                .set_timing(self.dynamic.timing.ttl, self.dynamic.timing.retry_timeout)
-                .await;
-            // The leader key moves to the new lease before the member key does: whoever starts here next under our name
-            // knows the lock by the two being on one lease.
-            if self.lease.counts()
-                && let Err(error) = self.lease.renew().await
-            {
-                debug!(%error, "could not renew the lock with the new ttl yet");
-            }
-        }
-    }
-
-    /// A store that refuses us from the start will not change its mind: better to say so by ending than to wait for
-    /// ever. One that accepted us before, or a postgres that runs, is worth waiting for.
-    fn note_refused_credentials(&mut self, error: &str) {
-        if self.last_cluster.is_some() || self.sight.postmaster.pid().is_some() || self.verdict.is_some() {
-            return;
-        }
-        let user = match &self.started.config.dcs {
-            DcsConfig::Etcd3(etcd3) => etcd3.credentials.as_ref().map(|c| c.username.clone()),
-            DcsConfig::Embedded(_) => None,
-        };
-        error!(
-            user,
-            error,
-            "the DCS refuses user {}: check HOWDAH_ETCD3_USERNAME, HOWDAH_ETCD3_PASSWORD and the rights of this user",
-            user.as_deref().unwrap_or("(none given)")
-        );
-        self.verdict = Some(Exit::Unavailable);
-    }
-
     fn job_ended(&mut self, finished: Finished) {
         if finished.job == Job::Restart {
             let outcome = if finished.outcome.is_ok() {
@@ -694,58 +600,5 @@ impl Agent {
         // The directory may be another one now.
         self.dynamic_copy.due = true;
         self.finished = Some(finished);
-    }
-
-    async fn signal(&mut self, signal: Signal) {
-        match signal {
-            Signal::Shutdown(mode) => self.ask_to_stop(mode, "signal"),
-            Signal::InitGone => self.ask_to_stop(Shutdown::Fast, "init is gone, nobody fences"),
-            Signal::Reload => self.reload().await,
-        }
-    }
-
-    fn ask_to_stop(&mut self, mode: Shutdown, because: &str) {
-        let harder = self.shutdown.is_none_or(|old| mode > old);
-        if harder {
-            info!(?mode, because, "asked to stop");
-            self.shutdown = Some(mode);
-            if mode >= Shutdown::Fast {
-                self.hurried.cancel();
-            }
-            if let Some(running) = self.jobs.view()
-                && matches!(running.job, Job::Demote { .. } | Job::Restart)
-            {
-                self.instance.hurry(mode);
-            }
-        }
-    }
-
-    async fn leave(&mut self, exit: Exit, because: &str) {
-        match exit {
-            Exit::Ok => info!(status = exit.code(), because, "stopped"),
-            _ => tracing::error!(status = exit.code(), because, "stopping"),
-        }
-        self.publish(because, Duration::ZERO);
-        let leaving = exit == Exit::Ok && self.dynamic.pause && self.sight.postmaster.pid().is_some();
-        let told = match leaving {
-            true => self.guard.leaving(),
-            false => self.guard.stopping(),
-        };
-        if let Err(error) = told {
-            debug!(%error, "could not tell init");
-        }
-        if leaving {
-            info!(
-                "the cluster is paused: postgres goes on without this process, its member key is left to expire"
-            );
-            return;
-        }
-        // The key is our namesake's; and a store that refuses us or did not even release the lock is not asked again.
-        if matches!(exit, Exit::DuplicateName | Exit::Unavailable) || self.lease.outlives_us() {
-            return;
-        }
-        // Best effort: the key would expire by itself.
-        let removed = tokio::time::timeout(Duration::from_secs(1), self.dcs.remove_member()).await;
-        debug!(?removed, "removed the member key");
     }
 }

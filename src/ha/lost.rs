@@ -8,6 +8,16 @@
 //! What `/sync` promised still holds for what was acknowledged before, and a timeline that `/history` named was led on:
 //! whoever saw them remembers both until there is a leader again. But who did not see the store for a `ttl` before its
 //! loss remembers what may have been long over: others may have led since, and only they know ([`Lost::away`]).
+//!
+//! | who | in a store that knows no cluster | where |
+//! |---|---|---|
+//! | a primary that runs | takes the lock back and registers the cluster | `election::running_primary` |
+//! | a replica that saw the loss | waits for the last holder ([`holder`]), then leads by what is remembered ([`restored`]) | `election::rule` |
+//! | a replica that was away | leads once all members it knew have said that they have nothing more | `votes::unanimous` |
+//! | a former primary, just started | waits a ttl ([`unlocked_for`]), and never passes by a later timeline | `election::own`, `peers::outlived` |
+//! | a replica, just started | never registers it, unless a person names it | `election::rule` |
+//! | no data, or the rest of a copy | begins no new cluster beside a member with data, or at all | `bootstrap` |
+//! | anybody who knew the cluster | calls off the bootstrap of a new one | `bootstrap::abandoned` |
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! A switchover or failover request, and nobody leads (contract: HA rules §6.3).
 
-use super::{Candidate, Ruling, beside_a_primary, counted, fresh_peers, own};
+use super::{Candidate, Ruling, counted, fresh_peers, others, own};
 use crate::{
     clock::Boottime,
     ha::{Memory, View, sync::Promise},
@@ -76,15 +76,10 @@ pub(super) fn manual(
             }
         }
         // A person's will moves much, but makes no second primary beside one that says it is one.
-        if forced(view, cluster) {
-            match fresh_peers(view, cluster, now) {
-                Err(ask) => return Some(ask),
-                Ok(peers) => {
-                    if let Some(no) = beside_a_primary(peers) {
-                        return Some(no);
-                    }
-                }
-            }
+        if forced(view, cluster)
+            && let Err(ruling) = others(view, cluster, now)
+        {
+            return Some(ruling);
         }
         return Some(Ruling::Yes(
             "named as the candidate of a manual request".to_owned(),

@@ -8,16 +8,19 @@
 
 mod manual;
 mod peers;
+mod votes;
 
 use std::time::Duration;
 
 use manual::{due, manual, named};
 pub(super) use manual::{forced, named_any};
-use peers::{against_peers, beside_a_primary, complete, counted, fresh_peers, surpassed, unanimous};
+use peers::{against_peers, fresh_peers, others, surpassed};
+pub(super) use votes::cut_off;
+use votes::{complete, counted, unanimous};
 
 use super::{
-    Action, DemoteMode, Down, Job, Local, Memory, Parent, Peers, Plan, Running, Silence, Standing, StartAs,
-    Upstream, View, backoff, bootstrap,
+    Action, DemoteMode, Down, Job, Local, Memory, Parent, Peers, Plan, Running, Silence, StartAs, Upstream,
+    View, backoff, bootstrap,
     down::giving_way,
     failsafe,
     follow::{silent, stopped_replaying},
@@ -32,9 +35,6 @@ use crate::{
 
 /// Next look while nobody leads.
 const AGAIN: Duration = Duration::from_millis(500);
-
-/// A WAL receiver that is not wanted any more ends within milliseconds.
-const RECEIVER_ENDS: Duration = Duration::from_millis(20);
 
 /// Why a member that `/failsafe` does not name leaves the lock alone.
 pub(super) const NOT_IN_FAILSAFE: &str =
@@ -123,58 +123,6 @@ pub(super) fn decide(view: &View, cluster: &Cluster, memory: &Memory, now: Boott
         Ruling::Ask(action) => Plan::act("nobody leads, asking the other members", [action]),
         Ruling::No(because) => Plan::wait(because).again_in(AGAIN),
     }
-}
-
-/// In quorum mode a vote is a promise to confirm nothing more to the last leader: it may be frozen, and would go on in the
-/// moment of its thaw with what it was about to acknowledge. Not as long as that leader may be in its right.
-pub(super) fn cut_off(
-    view: &View,
-    cluster: &Cluster,
-    memory: &Memory,
-    running: &Running,
-    now: Boottime,
-) -> Option<Plan> {
-    let restored = lost::restored(memory, cluster);
-    let cluster = restored.as_ref().unwrap_or(cluster);
-    let kind = sync::kind(&view.dynamic);
-    // The key may be one of the mode before. And where each voter has everything, and none has led in the time it had,
-    // others are measured by what a voter has; after a loss of the store, by what everybody has.
-    let late = memory.unlocked_for(now) >= view.dynamic.timing.ttl;
-    let counted = Promise::active(view, cluster)
-        .is_some_and(|promise| promise.quorum > 0 || kind == SyncKind::Quorum || late);
-    let asked = counted || (memory.lost.away && kind != SyncKind::Off);
-    if !asked || !running.is_receiving() {
-        return None;
-    }
-    let promised = view
-        .failsafe
-        .promise
-        .as_ref()
-        .is_some_and(|promise| now < promise.until);
-    let consent = by_failsafe(view, cluster, memory, Candidate::of_running(running), now).is_some();
-    let lost = lost::holder(memory, &view.me, view.dynamic.timing.ttl, now).is_some();
-    if promised || consent || lost {
-        return None;
-    }
-    let pointed = matches!(
-        &running.standing,
-        Standing::Replica {
-            upstream: Some(_),
-            ..
-        }
-    ) || !memory.cut_off;
-    let mut memory = memory.clone();
-    memory.cut_off = true;
-    let mut plan = if pointed {
-        Plan::act(
-            "nobody leads: taking no more WAL from the last leader before votes are counted",
-            [Action::Follow(None)],
-        )
-    } else {
-        Plan::wait("nobody leads: waiting for the end of the WAL receiver")
-    };
-    plan.memory = Some(memory);
-    Some(plan.again_in(RECEIVER_ENDS))
 }
 
 fn without_answer(view: &View, cluster: &Cluster, memory: &Memory, now: Boottime) -> Plan {
@@ -430,9 +378,9 @@ fn by_failsafe(
         if !forced(view, cluster) {
             return Some(Ruling::No(NOT_IN_FAILSAFE.to_owned()));
         }
-        return match fresh_peers(view, cluster, now) {
-            Err(ask) => Some(ask),
-            Ok(peers) => beside_a_primary(peers).or_else(|| unheard(view, cluster, peers)),
+        return match others(view, cluster, now) {
+            Err(ruling) => Some(ruling),
+            Ok(peers) => unheard(view, cluster, peers),
         };
     }
     if candidate.last_primary && candidate.timeline >= cluster.timeline() {

@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Candidate, Ruling};
+use super::{Candidate, Ruling, votes::counted};
 use crate::{
     clock::Boottime,
-    ha::{
-        Action, Memory, Peers, View, failsafe,
-        sync::{self, Promise},
-    },
-    model::{Cluster, Lsn, MemberName, PeerStatus, SyncKind, Timeline},
+    ha::{Action, Memory, Peers, View, failsafe, sync::Promise},
+    model::{Cluster, MemberName, PeerStatus, Timeline},
 };
 
 /// Answers of peers older than this are asked for again.
@@ -23,13 +20,10 @@ pub(super) fn against_peers(
     candidate: Candidate,
     now: Boottime,
 ) -> Ruling {
-    let peers = match fresh_peers(view, cluster, now) {
+    let peers = match others(view, cluster, now) {
         Ok(peers) => peers,
-        Err(ask) => return ask,
+        Err(ruling) => return ruling,
     };
-    if let Some(no) = beside_a_primary(peers) {
-        return no;
-    }
     let promise = Promise::active(view, cluster);
     let promise = promise.as_ref();
     for (name, answer) in &peers.answers {
@@ -54,119 +48,16 @@ pub(super) fn against_peers(
     }
 }
 
-/// Whether those who have nothing more than we make up the quorum (contract: HA rules §2, "Quorum verdict"). The leader
-/// of `/sync` has everything it ever acknowledged. Who may still receive from the last leader has no vote: what it
-/// confirms next, and what that leader, frozen until now, acknowledges then, would not be counted.
-pub(super) fn counted(view: &View, promise: &Promise, me: Candidate, peers: &Peers) -> Ruling {
-    let voter = |name: &MemberName| *name != view.me && promise.voters.contains(name);
-    let answers = peers.answers.iter().filter(|(name, _)| voter(name));
-    let (mut votes, mut ahead) = (0, false);
-    for (_, peer) in answers.filter_map(|(name, answer)| Some((name, answer.as_ref()?))) {
-        let behind = peer.timeline <= me.timeline && (peer.position <= me.position || !me.exact);
-        if behind && peer.in_recovery && !peer.replaying && !peer.receiving && peer.position > Lsn::INVALID {
-            votes += 1;
-        } else {
-            ahead |= !behind;
-        }
-    }
-    if promise.enough(&view.me, votes) {
-        return Ruling::Yes(match promise.quorum {
-            0 => "nobody leads and this synchronous standby has every acknowledged commit".to_owned(),
-            quorum => format!("nobody leads, {votes} votes, quorum {quorum}"),
-        });
-    }
-    if promise.led_by(&view.me) && !ahead {
-        return Ruling::Yes("nobody leads and this was the last primary".to_owned());
-    }
-    Ruling::No(format!(
-        "{votes} votes, but a quorum of {}: a member that does not answer, or is not done with its own WAL or the last leader's, may have more",
-        promise.quorum
-    ))
-}
-
-/// Whether one who is no voter has everything that some voter has, and so every acknowledged commit. The voters have had
-/// the time to lead themselves; they may be unable to for reasons of their own.
-pub(super) fn complete(
-    view: &View,
-    cluster: &Cluster,
-    memory: &Memory,
-    promise: &Promise,
-    me: Candidate,
-    now: Boottime,
-) -> Result<bool, Ruling> {
-    let patience = view.dynamic.timing.ttl;
-    if !me.exact || promise.quorum > 0 || memory.unlocked_for(now) < patience {
-        return Ok(false);
-    }
+/// Fresh answers, none of them of a primary: whoever says it is one keeps everybody from becoming one, whether or not it
+/// could be elected itself.
+pub(super) fn others<'a>(view: &'a View, cluster: &Cluster, now: Boottime) -> Result<&'a Peers, Ruling> {
     let peers = fresh_peers(view, cluster, now)?;
     let mut answers = peers.answers.iter();
-    // A position on another timeline says nothing about ours, whichever is the greater number.
-    Ok(answers.any(|(name, answer)| {
-        promise.voters.contains(name)
-            && answer.as_ref().is_some_and(|peer| {
-                peer.in_recovery
-                    && !peer.replaying
-                    && !peer.receiving
-                    && peer.timeline == me.timeline
-                    && peer.timeline != Timeline::UNKNOWN
-                    && peer.position > Lsn::INVALID
-                    && peer.position <= me.position
-            })
-    }))
-}
-
-/// The store was lost while we did not see it, and with it who led last and whom commits waited for. The members we know
-/// have to say that they have nothing more, each of them.
-pub(super) fn unanimous(
-    view: &View,
-    cluster: &Cluster,
-    memory: &Memory,
-    me: Candidate,
-    now: Boottime,
-) -> Ruling {
-    let peers = match fresh_peers(view, cluster, now) {
-        Ok(peers) => peers,
-        Err(ask) => return ask,
-    };
-    if let Some(no) = beside_a_primary(peers) {
-        return no;
+    let primary = answers.find(|(_, peer)| peer.as_ref().is_some_and(|peer| !peer.in_recovery));
+    match primary {
+        Some((name, _)) => Err(Ruling::No(format!("'{name}' is still running as primary"))),
+        None => Ok(peers),
     }
-    let promised = sync::kind(&view.dynamic) != SyncKind::Off;
-    let keys = cluster.members.iter().map(|member| &member.name);
-    let known = memory.last_members.iter().map(|(name, _)| name).chain(keys);
-    for name in known.filter(|name| **name != view.me) {
-        let answer = peers.answers.get(name).and_then(Option::as_ref);
-        if answer.is_some_and(|peer| peer.receiving && promised) {
-            return Ruling::No(format!("'{name}' may still receive WAL from the last leader"));
-        }
-        let all_told = |peer: &&PeerStatus| !peer.replaying && peer.position > Lsn::INVALID;
-        let Some(peer) = answer.filter(all_told) else {
-            return Ruling::No(format!(
-                "the DCS lost what it knew while this member did not see it, and '{name}', which may have led since, has \
-                 not said how far it is"
-            ));
-        };
-        let behind = peer.timeline < me.timeline
-            || (peer.timeline == me.timeline && (peer.position <= me.position || !me.exact));
-        if !behind {
-            return Ruling::No(format!(
-                "'{name}' is ahead ({} on timeline {} against our {} on {})",
-                peer.position, peer.timeline, me.position, me.timeline
-            ));
-        }
-    }
-    Ruling::Yes("the DCS lost what it knew, and all members say that they have nothing more".to_owned())
-}
-
-/// Whoever says it is a primary keeps everybody from becoming one, whether or not it could be elected itself.
-pub(super) fn beside_a_primary(peers: &Peers) -> Option<Ruling> {
-    let mut answers = peers.answers.iter();
-    let why = answers.find_map(|(name, peer)| still_primary(name, peer.as_ref()?));
-    why.map(Ruling::No)
-}
-
-fn still_primary(name: &MemberName, peer: &PeerStatus) -> Option<String> {
-    (!peer.in_recovery).then(|| format!("'{name}' is still running as primary"))
 }
 
 /// Whoever has a reason against us has had the time to lead itself. If it does not (it may answer us and not reach the

@@ -13,6 +13,7 @@ mod grid;
 mod heirs;
 mod leader;
 mod life;
+mod lost;
 mod manual;
 mod pause;
 mod reason;
