@@ -61,6 +61,18 @@ pub struct Follow<'a> {
     pub standby_cluster: Vec<(&'a str, String)>,
 }
 
+/// The settings of a primary: what a replica has and reads at start only. They mean nothing here, but without them a
+/// promoted server would report with every reload that they wait for a restart.
+#[must_use]
+pub fn primary_settings() -> Recovery {
+    let targets = TARGETS.iter().map(|name| ((*name).to_owned(), String::new()));
+    let timeline = ("recovery_target_timeline".to_owned(), "latest".to_owned());
+    Recovery {
+        standby: false,
+        settings: targets.chain([timeline]).collect(),
+    }
+}
+
 /// The settings of a replica.
 #[must_use]
 pub fn recovery_settings(major: Major, follow: &Follow<'_>) -> Recovery {
@@ -79,10 +91,7 @@ pub fn recovery_settings(major: Major, follow: &Follow<'_>) -> Recovery {
     for (name, value) in &follow.standby_cluster {
         settings.insert((*name).to_owned(), value.clone());
     }
-    settings.insert("recovery_target_timeline".to_owned(), "latest".to_owned());
-    for name in TARGETS {
-        settings.insert((*name).to_owned(), String::new());
-    }
+    settings.extend(primary_settings().settings);
     if let Some(primary) = follow.primary {
         settings.insert("primary_conninfo".to_owned(), primary.primary_conninfo(major));
         if let Some(slot) = follow.slot {
@@ -235,6 +244,13 @@ mod tests {
 
     fn current(wanted: &Recovery) -> BTreeMap<String, String> {
         wanted.settings.clone()
+    }
+
+    #[test]
+    fn a_promotion_leaves_nothing_that_waits_for_a_restart() {
+        let replica = recovery_settings(Major(15), &Follow::default());
+        assert_eq!(primary_settings().settings, replica.settings);
+        assert!(replica.standby && !primary_settings().standby);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
         confcheck::{self, Verdict},
         conninfo::Conninfo,
         files, hba, listen, pgpass,
-        recovery::{Follow, Recovery, recovery_settings},
+        recovery::{Follow, Recovery, primary_settings, recovery_settings},
         replslot, walvolume,
     },
 };
@@ -51,14 +51,14 @@ impl Instance {
             );
         }
         let recovery = match start_as {
-            StartAs::Primary => None,
-            StartAs::Replica(upstream) => Some(self.recovery(upstream.as_ref(), dynamic)?),
+            StartAs::Primary => primary_settings(),
+            StartAs::Replica(upstream) => self.recovery(upstream.as_ref(), dynamic)?,
         };
         let conf = self.conf();
         let prepared = conf.adopt_base().and_then(|()| conf.restore_missing());
         prepared.map_err(|error| chain(&error))?;
         // On the heap: this is part of the future of every turn of the loop.
-        let checked = Box::pin(self.checked(&mut effective, recovery.as_ref(), ours)).await?;
+        let checked = Box::pin(self.checked(&mut effective, Some(&recovery), ours)).await?;
         if let Some(text) = checked {
             conf.write(&conf.main(), &text).map_err(|error| chain(&error))?;
             lock(&self.written).clone_from(&effective.parameters);
