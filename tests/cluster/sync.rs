@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Cluster, SOON, TTL,
-    node::{Node, always, wait_for},
+    node::{Node, always, descendants, wait_for},
     witness::Witness,
 };
 
@@ -292,6 +292,49 @@ async fn in_quorum_mode_the_votes_decide_and_the_number_of_standbys_can_be_chang
     let last = cluster.other_leader(new, SOON).await;
     acknowledges(&written, Instant::now()).await;
     nothing_lost(&cluster.nodes[last], &written).await;
+}
+
+/// Nobody ends the WAL receiver of a replica whose replay is paused but the agent; as long as it runs there is no vote.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_quorum_mode_a_standby_with_paused_replay_votes_about_a_frozen_leader() {
+    let cluster = start(json!({"synchronous_mode": "quorum"})).await;
+    let leader = cluster.leader(SOON).await;
+    wait_role(&cluster, leader, "quorum_standby", 2).await;
+    let written = witnesses(&cluster);
+    acknowledges(&written, Instant::now()).await;
+    let paused = cluster.replicas(leader)[0];
+    cluster.nodes[paused]
+        .sql("SELECT pg_wal_replay_pause()")
+        .await
+        .expect("a replica");
+    wait_for("replay to stand still", SOON, async || {
+        let state = cluster.nodes[paused]
+            .sql("SELECT pg_get_wal_replay_pause_state()")
+            .await?;
+        if state == "paused" { Ok(()) } else { Err(state) }
+    })
+    .await;
+    acknowledges(&written, Instant::now()).await;
+
+    let old = &cluster.nodes[leader];
+    let frozen: Vec<i32> = std::iter::once(old.init_pid())
+        .chain(descendants(old.init_pid()))
+        .collect();
+    for pid in &frozen {
+        old.signal(*pid, "STOP");
+    }
+    let new = cluster.other_leader(leader, TTL * 4).await;
+    assert!(
+        cluster.nodes[paused].log().contains("ending it"),
+        "its WAL receiver does not end by itself"
+    );
+    acknowledges(&written, Instant::now()).await;
+    // The first to wake ends the others.
+    for pid in &frozen {
+        let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGCONT);
+    }
+    acknowledges(&written, Instant::now()).await;
+    nothing_lost(&cluster.nodes[new], &written).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

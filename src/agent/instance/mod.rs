@@ -1,6 +1,7 @@
 //! The one local postgres as jobs and the loop use it: the adapters of `postgres/` put together for this member.
 //!
-//! Here: starting, stopping, following, small questions. [`config_files`] writes the configuration files,
+//! Here: starting, stopping, small questions. [`config_files`] writes the configuration files, [`following`] points a
+//! replica at its upstream,
 //! [`timelines`] knows where the data ends, [`work`] does what takes long (bootstrap, clone, promote), [`methods`] makes
 //! replicas in the ways that are configured, [`restored`] makes a cluster of what a command brings, [`rewinding`] rewinds,
 //! [`slots`] makes, moves and copies replication slots, [`callbacks`] runs the operator's commands. What should be done is
@@ -10,6 +11,7 @@
 
 mod callbacks;
 mod config_files;
+mod following;
 mod layers;
 mod methods;
 mod next_start;
@@ -44,7 +46,6 @@ use crate::{
         binaries::Binaries,
         conf::PendingRestart,
         confdir::ConfDir,
-        conninfo::Conninfo,
         control,
         datadir::{self, DataDir, Reason},
         guc::Known,
@@ -475,36 +476,6 @@ impl Instance {
             Some(role @ StartAs::Replica(_)) => role,
             _ => StartAs::Replica(self.present_upstream(dynamic).await),
         }
-    }
-
-    /// Whom a running replica follows, from its own settings.
-    async fn present_upstream(&self, dynamic: &Dynamic) -> Option<Upstream> {
-        let view = self.monitor.observe(SMALL).await.ok()?;
-        let conninfo = Conninfo::parse(&view.primary_conninfo).ok()?;
-        let present = Upstream {
-            member: "present upstream".into(),
-            host: conninfo.get("host")?.to_owned(),
-            port: conninfo.get("port").unwrap_or("5432").parse().ok()?,
-            source: Source::Member,
-        };
-        let remote = dynamic.standby.as_ref().map(Upstream::remote);
-        let is_remote = |remote: &Upstream| remote.address() == present.address();
-        Some(remote.filter(is_remote).unwrap_or(present))
-    }
-
-    /// Points the running replica at another upstream.
-    pub async fn follow(&self, upstream: Option<&Upstream>, dynamic: &Dynamic) -> Result<(), String> {
-        let role = StartAs::Replica(upstream.cloned());
-        let control = self.control().await.ok();
-        Box::pin(self.write_files(&role, dynamic, control.as_ref())).await?;
-        let name = role_name(&role);
-        let before = lock(&self.role).replace(role);
-        self.postmaster.reload().await.map_err(|error| chain(&error))?;
-        // The leader of a standby cluster comes and goes without a restart.
-        if before.is_some_and(|before| role_name(&before) != name) {
-            self.fire(Event::RoleChange, name);
-        }
-        Ok(())
     }
 
     /// Writes the files for the present role again and reloads. Does nothing without a running server: the next

@@ -60,6 +60,9 @@ pub(super) enum Request {
         pid: i32,
         reply: oneshot::Sender<Result<(), SignalError>>,
     },
+    EndReceiver {
+        reply: oneshot::Sender<Result<(), SignalError>>,
+    },
     Nudge {
         signal: Signal,
         reply: oneshot::Sender<Result<(), SignalError>>,
@@ -140,7 +143,10 @@ impl Actor {
         match request {
             Request::Start { spec, reply } => self.on_start(spec, reply),
             Request::Stop { mode, ladder, reply } => self.on_stop(mode, ladder, reply),
-            Request::EndSender { pid, reply } => drop(reply.send(self.end_sender(pid))),
+            Request::EndSender { pid, reply } => {
+                drop(reply.send(self.end_child(|postmaster| senders::end(pid, postmaster))));
+            }
+            Request::EndReceiver { reply } => drop(reply.send(self.end_child(senders::end_receiver))),
             Request::Nudge { signal, reply } => drop(reply.send(self.nudge(signal))),
         }
     }
@@ -424,11 +430,12 @@ impl Actor {
         }
     }
 
-    fn end_sender(&self, pid: i32) -> Result<(), SignalError> {
+    /// Ends one process of the server's, however far the server itself is.
+    fn end_child(&self, end: impl FnOnce(i32) -> io::Result<()>) -> Result<(), SignalError> {
         match &self.process {
             Some(process) => {
-                let ended = senders::end(pid, process.pid());
-                ended.map_err(|source| SignalError::Refused { pid, source })
+                let pid = process.pid();
+                end(pid).map_err(|source| SignalError::Refused { pid, source })
             }
             None => Err(SignalError::NotRunning {
                 state: self.state.borrow().name(),

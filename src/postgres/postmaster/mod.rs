@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub use senders::sent_by;
+pub use senders::{receives, sent_by};
 pub use state::{
     ExitInfo, ExitStatus, NotReady, Ready, SignalError, StartError, StartPhase, StartSpec, Started, State,
     StopError, StopLadder, StopMode, StopOutcome,
@@ -210,6 +210,17 @@ impl Postmaster {
     pub async fn end_sender(&self, pid: i32) -> Result<(), SignalError> {
         let (reply, answer) = oneshot::channel();
         self.send(Request::EndSender { pid, reply });
+        answer.await.unwrap_or(Err(SignalError::Gone))
+    }
+
+    /// Asks the WAL receiver to end (SIGTERM), if one runs. `primary_conninfo` has to be empty in the files the postmaster
+    /// has read, or the startup process starts another.
+    ///
+    /// # Errors
+    /// See [`SignalError`].
+    pub async fn end_receiver(&self) -> Result<(), SignalError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::EndReceiver { reply });
         answer.await.unwrap_or(Err(SignalError::Gone))
     }
 
