@@ -53,6 +53,21 @@ need_network() {
     }
 }
 
+# The fuzzer that holds the REST API against its document.
+need_schemathesis() { python_tool schemathesis 'schemathesis>=4,<5'; }
+
+# python_tool NAME REQUIREMENT...: a program from PyPI in an environment of its own, tests/.cache/NAME.
+python_tool() {
+    local dir=tests/.cache/$1
+    [ ! -x "$dir/bin/$1" ] || return 0
+    have python3 || apt_install python3 python3-venv || { say 'python3 is missing (Debian: python3-venv)'; return 1; }
+    say "installing $1 from PyPI (once)"
+    rm -rf "$dir"
+    # Debian keeps venv apart from python3.
+    python3 -m venv "$dir" 2>/dev/null || { apt_install python3-venv && python3 -m venv "$dir"; } || return 1
+    quietly "$dir/bin/pip" install --disable-pip-version-check "${@:2}" || { rm -rf "$dir"; return 1; }
+}
+
 # In a process of its own, because it ends the process when there is no way to an engine. By the name that the
 # tests use, whatever the person in front has set for compose/up.
 need_image() { HOWDAH_IMAGE=howdah:latest docker/build all; }

@@ -7,6 +7,7 @@
 //! | `GET /liveness`, `/readiness` | probes, bare status |
 //! | `GET /patroni` | status JSON, at most a quarter of a second old |
 //! | `GET /slots` | replication slots of this member, whose they are and what WAL they hold back; not in Patroni |
+//! | `GET /openapi.json` | all of this as a document |
 //! | `GET /cluster`, `/history` | from the DCS |
 //! | `GET PATCH PUT /config` | dynamic configuration |
 //! | `POST DELETE /switchover`, `POST /failover` | change of leader |
@@ -29,6 +30,7 @@ pub mod cluster;
 mod failsafe;
 pub mod health;
 pub mod json;
+mod openapi;
 pub mod query;
 mod refusal;
 pub mod render;

@@ -46,22 +46,47 @@ enum Change {
     EndFailsafe,
 }
 
+/// First segments of the paths that GET answers with more than a health check; as in [`get`].
+#[cfg(test)]
+const LOOKS: [&str; 9] = [
+    "cluster",
+    "config",
+    "failsafe",
+    "history",
+    "liveness",
+    "openapi.json",
+    "patroni",
+    "readiness",
+    "slots",
+];
+
+/// What changes something, by method and first segment.
+const CHANGES: [(&str, &str, Change); 11] = [
+    ("PATCH", "config", Change::PatchConfig),
+    ("PUT", "config", Change::PutConfig),
+    ("POST", "switchover", Change::Lead(Action::Switchover)),
+    ("POST", "failover", Change::Lead(Action::Failover)),
+    ("DELETE", "switchover", Change::Unschedule),
+    ("POST", "restart", Change::Restart),
+    ("DELETE", "restart", Change::CancelRestart),
+    ("POST", "reload", Change::Reload),
+    ("POST", "reinitialize", Change::Reinitialize),
+    ("POST", "failsafe", Change::Failsafe),
+    ("DELETE", "failsafe", Change::EndFailsafe),
+];
+
+/// All of them by method and segment, without the health checks.
+#[cfg(test)]
+pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let looks = LOOKS.iter().map(|segment| ("GET", *segment));
+    looks.chain(CHANGES.iter().map(|(method, segment, _)| (*method, *segment)))
+}
+
 impl Change {
     fn of(method: &Method, segment: &str) -> Option<Self> {
-        Some(match (method.as_str(), segment) {
-            ("PATCH", "config") => Self::PatchConfig,
-            ("PUT", "config") => Self::PutConfig,
-            ("POST", "switchover") => Self::Lead(Action::Switchover),
-            ("POST", "failover") => Self::Lead(Action::Failover),
-            ("DELETE", "switchover") => Self::Unschedule,
-            ("POST", "restart") => Self::Restart,
-            ("DELETE", "restart") => Self::CancelRestart,
-            ("POST", "reload") => Self::Reload,
-            ("POST", "reinitialize") => Self::Reinitialize,
-            ("POST", "failsafe") => Self::Failsafe,
-            ("DELETE", "failsafe") => Self::EndFailsafe,
-            _ => return None,
-        })
+        let mut rows = CHANGES.iter();
+        let row = rows.find(|row| row.0 == method.as_str() && row.1 == segment)?;
+        Some(row.2)
     }
 }
 
@@ -171,12 +196,20 @@ async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
             reply::object(200, &slots::to_json(&snapshot.local.slots))
         }
         "cluster" | "history" | "config" => show(api, segment).await,
+        "openapi.json" => openapi(),
         "failsafe" => failsafe::topology(&api.handle.current()).unwrap_or_else(Reply::from),
         _ => {
             let snapshot = api.handle.current();
             let code = health::code(&snapshot, now, path, &Query::parse(query));
             reply::object(code, &render::patroni(&snapshot, now))
         }
+    }
+}
+
+fn openapi() -> Reply {
+    match super::openapi::document() {
+        Some(document) => reply::object(200, &document),
+        None => reply::text(500, "the document cannot be read"),
     }
 }
 

@@ -331,7 +331,10 @@ async fn in_quorum_mode_a_standby_with_paused_replay_votes_about_a_frozen_leader
     acknowledges(&written, Instant::now()).await;
     // The first to wake ends the others.
     for pid in &frozen {
-        let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGCONT);
+        let _gone = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(*pid),
+            nix::sys::signal::Signal::SIGCONT,
+        );
     }
     acknowledges(&written, Instant::now()).await;
     nothing_lost(&cluster.nodes[new], &written).await;
