@@ -12,6 +12,7 @@
 //! | `footprint` | nothing: a member does not grow                                             |
 //! | `hung`      | a postmaster is stopped, an answer is slow; watchdog; the shortest lease    |
 //! | `manual`    | nothing: people ask for things, now and later                               |
+//! | `metrics`   | nothing: what a change of leader leaves in the metrics                       |
 //! | `outage`    | etcd                                                                        |
 //! | `pause`     | what runs, while nobody is to do anything about it                          |
 //! | `readme`    | nothing: README's example runs as it is written                             |
@@ -51,6 +52,8 @@ mod footprint;
 mod hung;
 #[path = "cluster/manual.rs"]
 mod manual;
+#[path = "cluster/metrics.rs"]
+mod metrics;
 #[path = "common/node.rs"]
 mod node;
 #[path = "cluster/outage.rs"]

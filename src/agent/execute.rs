@@ -112,7 +112,10 @@ impl Agent {
                     }
                     Done::Refused("the view it was taken on is too old to be acted upon".to_owned())
                 }
-                done => done,
+                done => {
+                    self.note_taken(&done, view);
+                    done
+                }
             },
             Action::RenewLock => lock(self.lease.renew().await, "the lock is not ours any more"),
             Action::ReleaseLock(end) => {

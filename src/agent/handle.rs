@@ -21,6 +21,7 @@ use crate::{
     clock::Boottime,
     dcs::Dcs,
     ha::{Reason, slots::Retained, why::Candidacy},
+    metrics::Metrics,
     model::{Cluster, Dynamic, Lsn, MemberName, PgState, Role, SyncKind, SystemId, Tags, Timeline},
 };
 
@@ -136,6 +137,8 @@ pub struct Local {
     pub remarks: Vec<String>,
     /// A watchdog is required here and cannot be used.
     pub watchdog_failed: bool,
+    /// Another member has called itself a running primary beside the leader for longer than `loop_wait`.
+    pub split_brain_suspected: bool,
     /// Replication slots of the last look, whose they are and what they hold back.
     pub slots: Vec<Retained>,
 }
@@ -245,6 +248,8 @@ pub struct Outlook {
     pub promise: String,
     /// What would become of this primary if the DCS vanished now, in words.
     pub without_dcs: String,
+    /// It is a primary, and would stay one.
+    pub stays_without_dcs: bool,
 }
 
 impl Outlook {
@@ -255,6 +260,7 @@ impl Outlook {
             candidacy: Candidacy::Cannot("it has not seen the DCS yet".to_owned()),
             promise: "unknown".to_owned(),
             without_dcs: "unknown".to_owned(),
+            stays_without_dcs: false,
         }
     }
 }
@@ -495,6 +501,7 @@ pub struct AgentHandle {
     requests: mpsc::Sender<Request>,
     dcs: Arc<dyn Dcs>,
     lease: Arc<Lease>,
+    metrics: Arc<Metrics>,
     refreshing: Arc<Mutex<()>>,
 }
 
@@ -506,12 +513,14 @@ impl AgentHandle {
         requests: mpsc::Sender<Request>,
         dcs: Arc<dyn Dcs>,
         lease: Arc<Lease>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             snapshot,
             requests,
             dcs,
             lease,
+            metrics,
             refreshing: Arc::new(Mutex::new(())),
         }
     }
@@ -533,6 +542,12 @@ impl AgentHandle {
     #[must_use]
     pub fn lease(&self) -> &Lease {
         &self.lease
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// A snapshot not older than `max_age`, if the agent can give one within `wait`; else the last one.

@@ -73,6 +73,7 @@ fn member(name: &str, role: Role, xlog: Xlog) -> Snapshot {
             trouble: None,
             remarks: Vec::new(),
             watchdog_failed: false,
+            split_brain_suspected: false,
             slots: Vec::new(),
         },
         dcs: Some(DcsView {

@@ -27,6 +27,7 @@ mod publish;
 mod reconfigure;
 mod reload;
 mod requests;
+mod second_primary;
 mod seen;
 pub mod signals;
 mod slots;
@@ -53,6 +54,7 @@ use crate::{
     exit::Exit,
     guard::Guard,
     ha::{self, DcsView, Finished, Job, Local, Memory, Plan, Shutdown, View},
+    metrics::{Metrics, Takeover},
     model::{Cluster, Dynamic, MemberName, PgState, Role, SystemId, Tags, Version},
     postgres::{postmaster::State, query::LocalView},
     watchdog::Watchdog,
@@ -164,6 +166,8 @@ pub struct Parts {
     pub namesake: Namesake,
     /// The watchdog device.
     pub watchdog: Arc<Watchdog>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Requests of others, in the order they came.
@@ -199,6 +203,12 @@ pub struct Agent {
     guard: Arc<Guard>,
     namesake: Namesake,
     watchdog: Arc<Watchdog>,
+    metrics: Arc<Metrics>,
+    /// When WAL was last seen to come from a leader.
+    last_wal: Option<Boottime>,
+    /// The lock has been taken, and the promotion is to come.
+    takeover: Option<Takeover>,
+    second_primary: second_primary::Watch,
     /// Why the watchdog that is required cannot be used, as far as it was told.
     no_watchdog: Option<String>,
     progress: watch::Sender<Option<Progress>>,
@@ -278,6 +288,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             trouble: None,
             remarks: Vec::new(),
             watchdog_failed: false,
+            split_brain_suspected: false,
             slots: Vec::new(),
         },
         dcs: None,
@@ -310,6 +321,7 @@ impl Agent {
             guard,
             namesake,
             watchdog,
+            metrics,
         } = parts;
         let postmaster = instance.postmaster().state();
         instance.note_dynamic(&initial);
@@ -329,6 +341,10 @@ impl Agent {
             guard,
             namesake,
             watchdog,
+            metrics,
+            last_wal: None,
+            takeover: None,
+            second_primary: second_primary::Watch::default(),
             no_watchdog: None,
             progress: watch::Sender::new(None),
             jobs: JobSlot::default(),
@@ -432,10 +448,18 @@ impl Agent {
 
     /// One turn: look, decide, do, publish. Returns how long to wait for the next without an event.
     async fn turn(&mut self) -> Result<Duration, Exit> {
+        let begun = Boottime::now();
+        let turned = self.look_and_act().await;
+        self.metrics.turned(Boottime::now().since(begun));
+        turned
+    }
+
+    async fn look_and_act(&mut self) -> Result<Duration, Exit> {
         self.step_down_for_a_namesake();
         self.due_restart();
         self.due_reinitialize();
         let mut view = self.observe().await;
+        self.note_wal();
         if let Some(exit) = self.verdict.filter(|_| self.shutdown.is_none()) {
             self.leave(exit, "see above").await;
             return Err(exit);
@@ -545,6 +569,7 @@ impl Agent {
         self.keep_dynamic();
         self.note_pending_restart().await;
         self.note_reason(view);
+        self.note_second_primary(view);
         self.outlook = publish::outlook(view, Boottime::now());
         self.publish(&plan.because, wait);
         self.disarm_when_harmless();
@@ -592,6 +617,7 @@ impl Agent {
         match (&finished.job, &finished.outcome) {
             (Job::Bootstrap | Job::BootstrapStandby, _) => self.claim = None,
             (Job::CopySlots { slots, .. }, Ok(())) => self.slots.copied(slots),
+            (Job::Promote, Ok(())) => self.note_promoted(),
             (Job::Clone { .. } | Job::Restore, Ok(())) => self.copies.made += 1,
             (Job::Clone { .. } | Job::Restore, Err(_)) => self.copies.failed += 1,
             _ => {}

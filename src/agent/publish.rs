@@ -43,6 +43,9 @@ impl Agent {
             );
             info!(from, to, because, "state changed");
         }
+        if before.0 != now.0 {
+            self.metrics.role_changed(before.0, now.0);
+        }
         self.published.send_replace(Arc::clone(&snapshot));
         snapshot
     }
@@ -85,6 +88,7 @@ impl Agent {
                 trouble: self.trouble(now),
                 remarks: self.remarks.clone(),
                 watchdog_failed: self.no_watchdog.is_some(),
+                split_brain_suspected: self.second_primary.suspected(),
                 slots: self.retained_slots(),
             },
             dcs: self.last_cluster.as_ref().map(|seen| DcsView {
@@ -229,14 +233,17 @@ impl Agent {
 
 /// What people want to know before something happens.
 pub(super) fn outlook(view: &View, now: Boottime) -> Outlook {
+    use ha::failsafe::Outlook::{Paused, Stays};
     let promise = match &view.dcs {
         ha::DcsView::Known { cluster } => why::promise(cluster, &view.dynamic),
         ha::DcsView::Down { .. } => "unknown while the DCS does not answer".to_owned(),
     };
+    let without_dcs = ha::failsafe::outlook(view);
     Outlook {
         candidacy: why::candidacy(view, now),
         promise,
-        without_dcs: ha::failsafe::outlook(view).to_string(),
+        without_dcs: without_dcs.to_string(),
+        stays_without_dcs: matches!(without_dcs, Stays(_) | Paused),
     }
 }
 

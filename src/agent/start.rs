@@ -24,6 +24,7 @@ use crate::{
     exit::Exit,
     guard::Guard,
     ha::lease::hold_of_record,
+    metrics::{self, Metrics, calls::Timed},
     postgres::{
         binaries::Binaries,
         datadir::{self, DataDir},
@@ -234,7 +235,11 @@ async fn assemble(
         .map_err(|error| refuse(Exit::Permission, format!("{error} (HOWDAH_RESTAPI_LISTEN)")))?;
     let (dcs, embedded) = store(&config).await?;
     let ttl = dcs.lease_ttl(config.bootstrap.timing.ttl);
-    let dcs: Arc<dyn Dcs> = Arc::new(dcs);
+    let metrics = Metrics::new(&config.scope, &config.name)
+        .map_err(|error| refuse(Exit::Internal, format!("metrics: {error}")))?;
+    metrics::volume::watch(&metrics, config.postgresql.data_dir.clone())
+        .map_err(|error| refuse(Exit::Os, format!("cannot start a thread: {error}")))?;
+    let dcs = Timed::around(Arc::new(dcs), Arc::clone(&metrics));
     let guard = Arc::new(guard);
     let adopted = guard
         .adopted()
@@ -266,6 +271,7 @@ async fn assemble(
         sender,
         Arc::clone(&dcs),
         Arc::clone(&lease),
+        Arc::clone(&metrics),
     );
     let level = Arc::new(level);
     let signals = Signals::install(early, Arc::clone(&guard), Arc::clone(&level), handle.clone())
@@ -304,6 +310,7 @@ async fn assemble(
         guard: Arc::clone(&guard),
         namesake,
         watchdog: Arc::clone(&watchdog),
+        metrics,
     });
     if known_before {
         agent.believe_copy();

@@ -7,6 +7,7 @@
 //! | `GET /liveness`, `/readiness` | probes, bare status |
 //! | `GET /patroni` | status JSON, at most a quarter of a second old |
 //! | `GET /slots` | replication slots of this member, whose they are and what WAL they hold back; not in Patroni |
+//! | `GET /metrics` | counters and gauges in Prometheus' format |
 //! | `GET /openapi.json` | all of this as a document |
 //! | `GET /cluster`, `/history` | from the DCS |
 //! | `GET PATCH PUT /config` | dynamic configuration |

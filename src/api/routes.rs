@@ -48,12 +48,13 @@ enum Change {
 
 /// First segments of the paths that GET answers with more than a health check; as in [`get`].
 #[cfg(test)]
-const LOOKS: [&str; 9] = [
+const LOOKS: [&str; 10] = [
     "cluster",
     "config",
     "failsafe",
     "history",
     "liveness",
+    "metrics",
     "openapi.json",
     "patroni",
     "readiness",
@@ -107,8 +108,24 @@ pub(super) async fn answer(
 ) -> Reply {
     // One load of the configuration for the whole request.
     let access = api.options.access.borrow().clone();
+    let kind = kind_of(request.method(), request.uri().path());
     let reply = route(api, request, peer, &access, activity).await;
+    api.handle.metrics().answered(kind, reply.status().as_u16());
     reply::with_headers(reply, access.headers())
+}
+
+/// What kind of request it is, for counting: paths are the client's to choose, so they are no label.
+fn kind_of(method: &Method, path: &str) -> &'static str {
+    let segment = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    match *method {
+        Method::HEAD | Method::OPTIONS => "health",
+        Method::GET => match segment {
+            "metrics" => "metrics",
+            "patroni" | "cluster" | "history" | "config" | "slots" | "failsafe" | "openapi.json" => "look",
+            _ => "health",
+        },
+        _ => "change",
+    }
 }
 
 async fn route(
@@ -196,6 +213,7 @@ async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
             reply::object(200, &slots::to_json(&snapshot.local.slots))
         }
         "cluster" | "history" | "config" => show(api, segment).await,
+        "metrics" => metrics(api),
         "openapi.json" => openapi(),
         "failsafe" => failsafe::topology(&api.handle.current()).unwrap_or_else(Reply::from),
         _ => {
@@ -204,6 +222,16 @@ async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
             reply::object(code, &render::patroni(&snapshot, now))
         }
     }
+}
+
+fn metrics(api: &Api) -> Reply {
+    let snapshot = api.handle.current();
+    let hold = api.handle.lease().hold();
+    reply::metrics(
+        api.handle
+            .metrics()
+            .render(&snapshot, hold.as_ref(), Boottime::now()),
+    )
 }
 
 fn openapi() -> Reply {

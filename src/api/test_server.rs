@@ -198,7 +198,13 @@ pub(super) async fn server_with(
     let (snapshot, receiver) = watch::channel(Arc::new(live(leader())));
     let (sender, requests) = mpsc::channel(16);
     let lease = Lease::new(store.clone(), Arc::new(NoFence), None);
-    let handle = AgentHandle::new(receiver, sender, store.clone(), Arc::clone(&lease));
+    let handle = AgentHandle::new(
+        receiver,
+        sender,
+        store.clone(),
+        Arc::clone(&lease),
+        crate::metrics::Metrics::new("demo", &"n1".into()).expect("names differ"),
+    );
     let shutdown = CancellationToken::new();
     let client = Client::new(credentials.as_ref());
     let (access, current) = watch::channel(Access::with_credentials(credentials));

@@ -33,7 +33,7 @@ async fn health_checks_answer_code_and_status() {
         ("/", 200),
         ("/replica", 503),
         ("/read-only?lag=0", 200),
-        ("/metrics", 503),
+        ("/metrics", 200),
         ("/x/y", 503),
         ("/liveness", 200),
         ("/readiness", 200),
