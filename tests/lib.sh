@@ -45,6 +45,33 @@ installed_postgres() {
     return 1
 }
 
+# What the interop ring was last seen to pass with. Another version here is fetched by the next run.
+PATRONI_PACKAGES='patroni[etcd3]==4.1.5 psycopg[binary]==3.3.9'
+
+# The real Patroni, in a folder of its own.
+need_patroni() {
+    local venv=tests/.cache/patroni python=/usr/bin/python3
+    [ "$(cat "$venv/packages" 2>/dev/null)" = "$PATRONI_PACKAGES" ] || {
+        # The system's own first: another one may live where user postgres cannot look.
+        [ -x "$python" ] || ! can_install || apt_install python3 python3-venv || true
+        [ -x "$python" ] || python=python3
+        "$python" -c 'import ensurepip' 2>/dev/null || apt_install python3-venv || true
+        say "fetching Patroni into $venv (a minute, once)"
+        rm -rf "$venv"
+        # shellcheck disable=SC2086 # a list of packages
+        (umask 022 && quietly "$python" -m venv "$venv" && quietly "$venv/bin/pip" install $PATRONI_PACKAGES) \
+            || { say "cannot install Patroni from PyPI; it needs Python 3 with venv (Debian: python3-venv)"; return 1; }
+        echo "$PATRONI_PACKAGES" >"$venv/packages"
+    }
+    ! is_root || setpriv --reuid=postgres --regid=postgres --clear-groups "$venv/bin/patroni" --version >/dev/null \
+        || { say "user postgres cannot run $PWD/$venv/bin/patroni: everybody must be able to enter its folder"; return 1; }
+}
+
+need_haproxy() {
+    have haproxy || [ -x /usr/sbin/haproxy ] || apt_install haproxy \
+        || { say 'haproxy is missing (Debian: haproxy)'; return 1; }
+}
+
 # Members in networks of their own that can be cut.
 need_network() {
     have ip && have iptables && have unshare || apt_install iproute2 iptables util-linux || {
