@@ -8,6 +8,7 @@
 //! | `acting`    | `patronictl` changes a Howdah cluster                                         |
 //! | `together`  | Patroni and Howdah members in one synchronous cluster; each leads, each is killed |
 //! | `migration` | a cluster of Patroni's becomes Howdah's, member by member, and goes back      |
+//! | `slots`     | permanent slots move with the leader from kind to kind                        |
 //! | `failsafe`  | the store is away; each kind of primary asks the other kind                   |
 //! | `balanced`  | HAProxy with the checks of Patroni's template in front of a Howdah cluster    |
 //!
@@ -49,6 +50,8 @@ mod node;
 mod patroni;
 #[path = "interop/seat.rs"]
 mod seat;
+#[path = "interop/slots.rs"]
+mod slots;
 #[path = "interop/together.rs"]
 mod together;
 #[path = "common/witness.rs"]

@@ -24,6 +24,9 @@ use crate::{
 
 /// No promise is longer.
 const PROMISE_MAX: Duration = Duration::from_secs(3600);
+/// Patroni does not say for how long it will count on the answer: for its ttl, which is never shorter, whatever the
+/// cluster's configuration says (contract: environment §4).
+const PATRONI_TTL_MIN: Duration = Duration::from_secs(20);
 
 fn not_enabled() -> Refusal {
     Refusal::new(502, "failsafe mode is not enabled")
@@ -57,8 +60,8 @@ pub(super) fn accept(api: &Api, body: &Map<String, Value>) -> Result<Reply, Refu
     if snapshot.state() == PgState::Running && snapshot.role() == Role::Primary {
         return Err(Refusal::new(500, "Running as a leader"));
     }
-    let theirs = body.get("ttl").and_then(Value::as_u64).map(Duration::from_secs);
-    let ttl = theirs.unwrap_or_default().clamp(
+    let theirs = body.get("ttl").and_then(Value::as_u64);
+    let ttl = theirs.map_or(PATRONI_TTL_MIN, Duration::from_secs).clamp(
         snapshot.dynamic.timing.ttl,
         PROMISE_MAX.max(snapshot.dynamic.timing.ttl),
     );

@@ -582,6 +582,23 @@ async fn a_replica_promises_a_primary_without_the_dcs_not_to_lead() {
     assert_eq!(server.lease.promised(), None);
 }
 
+/// A question of Patroni's names no ttl; it counts with 20 s at least, also where the configuration says less.
+#[tokio::test]
+async fn what_patroni_asks_for_is_promised_for_as_long_as_patroni_counts_on_it() {
+    let server = server(HEALTHY).await;
+    for (configured, promised) in [(5, 19), (20, 19), (30, 29)] {
+        let mut snapshot = replica();
+        snapshot.dynamic.timing = crate::model::Timing::adjusted(configured, 1, 2);
+        failsafe_mode(&server, snapshot);
+        let question = json!({"name": "p1", "conn_url": "postgres://x", "api_url": "http://x/patroni", "slots": {"n2": 1}});
+        let answer = server.says(Method::POST, "/failsafe", Some(question)).await;
+        assert_eq!(answer, (200, "Accepted".to_owned()));
+        let promise = server.lease.promised().expect("promised");
+        let left = promise.until.since(crate::clock::Boottime::now());
+        assert_eq!(left.as_secs(), promised, "ttl {configured}");
+    }
+}
+
 #[tokio::test]
 async fn who_leads_or_asks_for_the_lock_accepts_no_other() {
     let refused = (500, "Running as a leader".to_owned());

@@ -13,7 +13,11 @@ use crate::{
 
 /// An hour from now, as people write it.
 fn in_an_hour() -> String {
-    let then = jiff::Timestamp::now() + Duration::from_secs(3600);
+    later(Duration::from_secs(3600))
+}
+
+fn later(wait: Duration) -> String {
+    let then = jiff::Timestamp::now() + wait;
     then.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
@@ -67,6 +71,19 @@ async fn patronictl_moves_the_leader() {
     assert_eq!(ctl.ok(&flush).await, "Success: scheduled switchover deleted\n");
     assert_eq!(ctl.ok(&flush).await, "No pending scheduled switchover\n");
     assert!(!ctl.ok(&["list"]).await.contains("scheduled at"));
+    // In a moment: patronictl itself needs one.
+    let at = later(Duration::from_secs(5));
+    ctl.ok(&[
+        "switchover",
+        "--candidate",
+        &seats[1].name,
+        "--scheduled",
+        &at,
+        "--force",
+    ])
+    .await;
+    seats[1].wait_primary(SOON).await;
+    let seats = three.healthy().await;
 
     let candidate = &seats[1];
     let out = ctl
@@ -187,16 +204,6 @@ async fn pending_restarts(ctl: &Ctl, seats: &[Seat]) {
         }
     })
     .await;
-    let out = ctl
-        .ok(&["restart", "demo", "-r", "replica", "--pending", "--force"])
-        .await;
-    for seat in &seats[1..] {
-        let said = format!(
-            "Failed: restart for member {}, status code=503, (restart conditions are not satisfied)\n",
-            seat.name
-        );
-        assert!(out.contains(&said), "{out}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -92,6 +92,17 @@ async fn patronictl_shows_members_in_every_format() {
         "{out}"
     );
     assert_eq!(out.matches("| + pg").count(), 2, "{out}");
+
+    // Howdah's own commands say the same.
+    for arguments in [
+        &["list"][..],
+        &["list", "-f", "json"],
+        &["list", "-f", "tsv"],
+        &["topology"],
+    ] {
+        let (code, own, _) = three.nodes[0].cli(arguments).await;
+        assert_eq!((code, own), (0, three.ctl.ok(arguments).await), "{arguments:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! A cluster of Patroni's becomes Howdah's, member by member, and goes back: README, "Coming from Patroni".
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     SOON,
@@ -35,6 +35,15 @@ async fn a_cluster_of_patronis_is_taken_over_member_by_member_and_given_back() {
     h3.wait_streaming(SOON).await;
     slots(&mixed, &p1, &[&p2, &h3]).await;
     agree(&[&p1, &p2, &h3], &p1).await;
+    // Howdah's command line reads what Patroni wrote.
+    let (exit, list, _) = added.cli(&["list", "-f", "json"]).await;
+    let rows: Value = serde_json::from_str(&list).expect("JSON");
+    let leads = |row: &&Value| row["Role"] == "Leader" && row["Member"] == "pat-1";
+    assert_eq!(
+        (exit, rows.as_array().expect("rows").iter().filter(leads).count()),
+        (0, 1),
+        "{list}"
+    );
 
     // One in the place of another: Patroni ends, Howdah goes on with its file and its data.
     second.stop(SOON).await;
