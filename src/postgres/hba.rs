@@ -13,11 +13,33 @@ pub fn render(lines: &[String]) -> Option<String> {
     (!lines.is_empty()).then(|| format!("{HEADER}{}\n", lines.join("\n")))
 }
 
+/// First line of a `pg_hba.conf` that Patroni has left; our own line follows, then the file as it was.
+const KEPT: &str = "# Kept as Patroni left it, but for the next line, until pg_hba is configured.\n";
+
+/// What Patroni has left, behind the line that our own connection needs.
+#[must_use]
+pub fn keep(superuser: &str, original: &str) -> String {
+    format!("{KEPT}{}\n{original}", own_access(superuser))
+}
+
+/// The file as Patroni left it, of one that [`keep`] made.
+#[must_use]
+pub fn original(text: &str) -> Option<&str> {
+    let (_own, original) = text.strip_prefix(KEPT)?.split_once('\n')?;
+    Some(original)
+}
+
+/// `md5` stands for whichever way the password is stored: SCRAM is used wherever that is SCRAM. Clusters that are older
+/// than it, or were told so, have the other one until somebody sets the password anew.
+fn own_access(superuser: &str) -> String {
+    format!("local all {} md5", always_quoted(superuser))
+}
+
 /// Puts the line our own connection needs before a list that may have none for the Unix socket: without it the agent
 /// could not see its own server. First, because the first line that fits decides.
 #[must_use]
 pub fn with_own_access(superuser: &str, lines: Vec<String>) -> Vec<String> {
-    let own = format!("local all {} scram-sha-256", always_quoted(superuser));
+    let own = own_access(superuser);
     let others = lines.into_iter().filter(|line| *line != own).collect::<Vec<_>>();
     std::iter::once(own).chain(others).collect()
 }
@@ -105,6 +127,21 @@ mod tests {
     }
 
     #[test]
+    fn what_patroni_left_stays_behind_our_own_line_however_often_it_is_written() {
+        let left = "# from initdb\nlocal all all peer\nhost all guest all trust\n";
+        let once = keep("postgres", left);
+        assert_eq!(
+            once,
+            "# Kept as Patroni left it, but for the next line, until pg_hba is configured.\n\
+             local all \"postgres\" md5\n\
+             # from initdb\nlocal all all peer\nhost all guest all trust\n"
+        );
+        assert_eq!(keep("postgres", original(&once).expect("kept")), once);
+        assert_eq!(original(left), None);
+        assert_eq!(original(&render(&[left.to_owned()]).expect("lines")), None);
+    }
+
+    #[test]
     fn tls_can_be_required() {
         assert!(
             default_lines("r", true, &[])
@@ -128,7 +165,7 @@ mod tests {
     fn our_own_access_comes_first_and_once() {
         let given = vec!["local all all reject".to_owned()];
         let lines = with_own_access("all", given);
-        assert_eq!(lines, ["local all \"all\" scram-sha-256", "local all all reject"]);
+        assert_eq!(lines, ["local all \"all\" md5", "local all all reject"]);
         assert_eq!(with_own_access("all", lines.clone()), lines);
     }
 

@@ -14,14 +14,20 @@ use crate::{
 async fn a_cluster_of_patronis_is_taken_over_member_by_member_and_given_back() {
     let mixed = Mixed::new();
     // Patroni's default: without failsafe mode. Howdah would switch it on in a cluster of its own.
-    let mut first = mixed.patroni("pat-1", json!({}));
-    let mut second = mixed.patroni("pat-2", json!({}));
+    // An old one: passwords are stored as md5, and pg_hba.conf is what initdb made, which trusts everybody here.
+    let old = json!({"postgresql": {"use_pg_rewind": true, "parameters": {"password_encryption": "md5"}}});
+    let mut first = mixed.patroni("pat-1", old.clone()).without_hba();
+    let mut second = mixed.patroni("pat-2", old).without_hba();
     first.start();
     let p1 = Seat::from(&first);
     p1.wait_primary(SOON).await;
     second.start();
     let p2 = Seat::from(&second);
     p2.wait_streaming(SOON).await;
+    p1.sql("CREATE ROLE guest LOGIN").await.expect("a role");
+    let stored =
+        "SELECT bool_and(rolpassword LIKE 'md5%')::text FROM pg_authid WHERE rolpassword IS NOT NULL";
+    p1.wait_sql(stored, "true").await;
     let (sysid, config) = (mixed.key("initialize").await, mixed.key_json("config").await);
     let witnesses = [
         Witness::start(p1.pg_port, 1_000_000),
@@ -33,6 +39,7 @@ async fn a_cluster_of_patronis_is_taken_over_member_by_member_and_given_back() {
     added.start();
     let h3 = Seat::from(&added);
     h3.wait_streaming(SOON).await;
+    h3.admits("guest").await.expect("as on its leader");
     slots(&mixed, &p1, &[&p2, &h3]).await;
     agree(&[&p1, &p2, &h3], &p1).await;
     // Howdah's command line reads what Patroni wrote.
@@ -72,7 +79,10 @@ async fn a_cluster_of_patronis_is_taken_over_member_by_member_and_given_back() {
         }
     })
     .await;
-    // It is the same cluster, configured as before.
+    // It is the same cluster, configured as before, and opens to the same people.
+    for seat in [&p2, &h3] {
+        seat.admits("guest").await.expect("as before");
+    }
     assert_eq!(mixed.key("initialize").await, sysid);
     assert_eq!(mixed.key_json("config").await, config);
     let (code_of_failsafe, body) = h3.get("/failsafe").await.expect("an answer");

@@ -99,6 +99,16 @@ impl Patroni {
         })
     }
 
+    /// Takes `pg_hba` out of its file: what initdb and people have put into pg_hba.conf stays then.
+    pub fn without_hba(self) -> Self {
+        let text = fs::read_to_string(self.file()).expect("read patroni.yml");
+        let mut settings: Value = serde_json::from_str(&text).expect("JSON");
+        let postgresql = settings["postgresql"].as_object_mut().expect("a section");
+        postgresql.remove("pg_hba");
+        fs::write(self.file(), settings.to_string()).expect("write patroni.yml");
+        self
+    }
+
     pub fn file(&self) -> PathBuf {
         self.dir.join("patroni.yml")
     }

@@ -43,6 +43,20 @@ impl Seat {
         query(self.pg_port, sql).await
     }
 
+    /// Whether a user without a password gets in: where pg_hba.conf trusts it.
+    pub async fn admits(&self, user: &str) -> Result<(), String> {
+        let connect = tokio_postgres::Config::new()
+            .host("127.0.0.1")
+            .port(self.pg_port)
+            .user(user)
+            .dbname("postgres")
+            .connect(tokio_postgres::NoTls)
+            .await;
+        connect
+            .map(drop)
+            .map_err(|error| format!("{user} on {}: {error:?}", self.name))
+    }
+
     /// GET of something that must be there.
     pub async fn json(&self, path: &str) -> Value {
         let (code, body) = self.get(path).await.expect("an answer");

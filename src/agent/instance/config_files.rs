@@ -264,7 +264,7 @@ impl Instance {
         sync_names: bool,
     ) -> Result<(), files::Error> {
         let conf = self.conf();
-        if let Some(text) = hba::render(&self.hba_lines(dynamic, scope)) {
+        if let Some(text) = self.hba_text(dynamic, scope)? {
             conf.write(&conf.hba(), &text)?;
         }
         if let Some(text) = hba::render(&Layers::new(dynamic, &self.settings()).ident(scope)) {
@@ -327,14 +327,23 @@ impl Instance {
         walvolume::slot_wal_limit(size)
     }
 
-    fn hba_lines(&self, dynamic: &Dynamic, scope: RoleScope) -> Vec<String> {
+    /// The configured lines; else those that Patroni has left; else our own.
+    fn hba_text(&self, dynamic: &Dynamic, scope: RoleScope) -> Result<Option<String>, files::Error> {
         let settings = self.settings();
+        let superuser = &settings.superuser.login.username;
         let given = Layers::new(dynamic, &settings).hba(scope);
-        if given.is_empty() {
-            let user = &settings.replication.login.username;
-            return hba::default_lines(user, false, &settings.bootstrap_pg_hba);
+        if !given.is_empty() {
+            return Ok(hba::render(&hba::with_own_access(superuser, given)));
         }
-        hba::with_own_access(&settings.superuser.login.username, given)
+        if let Some(left) = self.conf().patronis_hba()? {
+            return Ok(Some(hba::keep(superuser, &left)));
+        }
+        let user = &settings.replication.login.username;
+        Ok(hba::render(&hba::default_lines(
+            user,
+            false,
+            &settings.bootstrap_pg_hba,
+        )))
     }
 
     fn recovery(&self, upstream: Option<&Upstream>, dynamic: &Dynamic) -> Result<Recovery, String> {
