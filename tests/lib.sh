@@ -45,26 +45,12 @@ installed_postgres() {
     return 1
 }
 
-# What the interop ring was last seen to pass with. Another version here is fetched by the next run.
-PATRONI_PACKAGES='patroni[etcd3]==4.1.5 psycopg[binary]==3.3.9'
-
-# The real Patroni, in a folder of its own.
+# The real Patroni, with the version that the interop ring was last seen to pass with.
 need_patroni() {
-    local venv=tests/.cache/patroni python=/usr/bin/python3
-    [ "$(cat "$venv/packages" 2>/dev/null)" = "$PATRONI_PACKAGES" ] || {
-        # The system's own first: another one may live where user postgres cannot look.
-        [ -x "$python" ] || ! can_install || apt_install python3 python3-venv || true
-        [ -x "$python" ] || python=python3
-        "$python" -c 'import ensurepip' 2>/dev/null || apt_install python3-venv || true
-        say "fetching Patroni into $venv (a minute, once)"
-        rm -rf "$venv"
-        # shellcheck disable=SC2086 # a list of packages
-        (umask 022 && quietly "$python" -m venv "$venv" && quietly "$venv/bin/pip" install $PATRONI_PACKAGES) \
-            || { say "cannot install Patroni from PyPI; it needs Python 3 with venv (Debian: python3-venv)"; return 1; }
-        echo "$PATRONI_PACKAGES" >"$venv/packages"
-    }
-    ! is_root || setpriv --reuid=postgres --regid=postgres --clear-groups "$venv/bin/patroni" --version >/dev/null \
-        || { say "user postgres cannot run $PWD/$venv/bin/patroni: everybody must be able to enter its folder"; return 1; }
+    local program=$PWD/tests/.cache/patroni/bin/patroni
+    python_tool patroni 'patroni[etcd3]==4.1.5' 'psycopg[binary]==3.3.9' || return 1
+    ! is_root || setpriv --reuid=postgres --regid=postgres --clear-groups "$program" --version >/dev/null \
+        || { say "user postgres cannot run $program: everybody must be able to enter its folder, and Python's"; return 1; }
 }
 
 need_haproxy() {
@@ -85,14 +71,17 @@ need_schemathesis() { python_tool schemathesis 'schemathesis>=4,<5'; }
 
 # python_tool NAME REQUIREMENT...: a program from PyPI in an environment of its own, tests/.cache/NAME.
 python_tool() {
-    local dir=tests/.cache/$1
-    [ ! -x "$dir/bin/$1" ] || return 0
+    local dir=tests/.cache/$1 python=/usr/bin/python3
+    [ "$(cat "$dir/requirements" 2>/dev/null)" != "${*:2}" ] || return 0
     have python3 || apt_install python3 python3-venv || { say 'python3 is missing (Debian: python3-venv)'; return 1; }
+    # The system's own: another one may live where user postgres cannot look.
+    [ -x "$python" ] || python=python3
     say "installing $1 from PyPI (once)"
     rm -rf "$dir"
     # Debian keeps venv apart from python3.
-    python3 -m venv "$dir" 2>/dev/null || { apt_install python3-venv && python3 -m venv "$dir"; } || return 1
+    "$python" -m venv "$dir" 2>/dev/null || { apt_install python3-venv && "$python" -m venv "$dir"; } || return 1
     quietly "$dir/bin/pip" install --disable-pip-version-check "${@:2}" || { rm -rf "$dir"; return 1; }
+    printf '%s\n' "${*:2}" >"$dir/requirements"
 }
 
 # In a process of its own, because it ends the process when there is no way to an engine. By the name that the

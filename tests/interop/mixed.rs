@@ -93,11 +93,10 @@ impl Mixed {
             .get(format!("/service/demo/{name}"), None)
             .await
             .expect("etcd answers");
-        let found = answer
+        answer
             .kvs()
             .first()
-            .map(|kv| kv.value_str().expect("text").to_owned());
-        found
+            .map(|kv| kv.value_str().expect("text").to_owned())
     }
 
     pub async fn key_json(&self, name: &str) -> Value {
