@@ -2,11 +2,17 @@
 //!
 //! Without a command it is init, which runs this same binary as the agent. The other commands are the CLI.
 
-use std::{ffi::OsString, io::Write as _, path::Path, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use howdah::{
-    agent::start,
+    agent::{instance::Settings, start},
     cli,
     client::Client,
     config::{Config, LogFormat, ProcessEnv, ThisHost, bracketed, check},
@@ -27,8 +33,37 @@ use howdah::{
 #[derive(Parser)]
 #[command(version, about, propagate_version = true)]
 struct Arguments {
+    #[command(flatten)]
+    cluster: Which,
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+/// Which cluster the commands for people talk to; without any of these, that of the environment.
+#[derive(Debug, Clone, Default, clap::Args)]
+struct Which {
+    /// Read the configuration of this file too, in Patroni's YAML shape; the environment overrides it
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        env = "PATRONICTL_CONFIG_FILE",
+        hide_env_values = true
+    )]
+    config_file: Option<PathBuf>,
+    /// The DCS: scheme://host:port/namespace, with the scheme etcd3 or etcd
+    #[arg(
+        short,
+        long,
+        visible_alias = "dcs",
+        value_name = "URL",
+        env = "DCS_URL",
+        hide_env_values = true
+    )]
+    dcs_url: Option<String>,
+    /// Accepted; members' REST APIs are spoken to without TLS
+    #[arg(short = 'k', long)]
+    insecure: bool,
 }
 
 #[derive(Subcommand)]
@@ -38,6 +73,16 @@ enum Command {
     /// The agent; started by init.
     #[command(hide = true)]
     Agent,
+    /// Print completions for a shell: eval "$(howdah completions bash)"
+    ///
+    /// They complete commands, options, and the names of members, clusters and settings.
+    Completions {
+        /// bash, zsh or fish
+        #[arg(value_parser = ["bash", "zsh", "fish"])]
+        shell: String,
+    },
+    /// Print the manual page: howdah man | man -l -
+    Man,
     /// Check the environment and print every setting with where it comes from; secrets are hidden.
     Check,
     /// Run any program under Howdah's init: reaped, signalled, restarted when it crashes.
@@ -65,11 +110,17 @@ fn main() -> ExitCode {
         let ordinary = given.next().and_then(|text| text.parse().ok());
         return supervise(&level, json, ordinary).into();
     }
+    // A shell that asks for completions gets them, and this process ends here.
+    if std::env::var_os(COMPLETE).is_some() {
+        clap_complete::CompleteEnv::with_factory(Arguments::command).complete();
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return usage(&error).into(),
     };
     match arguments.command.unwrap_or(Command::Run) {
+        Command::Completions { shell } => print_completions(&shell),
+        Command::Man => print_manual(),
         Command::Run => run_member(),
         Command::Agent => run_agent(),
         Command::Check => run_check(),
@@ -81,7 +132,7 @@ fn main() -> ExitCode {
                 .chain(command);
             run_init(arguments.collect(), "info", telemetry::Format::Plain)
         }
-        Command::Cli(command) => run_cli(command),
+        Command::Cli(command) => run_cli(command, &arguments.cluster),
     }
     .into()
 }
@@ -296,21 +347,104 @@ fn run_check() -> Exit {
     }
 }
 
+/// How a shell says that it asks for completions; the engine's default.
+const COMPLETE: &str = "COMPLETE";
+
+/// The engine writes what registers it with the shell.
+fn print_completions(shell: &str) -> Exit {
+    let shells = clap_complete::env::Shells::builtins();
+    let Some(shell) = shells.completer(shell) else {
+        return Exit::Usage;
+    };
+    let program = std::env::current_exe().unwrap_or_else(|_| "howdah".into());
+    let mut script = Vec::new();
+    let program = program.to_string_lossy();
+    let written = shell.write_registration(COMPLETE, "howdah", "howdah", &program, &mut script);
+    match written.and_then(|()| std::io::stdout().write_all(&script)) {
+        Ok(()) => Exit::Ok,
+        Err(_) => Exit::Failed,
+    }
+}
+
+/// One page: the program, then each of its commands.
+fn print_manual() -> Exit {
+    let mut command = Arguments::command();
+    command.build();
+    let mut page = Vec::new();
+    let mut write = || -> std::io::Result<()> {
+        let manual = clap_mangen::Man::new(command.clone());
+        manual.render_title(&mut page)?;
+        manual.render_name_section(&mut page)?;
+        manual.render_synopsis_section(&mut page)?;
+        manual.render_description_section(&mut page)?;
+        manual.render_options_section(&mut page)?;
+        for sub in command
+            .get_subcommands()
+            .filter(|sub| !sub.is_hide_set() && sub.get_name() != "help")
+        {
+            let mut one = Vec::new();
+            let manual = clap_mangen::Man::new(sub.clone());
+            manual.render_description_section(&mut one)?;
+            manual.render_options_section(&mut one)?;
+            manual.render_extra_section(&mut one)?;
+            // Of the sections of a page of its own, this one's heading is the command.
+            let text = String::from_utf8_lossy(&one);
+            let text = text
+                .replace(
+                    ".SH DESCRIPTION",
+                    &format!(".SH HOWDAH {}", sub.get_name().to_uppercase()),
+                )
+                .replace(".SH OPTIONS", ".SS Options")
+                .replace(".SH EXTRA", ".SS Examples");
+            page.extend_from_slice(text.as_bytes());
+        }
+        Ok(())
+    };
+    match write().and_then(|()| std::io::stdout().write_all(&page)) {
+        Ok(()) => Exit::Ok,
+        Err(_) => Exit::Failed,
+    }
+}
+
 #[expect(clippy::print_stderr, reason = "the command line's own errors")]
-fn run_cli(command: cli::Command) -> Exit {
-    let _level = telemetry::install("warn", telemetry::Format::Plain);
+fn run_cli(command: cli::Command, which: &Which) -> Exit {
+    let level = [
+        "LOGLEVEL",
+        "PATRONI_LOGLEVEL",
+        "PATRONI_LOG_LEVEL",
+        "HOWDAH_LOG_LEVEL",
+    ]
+    .iter()
+    .rev()
+    .find_map(|name| std::env::var(name).ok().filter(|level| !level.is_empty()));
+    // The words of the contract are upper case, and `warning` is not ours.
+    let level = level.map_or_else(
+        || "warn".to_owned(),
+        |level| level.to_ascii_lowercase().replace("warning", "warn"),
+    );
+    let _level = telemetry::install(&level, telemetry::Format::Plain);
+    let env = match cli::environment(which.config_file.as_deref(), which.dcs_url.as_deref()) {
+        Ok(env) => env,
+        Err(error) => {
+            eprintln!("Error: {error}");
+            return Exit::Failed;
+        }
+    };
     let Ok(runtime) = runtime(1) else { return Exit::Os };
     // What needs no cluster must work where none is configured.
     let alone = matches!(command, cli::Command::Version(_) | cli::Command::Health(_));
     let needs_store = command.needs_store();
     let done = runtime.block_on(Box::pin(async {
-        let context = match Config::load(&ProcessEnv, &ThisHost) {
+        let given = Config::load(&env, &ThisHost);
+        let loaded = given.or_else(|_| Config::load(&env.without_password(), &ThisHost));
+        let context = match loaded {
             Ok(loaded) => context(&loaded.config, needs_store),
             Err(_) if alone => cli::Context {
                 scope: String::new(),
                 dcs: None,
                 client: Client::new(None),
                 local_api: "http://127.0.0.1:8008".to_owned(),
+                login: None,
                 silent: cli::Silence::default(),
             },
             Err(mistakes) => {
@@ -333,6 +467,7 @@ fn context(config: &Config, needs_store: bool) -> cli::Context {
         dcs: needs_store.then(|| start::store_client(config).ok()).flatten(),
         client: Client::new(start::credentials(config.ctl.authentication.as_ref()).as_ref()),
         local_api: format!("http://{}:{}", bracketed(host), config.restapi.listen.port),
+        login: Some(Settings::from_config(config).superuser_target()),
         silent: cli::Silence::default(),
     }
 }

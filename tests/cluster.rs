@@ -6,6 +6,7 @@
 //! | module      | what is broken there                                                       |
 //! |-------------|----------------------------------------------------------------------------|
 //! | `bootstrap` | nothing: commands of the operator's make clusters and replicas             |
+//! | `cli`       | nothing: what people type                                                  |
 //! | `comeback`  | all members stop and return, in any order                                   |
 //! | `config`    | settings: for one role, that wait for a restart, that nobody can use        |
 //! | `failsafe`  | etcd, while the members see each other                                      |
@@ -34,6 +35,8 @@
 
 #[path = "cluster/bootstrap.rs"]
 mod bootstrap;
+#[path = "cluster/cli.rs"]
+mod cli;
 #[path = "cluster/comeback.rs"]
 mod comeback;
 #[path = "cluster/config.rs"]

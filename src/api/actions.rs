@@ -16,7 +16,7 @@ use crate::{
     agent::handle::{Request, RestartOutcome, ScheduledRestart},
     client::probe_peers,
     dcs::{Key, When, Written},
-    model::{Cluster, Dynamic, MemberName, merge_patch},
+    model::{Cluster, Dynamic, MemberName, merge_patch, new_remarks},
 };
 
 /// How long candidates may take to answer (contract: REST API §14).
@@ -66,13 +66,36 @@ async fn reply_within<T>(
     }
 }
 
-pub(super) async fn patch_config(api: &Api, patch: &Map<String, Value>) -> Result<Reply, Refusal> {
+/// Refuses what is wrong with a document and was not wrong with the one before, unless the client insists: a tool that
+/// changes one thing does not have to mend the rest.
+fn checked(before: &Map<String, Value>, after: &Map<String, Value>, force: bool) -> Result<(), Refusal> {
+    let remarks = new_remarks(before, after);
+    if remarks.is_empty() || force {
+        return Ok(());
+    }
+    let list: Vec<String> = remarks.iter().map(ToString::to_string).collect();
+    Err(Refusal::new(
+        422,
+        format!(
+            "not stored (?force=true stores it all the same):\n{}",
+            list.join("\n")
+        ),
+    ))
+}
+
+pub(super) async fn patch_config(
+    api: &Api,
+    patch: &Map<String, Value>,
+    force: bool,
+) -> Result<Reply, Refusal> {
     for _ in 0..PATCH_ATTEMPTS {
         let cluster = stored(api).await?;
         let (Some(mut config), Some(version)) = (cluster.config, cluster.config_version) else {
             return Err(Refusal::unavailable("there is no valid configuration in the DCS"));
         };
+        let before = config.clone();
         if merge_patch(&mut config, patch) {
+            checked(&before, &config, force)?;
             let text = Value::Object(config.clone()).to_string();
             match write(api, Key::Config, &text, When::Version(version)).await {
                 Ok(Written::Yes(_)) => {}
@@ -93,9 +116,14 @@ pub(super) async fn patch_config(api: &Api, patch: &Map<String, Value>) -> Resul
     ))
 }
 
-pub(super) async fn put_config(api: &Api, config: &Map<String, Value>) -> Result<Reply, Refusal> {
+pub(super) async fn put_config(
+    api: &Api,
+    config: &Map<String, Value>,
+    force: bool,
+) -> Result<Reply, Refusal> {
     let not_taken = |error: &Refusal| Refusal::new(502, format!("the DCS did not take it: {error}"));
     let cluster = stored(api).await.map_err(|error| not_taken(&error))?;
+    checked(cluster.config.as_ref().unwrap_or(&Map::new()), config, force)?;
     let text = Value::Object(config.clone()).to_string();
     let stored = cluster.config.map(|stored| Value::Object(stored).to_string());
     if stored.as_deref() != Some(text.as_str()) {

@@ -171,19 +171,27 @@ async fn route(
         Change::Restart | Change::Reinitialize | Change::Failsafe | Change::EndFailsafe => Body::Optional,
         Change::Unschedule | Change::CancelRestart | Change::Reload => Body::Ignored,
     };
+    let force = Query::parse(request.uri().query().unwrap_or_default()).get("force") == Some("true");
     match object(api, request, rule).await {
         Ok(body) => {
             let _busy = activity.begin();
-            dispatch(api, change, &body).await.unwrap_or_else(Reply::from)
+            dispatch(api, change, &body, force)
+                .await
+                .unwrap_or_else(Reply::from)
         }
         Err(refusal) => refusal.into(),
     }
 }
 
-async fn dispatch(api: &Api, change: Change, body: &Map<String, Value>) -> Result<Reply, Refusal> {
+async fn dispatch(
+    api: &Api,
+    change: Change,
+    body: &Map<String, Value>,
+    force: bool,
+) -> Result<Reply, Refusal> {
     match change {
-        Change::PatchConfig => actions::patch_config(api, body).await,
-        Change::PutConfig => actions::put_config(api, body).await,
+        Change::PatchConfig => actions::patch_config(api, body, force).await,
+        Change::PutConfig => actions::put_config(api, body, force).await,
         Change::Lead(action) => Box::pin(actions::change_leader(api, action, body)).await,
         Change::Unschedule => actions::unschedule_switchover(api).await,
         Change::Restart => actions::restart(api, body).await,

@@ -187,8 +187,8 @@ async fn bodies_are_bounded_in_size_and_time() {
     }
     let junk = b"PUT /config HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 3\r\n\r\n{,}";
     assert!(server.raw(junk).await.contains("is not JSON"));
-    let chunked = b"PATCH /config HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{\"ttl\":9}\r\n0\r\n\r\n";
-    assert!(server.raw(chunked).await.ends_with("{\"ttl\": 9}"));
+    let chunked = b"PATCH /config HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\na\r\n{\"ttl\":90}\r\n0\r\n\r\n";
+    assert!(server.raw(chunked).await.ends_with("{\"ttl\": 90}"));
 }
 
 #[tokio::test]
@@ -358,9 +358,32 @@ async fn config_is_merged_replaced_and_read() {
     assert_eq!(server.store.get("config").as_deref(), Some(stored));
     assert_eq!(server.get("/config").await.text(), expected);
     let put = server
-        .says(Method::PUT, "/config", Some(json!({"ttl": 20})))
+        .says(Method::PUT, "/config", Some(json!({"ttl": 40})))
         .await;
-    assert_eq!(put, (200, r#"{"ttl": 20}"#.into()));
+    assert_eq!(put, (200, r#"{"ttl": 40}"#.into()));
+    // What is new in it and not used as it is written.
+    for body in [json!({"tll": 40}), json!({"ttl": "soon"}), json!({"ttl": 20})] {
+        let (code, text) = server.says(Method::PATCH, "/config", Some(body.clone())).await;
+        assert!(
+            code == 422 && text.starts_with("not stored (?force=true"),
+            "{body}: {text}"
+        );
+    }
+    let (code, _) = server
+        .says(Method::PUT, "/config", Some(json!({"tll": 40})))
+        .await;
+    assert_eq!(code, 422);
+    assert_eq!(server.store.get("config").as_deref(), Some(r#"{"ttl":40}"#));
+    let insisted = Some(json!({"tll": 40}));
+    assert_eq!(
+        server.says(Method::PATCH, "/config?force=true", insisted).await.0,
+        200
+    );
+    // It is there now, and no obstacle to another change.
+    let (code, text) = server
+        .says(Method::PATCH, "/config", Some(json!({"pause": true})))
+        .await;
+    assert_eq!(code, 200, "{text}");
     server.store.put("config", "broken");
     assert_eq!(server.get("/config").await.status, 502);
     assert_eq!(

@@ -2,6 +2,8 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::complete::{clusters, keys, members};
+
 /// Output formats.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -64,22 +66,158 @@ pub enum Command {
     /// Read the configuration again on members
     Reload(ReloadArgs),
     /// Switch automatic failover off (maintenance mode)
-    Pause(ClusterArg),
+    Pause(PauseArgs),
     /// Switch automatic failover on again
-    Resume(ClusterArg),
+    Resume(PauseArgs),
     /// Make the cluster follow another one: its leader becomes a replica
     DemoteCluster(DemoteClusterArgs),
     /// Make a cluster that follows another one stand on its own
     PromoteCluster(PromoteClusterArgs),
     /// Show the dynamic configuration
     ShowConfig(ClusterArg),
+    /// Change the dynamic configuration: by pairs, from a file, or in an editor
+    #[command(
+        after_help = "Examples:\n  howdah edit-config -s ttl=20 -s synchronous_mode=quorum\n  \
+                            howdah edit-config -p work_mem=64MB -p max_connections=200\n  \
+                            howdah edit-config -s slots.backup.type=physical\n  \
+                            howdah edit-config --apply changes.yml --force"
+    )]
+    EditConfig(EditConfigArgs),
+    /// Print where to connect to: host and port of a member
+    Dsn(DsnArgs),
+    /// Run SQL on a member
+    #[command(after_help = "Examples:\n  howdah query -c 'SELECT now()'\n  \
+                            howdah query -r replica -c 'SELECT pg_last_wal_replay_lsn()' -W")]
+    Query(QueryArgs),
+    /// Call off what is scheduled: `flush [CLUSTER] [MEMBER...] restart` or `flush [CLUSTER] switchover`
+    Flush(FlushArgs),
+    /// Make the DCS forget a cluster; its data stays
+    Remove(RemoveArgs),
 }
 
 /// Only the cluster.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ClusterArg {
     /// Name of the cluster
+    #[arg(add = clusters())]
     pub cluster: Option<String>,
+}
+
+/// `pause` and `resume`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PauseArgs {
+    /// Name of the cluster
+    #[arg(add = clusters())]
+    pub cluster: Option<String>,
+    /// Return when all members know
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `edit-config`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct EditConfigArgs {
+    /// Name of the cluster
+    #[arg(add = clusters())]
+    pub cluster: Option<String>,
+    /// Do not show what changes
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Set this key (dots for levels) to this value (YAML; null removes)
+    #[arg(short, long, value_name = "KEY=VALUE", add = keys())]
+    pub set: Vec<String>,
+    /// Set this parameter of PostgreSQL
+    #[arg(short, long, value_name = "PARAMETER=VALUE")]
+    pub pg: Vec<String>,
+    /// Merge this YAML file (- for standard input; null removes)
+    #[arg(long, value_name = "FILE")]
+    pub apply: Option<String>,
+    /// Replace everything by this YAML file (- for standard input)
+    #[arg(long, value_name = "FILE")]
+    pub replace: Option<String>,
+    /// Ask nothing
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `dsn`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DsnArgs {
+    /// Name of the cluster
+    #[arg(add = clusters())]
+    pub cluster: Option<String>,
+    /// Any member with this role (the leader unless given)
+    #[arg(short, long, value_enum)]
+    pub role: Option<RoleFilter>,
+    /// This member
+    #[arg(short, long, add = members())]
+    pub member: Option<String>,
+}
+
+/// `query`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct QueryArgs {
+    /// Name of the cluster
+    #[arg(add = clusters())]
+    pub cluster: Option<String>,
+    /// Output format
+    #[arg(long, value_enum, default_value_t = Format::Tsv)]
+    pub format: Format,
+    /// Run the statements of this file (- for standard input)
+    #[arg(short, long)]
+    pub file: Option<String>,
+    /// Ask for the password
+    #[arg(long)]
+    pub password: bool,
+    /// Log in as this role (the superuser unless given)
+    #[arg(short = 'U', long)]
+    pub username: Option<String>,
+    /// Run it again every two seconds
+    #[arg(short = 'W')]
+    pub watch2: bool,
+    /// Run it again every so many seconds
+    #[arg(short, long, value_name = "SECONDS")]
+    pub watch: Option<f64>,
+    /// On any member with this role
+    #[arg(short, long, value_enum)]
+    pub role: Option<RoleFilter>,
+    /// On this member
+    #[arg(short, long, add = members())]
+    pub member: Option<String>,
+    /// Between columns, with the format tsv
+    #[arg(long, default_value = "\t")]
+    pub delimiter: String,
+    /// Run this
+    #[arg(short, long, value_name = "SQL")]
+    pub command: Option<String>,
+    /// Database
+    #[arg(short, long, default_value = "postgres")]
+    pub dbname: String,
+}
+
+/// `flush`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct FlushArgs {
+    /// Members, after the cluster if that is named too (all if none is named); last, `restart` or `switchover`
+    #[arg(value_name = "MEMBER... restart|switchover", required = true, add = members())]
+    pub words: Vec<String>,
+    /// Only members with this role
+    #[arg(short, long, value_enum, default_value_t)]
+    pub role: RoleFilter,
+    /// Ask nothing
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `remove`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RemoveArgs {
+    /// Name of the cluster
+    #[arg(add = clusters())]
+    pub cluster: String,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub format: Format,
 }
 
 /// `list`.
@@ -121,12 +259,13 @@ pub struct TopologyArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct SwitchoverArgs {
     /// Name of the cluster
+    #[arg(add = clusters())]
     pub cluster: Option<String>,
     /// The current leader
-    #[arg(long, visible_alias = "primary")]
+    #[arg(long, visible_alias = "primary", add = members())]
     pub leader: Option<String>,
     /// The member that is to take over
-    #[arg(long)]
+    #[arg(long, add = members())]
     pub candidate: Option<String>,
     /// When (ISO 8601; local time zone unless given), or `now`
     #[arg(long)]
@@ -140,9 +279,10 @@ pub struct SwitchoverArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct FailoverArgs {
     /// Name of the cluster
+    #[arg(add = clusters())]
     pub cluster: Option<String>,
     /// The member that is to take over
-    #[arg(long)]
+    #[arg(long, add = members())]
     pub candidate: Option<String>,
     /// Ask nothing
     #[arg(long)]
@@ -153,7 +293,7 @@ pub struct FailoverArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct RestartArgs {
     /// Members, after the cluster if that is named too; all if none is named
-    #[arg(value_name = "MEMBER")]
+    #[arg(value_name = "MEMBER", add = members())]
     pub members: Vec<String>,
     /// Only members with this role
     #[arg(short, long, value_enum, default_value_t)]
@@ -182,7 +322,7 @@ pub struct RestartArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct ReinitArgs {
     /// Members, after the cluster if that is named too
-    #[arg(value_name = "MEMBER")]
+    #[arg(value_name = "MEMBER", add = members())]
     pub members: Vec<String>,
     /// Ask nothing
     #[arg(long)]
@@ -199,6 +339,7 @@ pub struct ReinitArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct DemoteClusterArgs {
     /// Name of the cluster
+    #[arg(add = clusters())]
     pub cluster: Option<String>,
     /// Host of the cluster to follow, or several separated by commas
     #[arg(long)]
@@ -221,6 +362,7 @@ pub struct DemoteClusterArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct PromoteClusterArgs {
     /// Name of the cluster
+    #[arg(add = clusters())]
     pub cluster: Option<String>,
     /// Ask nothing
     #[arg(long)]
@@ -231,6 +373,7 @@ pub struct PromoteClusterArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct HistoryArgs {
     /// Name of the cluster
+    #[arg(add = clusters())]
     pub cluster: Option<String>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
@@ -241,6 +384,7 @@ pub struct HistoryArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct SlotsArgs {
     /// Name of the cluster
+    #[arg(add = clusters())]
     pub cluster: Option<String>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
@@ -251,7 +395,7 @@ pub struct SlotsArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct VersionArgs {
     /// The cluster, members or both; without any, only the version of this program
-    #[arg(value_name = "MEMBER")]
+    #[arg(value_name = "MEMBER", add = members())]
     pub members: Vec<String>,
 }
 
@@ -281,7 +425,7 @@ impl Command {
 #[derive(Debug, Clone, Default, Args)]
 pub struct ReloadArgs {
     /// Members, after the cluster if that is named too; all if none is named
-    #[arg(value_name = "MEMBER")]
+    #[arg(value_name = "MEMBER", add = members())]
     pub members: Vec<String>,
     /// Only members with this role
     #[arg(short, long, value_enum, default_value_t)]

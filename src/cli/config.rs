@@ -5,10 +5,14 @@ use std::time::Duration;
 use http::Method;
 use serde_json::{Map, Value, json};
 
-use super::{CliError, ClusterArg, Context, source, source::Source, ui::Ui};
-use crate::{api::cluster::ClusterView, client::Answer, exit::Exit};
+use tokio::time::Instant;
+
+use super::{CliError, ClusterArg, Context, PauseArgs, source, source::Source, ui::Ui};
+use crate::{api::cluster::ClusterView, client::Answer, exit::Exit, model::Dynamic};
 
 const PATCH_WITHIN: Duration = Duration::from_secs(10);
+/// Between two looks at who knows.
+const LOOK: Duration = Duration::from_millis(250);
 
 pub(super) async fn show(context: &Context, ui: &mut dyn Ui, args: &ClusterArg) -> anyhow::Result<Exit> {
     context.must_be_ours(args.cluster.as_ref())?;
@@ -24,7 +28,7 @@ pub(super) async fn show(context: &Context, ui: &mut dyn Ui, args: &ClusterArg) 
 pub(super) async fn set_pause(
     context: &Context,
     ui: &mut dyn Ui,
-    args: &ClusterArg,
+    args: &PauseArgs,
     pause: bool,
 ) -> anyhow::Result<Exit> {
     context.must_be_ours(args.cluster.as_ref())?;
@@ -41,6 +45,9 @@ pub(super) async fn set_pause(
     let answer = patch(context, &source.view, &body).await?;
     if answer.status == 200 {
         let done = if pause { "paused" } else { "resumed" };
+        if args.wait {
+            recognized(context, ui, pause).await?;
+        }
         ui.say(&format!("Success: cluster management is {done}"));
         return Ok(Exit::Ok);
     }
@@ -51,6 +58,39 @@ pub(super) async fn set_pause(
         answer.text()
     ));
     Ok(Exit::Failed)
+}
+
+/// Waits for all members to publish that they know; who does not in time is named.
+async fn recognized(context: &Context, ui: &mut dyn Ui, pause: bool) -> anyhow::Result<()> {
+    let verb = if pause { "pause" } else { "resume" };
+    ui.say(&format!(
+        "'{verb}' request sent, waiting until it is recognized by all nodes"
+    ));
+    let config = source::config(context, ui).await?;
+    let empty = Map::new();
+    let document = config.as_ref().and_then(Value::as_object).unwrap_or(&empty);
+    let patience = Dynamic::from_map(document).timing.loop_wait + Duration::from_secs(1);
+    let deadline = Instant::now() + patience;
+    loop {
+        let members = source::members(context, ui).await?;
+        let late: Vec<String> = members
+            .iter()
+            .filter(|(_, paused)| *paused != pause)
+            .map(|(name, _)| name.clone())
+            .collect();
+        if late.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            ui.say(&format!(
+                "{} members didn't recognized pause state after {} seconds",
+                late.join(", "),
+                patience.as_secs()
+            ));
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Changes the cluster's configuration through the leader, or else whichever member answers; its answer.

@@ -27,7 +27,7 @@ const SHORT: Duration = Duration::from_secs(15);
 /// A clone of a large database takes hours.
 const CLONE_WITHIN: Duration = Duration::from_secs(7 * 24 * 3600);
 
-async fn call(
+pub(super) async fn call(
     context: &Context,
     member: &MemberView,
     method: Method,
@@ -45,7 +45,12 @@ async fn call(
 }
 
 /// The contract's words for "no".
-fn failed(ui: &mut dyn Ui, action: &str, member: &MemberView, answer: &Result<Answer, ClientError>) {
+pub(super) fn failed(
+    ui: &mut dyn Ui,
+    action: &str,
+    member: &MemberView,
+    answer: &Result<Answer, ClientError>,
+) {
     ui.say(&match answer {
         Ok(answer) => format!(
             "Failed: {action} for member {}, status code={}, ({})",

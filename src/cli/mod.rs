@@ -8,10 +8,16 @@
 //! 64 mistakes in the configuration.
 
 mod args;
+pub mod complete;
 mod config;
+mod dsn;
+mod edit;
+mod environment;
+mod flush;
 mod lead;
 mod member_jobs;
 mod members;
+mod remove;
 mod slots;
 mod source;
 mod standby;
@@ -31,15 +37,19 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 pub use args::{
-    ClusterArg, Command, DemoteClusterArgs, FailoverArgs, HealthArgs, HistoryArgs, PromoteClusterArgs,
-    ReinitArgs, ReloadArgs, RestartArgs, RoleFilter, SlotsArgs, SwitchoverArgs, VersionArgs,
+    ClusterArg, Command, DemoteClusterArgs, DsnArgs, EditConfigArgs, FailoverArgs, FlushArgs, Format,
+    HealthArgs, HistoryArgs, PauseArgs, PromoteClusterArgs, QueryArgs, ReinitArgs, ReloadArgs, RemoveArgs,
+    RestartArgs, RoleFilter, SlotsArgs, SwitchoverArgs, VersionArgs,
 };
+pub use environment::{Named, environment};
 use members::{Look, Shape};
 use source::Source;
 use table::{Column, Table};
 use ui::{Console, Ui};
 
-use crate::{agent::handle::VERSION, client::Client, dcs::Dcs, exit::Exit, model::HistoryRow};
+use crate::{
+    agent::handle::VERSION, client::Client, dcs::Dcs, exit::Exit, model::HistoryRow, postgres::query::Target,
+};
 
 /// What a command works with.
 #[derive(Debug, Clone)]
@@ -52,6 +62,8 @@ pub struct Context {
     pub client: Client,
     /// Base URL of the REST API on this host, e.g. `http://127.0.0.1:8008`.
     pub local_api: String,
+    /// How the superuser logs in at a member, whichever; `None` where no cluster is configured.
+    pub login: Option<Target>,
     /// When the store last gave no answer.
     pub silent: Silence,
 }
@@ -128,6 +140,11 @@ async fn run_with(command: Command, context: &Context, ui: &mut dyn Ui) -> anyho
         Command::DemoteCluster(args) => Box::pin(standby::demote(context, ui, args)).await,
         Command::PromoteCluster(args) => Box::pin(standby::promote(context, ui, args)).await,
         Command::ShowConfig(args) => config::show(context, ui, &args).await,
+        Command::EditConfig(args) => Box::pin(edit::edit(context, ui, args)).await,
+        Command::Dsn(args) => Box::pin(dsn::dsn(context, ui, args)).await,
+        Command::Query(args) => Box::pin(dsn::query(context, ui, args)).await,
+        Command::Flush(args) => Box::pin(flush::flush(context, ui, args)).await,
+        Command::Remove(args) => Box::pin(remove::remove(context, ui, args)).await,
     };
     match done {
         Err(error) if matches!(error.downcast_ref(), Some(CliError::Aborted)) => {
@@ -168,7 +185,7 @@ async fn list(
             ui.say(&text);
             return Ok(Exit::Ok);
         };
-        ui.say(&format!("\x1b[2J\x1b[H{text}"));
+        ui.redraw(&text);
         if ui.is_gone() {
             return Ok(Exit::Ok);
         }

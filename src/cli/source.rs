@@ -79,6 +79,23 @@ pub(super) async fn config(context: &Context, ui: &mut dyn Ui) -> anyhow::Result
     Ok(Some(from_rest(context, "/config").await?))
 }
 
+/// Members by name, and whether each knows that the cluster is paused.
+pub(super) async fn members(context: &Context, ui: &mut dyn Ui) -> anyhow::Result<Vec<(String, bool)>> {
+    if let Some(cluster) = from_dcs(context, ui).await {
+        let known =
+            |member: &crate::model::Member| (member.name.to_string(), member.data.pause == Some(true));
+        return Ok(cluster.members.iter().map(known).collect());
+    }
+    let view = remembered(context).await?;
+    let mut members = Vec::new();
+    for member in &view.members {
+        // Who does not answer does not know.
+        let status = context.ask_status(&member.api_url).await.unwrap_or_default();
+        members.push((member.name.to_string(), status["pause"] == true));
+    }
+    Ok(members)
+}
+
 async fn from_dcs(context: &Context, ui: &mut dyn Ui) -> Option<Cluster> {
     let dcs = context.dcs.as_ref()?;
     if context.silent.lasts() {

@@ -1,5 +1,7 @@
 //! A table in the four output formats (contract: ctl §2). Pure.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use super::args::Format;
@@ -8,8 +10,8 @@ use crate::api::json;
 /// A column: its name in machine formats, its heading in the drawn table, its alignment.
 #[derive(Debug, Clone)]
 pub(super) struct Column {
-    pub(super) name: &'static str,
-    pub(super) heading: &'static str,
+    pub(super) name: Cow<'static, str>,
+    pub(super) heading: Cow<'static, str>,
     pub(super) right: bool,
     /// Left out of the drawn table because the title says it.
     pub(super) in_title: bool,
@@ -18,8 +20,8 @@ pub(super) struct Column {
 impl Column {
     pub(super) const fn left(name: &'static str) -> Self {
         Self {
-            name,
-            heading: name,
+            name: Cow::Borrowed(name),
+            heading: Cow::Borrowed(name),
             right: false,
             in_title: false,
         }
@@ -27,15 +29,25 @@ impl Column {
 
     pub(super) const fn right(name: &'static str) -> Self {
         Self {
-            name,
-            heading: name,
+            name: Cow::Borrowed(name),
+            heading: Cow::Borrowed(name),
             right: true,
             in_title: false,
         }
     }
 
-    pub(super) const fn headed(mut self, heading: &'static str) -> Self {
-        self.heading = heading;
+    /// Of a query's result.
+    pub(super) fn named(name: &str) -> Self {
+        Self {
+            name: Cow::Owned(name.to_owned()),
+            heading: Cow::Owned(name.to_owned()),
+            right: false,
+            in_title: false,
+        }
+    }
+
+    pub(super) fn headed(mut self, heading: &'static str) -> Self {
+        self.heading = Cow::Borrowed(heading);
         self
     }
 
@@ -75,7 +87,7 @@ impl Table {
                 .iter()
                 .zip(row)
                 .filter(|(_, value)| self.title.is_none() || value.as_str() != Some(""))
-                .map(|(column, value)| (column.name.to_owned(), value.clone()))
+                .map(|(column, value)| (column.name.to_string(), value.clone()))
                 .collect();
             if sorted {
                 object.sort_keys();
@@ -89,7 +101,7 @@ impl Table {
         let mut lines = vec![
             self.columns
                 .iter()
-                .map(|column| column.name)
+                .map(|column| &*column.name)
                 .collect::<Vec<_>>()
                 .join("\t"),
         ];
@@ -142,7 +154,7 @@ impl Table {
             }
             text
         };
-        let headings: Vec<&str> = shown.iter().map(|index| self.columns[*index].heading).collect();
+        let headings: Vec<&str> = shown.iter().map(|index| &*self.columns[*index].heading).collect();
         let mut out = vec![self.first_rule(&rule), line(&headings), rule.clone()];
         let ruled = rows.iter().flatten().any(|cell| cell.len() > 1);
         for (number, row) in rows.iter().enumerate() {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::api::cluster::{ClusterView, MemberRole, MemberView};
 
-const fn has_role(member: &MemberView, filter: RoleFilter) -> bool {
+pub(super) const fn has_role(member: &MemberView, filter: RoleFilter) -> bool {
     match filter {
         RoleFilter::Any => true,
         RoleFilter::Leader => member.role.leads(),
@@ -16,7 +16,7 @@ const fn has_role(member: &MemberView, filter: RoleFilter) -> bool {
     }
 }
 
-const fn role_word(filter: RoleFilter) -> &'static str {
+pub(super) const fn role_word(filter: RoleFilter) -> &'static str {
     match filter {
         RoleFilter::Any => "member",
         RoleFilter::Leader => "leader",

@@ -29,6 +29,7 @@ async fn world() -> World {
         dcs: Some(server.store.clone()),
         client: server.client.clone(),
         local_api: format!("http://{}", server.address),
+        login: None,
         silent: Silence::default(),
     };
     World { server, context }

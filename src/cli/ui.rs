@@ -5,7 +5,9 @@
     reason = "a command line tool answers on its standard output"
 )]
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, IsTerminal as _, Write};
+
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 
 use super::CliError;
 
@@ -21,12 +23,21 @@ pub(super) trait Ui: Send {
     }
     /// Asks and reads a line; `None` at the end of the input.
     fn read(&mut self, prompt: &str) -> io::Result<Option<String>>;
+    /// The same, and what is typed is not shown.
+    fn secret(&mut self, prompt: &str) -> io::Result<Option<String>> {
+        self.read(prompt)
+    }
+    /// Shows this in the place of what was shown last by it.
+    fn redraw(&mut self, text: &str) {
+        self.say(text);
+    }
 }
 
 /// Standard input, output and error.
 #[derive(Debug, Default)]
 pub(super) struct Console {
     gone: bool,
+    drawn: bool,
 }
 
 impl Ui for Console {
@@ -50,6 +61,52 @@ impl Ui for Console {
         let mut line = String::new();
         let bytes = io::stdin().lock().read_line(&mut line)?;
         Ok((bytes > 0).then(|| line.trim().to_owned()))
+    }
+
+    fn secret(&mut self, prompt: &str) -> io::Result<Option<String>> {
+        let _quiet = Quiet::new();
+        let typed = self.read(prompt);
+        // The end of the line was not shown either.
+        self.say("");
+        typed
+    }
+
+    /// In place and without a flicker on a terminal; one after the other elsewhere.
+    fn redraw(&mut self, text: &str) {
+        if !io::stdout().is_terminal() {
+            return self.say(text);
+        }
+        let home = if self.drawn { "\x1b[H" } else { "\x1b[2J\x1b[H" };
+        self.drawn = true;
+        let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
+        let mut out = io::stdout();
+        self.gone |= write!(out, "{home}{lines}\x1b[J")
+            .and_then(|()| out.flush())
+            .is_err();
+    }
+}
+
+/// A terminal that does not show what is typed, until dropped.
+struct Quiet(Option<Termios>);
+
+impl Quiet {
+    fn new() -> Self {
+        let Ok(before) = tcgetattr(io::stdin()) else {
+            return Self(None);
+        };
+        let mut quiet = before.clone();
+        quiet.local_flags.remove(LocalFlags::ECHO);
+        // A terminal that cannot do that shows the password; better than none to type it into.
+        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &quiet);
+        Self(Some(before))
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, before);
+        }
     }
 }
 

@@ -21,7 +21,8 @@ pub use cluster::{Cluster, Entry, Leader, SyncKey, Version};
 pub use control::{ControlData, DbState};
 pub use dynamic::{
     Dynamic, IgnoreSlot, PermanentSlot, Remark, SlotKind, SlotScope, StandbyCluster, SyncKind, SyncMode,
-    Timing, Trouble, merge_patch, of_new_cluster, read_bool, read_duration, read_int, read_methods, remarks,
+    Timing, Trouble, dynamic_names, merge_patch, new_remarks, of_new_cluster, read_bool, read_duration,
+    read_int, read_methods, remarks,
 };
 pub use failover::FailoverKey;
 pub use lsn::{Lsn, ParseLsnError};

@@ -7,8 +7,12 @@ use serde_json::{Value, json};
 
 use crate::{Cluster, SOON, node::Node, wait_for};
 
+/// Also what cannot be used: the store may have it from elsewhere.
 async fn configure(node: &Node, patch: Value) {
-    let (status, text) = node.request("PATCH", "/config", patch).await.expect("PATCH");
+    let (status, text) = node
+        .request("PATCH", "/config?force=true", patch)
+        .await
+        .expect("PATCH");
     assert_eq!(status, 200, "{text}");
 }
 

@@ -120,6 +120,13 @@ impl Settings {
         self.target(&self.superuser, socket, self.port, database)
     }
 
+    /// How the superuser logs in at a member; where it is has to be filled in.
+    #[must_use]
+    pub fn superuser_target(&self) -> Target {
+        let nowhere = Address::Tcp(String::new());
+        self.target(&self.superuser, nowhere, self.port, "postgres")
+    }
+
     /// From the configuration; the environment of postgres comes from our own.
     #[must_use]
     pub fn from_config(config: &Config) -> Self {

@@ -1,7 +1,7 @@
 //! What is wrong with a `/config` document, said in words (contract: environment §4).
 //!
-//! Nothing here refuses anything: the REST API stores what it is given, as Patroni's does, and every member goes on with
-//! what it can read. But a value that is not used as it was written must not look as if it were.
+//! What is stored is never refused: every member goes on with what it can read. But a value that is not used as it was
+//! written must not look as if it were, and who writes one through the REST API or `edit-config` has to insist.
 
 use std::fmt;
 
@@ -176,6 +176,21 @@ pub fn remarks(document: &Map<String, Value>) -> Vec<Remark> {
     found.extend(slots(document));
     found.extend(standby(document));
     found
+}
+
+/// What is wrong with a document and was not wrong with the one before: who changes one thing answers for that alone.
+#[must_use]
+pub fn new_remarks(before: &Map<String, Value>, after: &Map<String, Value>) -> Vec<Remark> {
+    let known = remarks(before);
+    let mut found = remarks(after);
+    found.retain(|remark| !known.contains(remark));
+    found
+}
+
+/// Keys of the document that mean something, with dots.
+pub fn dynamic_names() -> impl Iterator<Item = String> {
+    let top = TOP.iter().map(|(name, _)| (*name).to_owned());
+    top.chain(POSTGRESQL.iter().map(|(name, _)| format!("postgresql.{name}")))
 }
 
 /// Slots that are left out, and rules that mean none.

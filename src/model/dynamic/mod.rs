@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Map, Value};
 
-pub use check::{Remark, Trouble, remarks};
+pub use check::{Remark, Trouble, dynamic_names, new_remarks, remarks};
 pub use merge::merge_patch;
 pub use read::{read_bool, read_duration, read_int, read_methods};
 pub use slots::{IgnoreSlot, PermanentSlot, SlotKind, SlotScope};

@@ -6,6 +6,7 @@ mod error;
 mod leader;
 mod rows;
 mod session;
+mod shell;
 mod tls;
 mod view;
 
@@ -24,6 +25,7 @@ pub use error::QueryError;
 pub use leader::{LeaderProbe, leader_probe};
 pub use rows::{PendingSetting, Slot, WalReceiver, WalSender};
 pub use session::{Address, Target};
+pub use shell::{Said, Shell};
 pub use tls::{TlsError, TlsOptions};
 pub use view::{LocalView, Primary, Standby, Where};
 
@@ -216,7 +218,7 @@ impl Monitor {
     ) -> Result<(MutexGuard<'_, Option<Session>>, Session), QueryError> {
         let slot = match purpose {
             Purpose::Observe => &self.0.observer,
-            Purpose::Command => &self.0.commander,
+            Purpose::Command | Purpose::Person => &self.0.commander,
         };
         let mut slot = match timeout_at(deadline, slot.lock()).await {
             Ok(slot) => slot,

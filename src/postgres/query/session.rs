@@ -67,6 +67,8 @@ pub(super) enum Purpose {
     /// Changes things. With `synchronous_commit=local`, so that our housekeeping (roles, slots) never waits for
     /// standbys that may be the very thing being repaired.
     Command,
+    /// A person's own statements, with the server's own settings.
+    Person,
 }
 
 /// An open connection; closed when dropped, whatever the server does.
@@ -145,16 +147,19 @@ fn config(target: &Target, purpose: Purpose, statement_limit: Duration, limit: D
         .user(&target.user)
         .dbname(&target.dbname)
         .application_name(&target.application_name)
-        .connect_timeout(limit)
-        .options(format!(
+        .connect_timeout(limit);
+    let ours = |more: &str| {
+        format!(
             "-c statement_timeout={} -c search_path=pg_catalog \
-             -c client_min_messages=error{}",
-            millis(statement_limit),
-            match purpose {
-                Purpose::Observe => "",
-                Purpose::Command => " -c synchronous_commit=local",
-            }
-        ));
+             -c client_min_messages=error{more}",
+            millis(statement_limit)
+        )
+    };
+    match purpose {
+        Purpose::Observe => config.options(ours("")),
+        Purpose::Command => config.options(ours(" -c synchronous_commit=local")),
+        Purpose::Person => &mut config,
+    };
     if let Some(password) = &target.password {
         config.password(password);
     }
