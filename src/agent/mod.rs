@@ -32,6 +32,7 @@ mod seen;
 pub mod signals;
 mod slots;
 pub mod start;
+mod stores;
 mod stuck_senders;
 mod sync;
 

@@ -75,6 +75,14 @@ impl Agent {
         let user = match &self.started.config.dcs {
             DcsConfig::Etcd3(etcd3) => etcd3.credentials.as_ref().map(|c| c.username.clone()),
             DcsConfig::Embedded(_) => None,
+            DcsConfig::Kubernetes(_) => {
+                error!(
+                    error,
+                    "the Kubernetes API refuses us: check the Role of the pod's service account, or the kubeconfig"
+                );
+                self.verdict = Some(Exit::Unavailable);
+                return;
+            }
         };
         error!(
             user,

@@ -14,6 +14,7 @@ use super::{
     keep_dynamic,
     lease::{Fence, Lease},
     signals::{Early, Signals},
+    stores,
 };
 use crate::{
     api,
@@ -233,13 +234,12 @@ async fn assemble(
     let listeners = api::bind_all(&listen.hosts, listen.port)
         .await
         .map_err(|error| refuse(Exit::Permission, format!("{error} (HOWDAH_RESTAPI_LISTEN)")))?;
-    let (dcs, embedded) = store(&config).await?;
-    let ttl = dcs.lease_ttl(config.bootstrap.timing.ttl);
+    let Store { dcs, ttl, embedded } = store(&config).await?;
     let metrics = Metrics::new(&config.scope, &config.name)
         .map_err(|error| refuse(Exit::Internal, format!("metrics: {error}")))?;
     metrics::volume::watch(&metrics, config.postgresql.data_dir.clone())
         .map_err(|error| refuse(Exit::Os, format!("cannot start a thread: {error}")))?;
-    let dcs = Timed::around(Arc::new(dcs), Arc::clone(&metrics));
+    let dcs = Timed::around(dcs, Arc::clone(&metrics));
     let guard = Arc::new(guard);
     let adopted = guard
         .adopted()
@@ -451,7 +451,16 @@ fn port_is_free(config: &Config) -> Result<(), Refusal> {
     }
 }
 
-async fn store(config: &Config) -> Result<(etcd::Etcd, Option<embedded::Embedded>), Refusal> {
+/// The store as opened.
+struct Store {
+    dcs: Arc<dyn Dcs>,
+    /// What the store counts with for the ttl configured.
+    ttl: Duration,
+    /// The image's etcd, if it is that.
+    embedded: Option<embedded::Embedded>,
+}
+
+async fn store(config: &Config) -> Result<Store, Refusal> {
     let (options, embedded) = match &config.dcs {
         DcsConfig::Etcd3(etcd3) => (remote(config, etcd3), None),
         DcsConfig::Embedded(own) => {
@@ -462,11 +471,25 @@ async fn store(config: &Config) -> Result<(etcd::Etcd, Option<embedded::Embedded
             };
             (options, Some(embedded))
         }
+        DcsConfig::Kubernetes(kubernetes) => {
+            let dcs = stores::kubernetes(config, kubernetes, stores::For::Member)
+                .map_err(|error| refuse(Exit::Config, error.to_string()))?;
+            return Ok(Store {
+                dcs,
+                ttl: config.bootstrap.timing.ttl,
+                embedded: None,
+            });
+        }
     };
     info!(endpoints = ?options.endpoints, "the DCS is etcd");
     let dcs = etcd::Etcd::new(options).map_err(|error| refuse(Exit::Config, format!("etcd: {error}")))?;
     let peers = matches!(&config.dcs, DcsConfig::Embedded(own) if own.peers.len() > 1);
-    Ok((if peers { dcs.beside_postgres() } else { dcs }, embedded))
+    let dcs = if peers { dcs.beside_postgres() } else { dcs };
+    Ok(Store {
+        ttl: dcs.lease_ttl(config.bootstrap.timing.ttl),
+        dcs: Arc::new(dcs),
+        embedded,
+    })
 }
 
 async fn start_embedded(config: &Config, own: &config::Embedded) -> Result<embedded::Embedded, Refusal> {
@@ -543,6 +566,9 @@ pub fn store_client(config: &Config) -> Result<Arc<dyn Dcs>, crate::dcs::DcsErro
                 endpoints: std::iter::once(local).chain(peers).collect(),
                 ..base(config)
             }
+        }
+        DcsConfig::Kubernetes(kubernetes) => {
+            return stores::kubernetes(config, kubernetes, stores::For::CommandLine);
         }
     };
     Ok(Arc::new(etcd::Etcd::new(options)?))

@@ -56,11 +56,15 @@ pub fn render(loaded: &Loaded) -> String {
 
 /// Whether a setting has a say: the defaults of the store that was not chosen have none.
 fn matters(loaded: &Loaded, var: &Var, setting: &Setting) -> bool {
-    let other = match loaded.config.dcs {
-        DcsConfig::Etcd3(_) => "embedded.",
-        DcsConfig::Embedded(_) => "etcd3.",
+    let chosen = match loaded.config.dcs {
+        DcsConfig::Etcd3(_) => "etcd3.",
+        DcsConfig::Embedded(_) => "embedded.",
+        DcsConfig::Kubernetes(_) => "kubernetes.",
     };
-    setting.is_given() || !var.path.starts_with(other)
+    let of_another = ["etcd3.", "embedded.", "kubernetes."]
+        .into_iter()
+        .any(|store| store != chosen && var.path.starts_with(store));
+    setting.is_given() || !of_another
 }
 
 fn value(var: &Var, setting: &Setting) -> String {

@@ -35,6 +35,8 @@ pub enum Kind {
     Options,
     /// A mapping.
     Map,
+    /// A list of mappings.
+    Maps,
     /// A whole configuration document.
     Document,
     /// `host:port`, with this port if none is given.
@@ -84,6 +86,7 @@ impl Kind {
             Self::Lines => "lines".into(),
             Self::Options => "options".into(),
             Self::Map => "mapping".into(),
+            Self::Maps => "list of mappings".into(),
             Self::Document => "YAML/JSON".into(),
             Self::Address(_) => "host:port".into(),
             Self::Listen(_) => "host[,host]:port".into(),
@@ -127,6 +130,7 @@ impl Kind {
                 )
             }),
             Self::Map => read_map(value),
+            Self::Maps => read_maps(value),
             Self::Document => match value {
                 Value::String(text) => text::yaml(text)
                     .ok()
@@ -316,6 +320,23 @@ fn read_map(value: &Value) -> Result<Value, Refused> {
         .ok_or_else(|| refused("a mapping", "{name: value} or name: value, name: value"))
 }
 
+fn read_maps(value: &Value) -> Result<Value, Refused> {
+    let read = match value {
+        Value::String(text) => text::yaml(text).ok(),
+        other => Some(other.clone()),
+    };
+    let items = match read {
+        Some(map @ Value::Object(_)) => vec![map],
+        Some(Value::Array(items)) => items,
+        _ => vec![Value::Null],
+    };
+    if items.iter().all(Value::is_object) {
+        Ok(Value::Array(items))
+    } else {
+        Err(refused("a list of mappings", "[{name: value}, {name: value}]"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -372,6 +393,10 @@ mod tests {
         check(Kind::Map, &json!({"\u{fffd}": 1}), None);
         check(Kind::Map, &json!({"a": null, "b": 1}), Some(json!({"b": 1})));
         check(Kind::Map, &json!("a"), None);
+        check(Kind::Maps, &json!("[{port: 1}, {port: 2}]"), Some(json!([{"port": 1}, {"port": 2}])));
+        check(Kind::Maps, &json!("port: 1"), Some(json!([{"port": 1}])));
+        check(Kind::Maps, &json!("5432"), None);
+        check(Kind::Maps, &json!(["a"]), None);
         check(Kind::Name, &json!("a/b"), None);
         check(Kind::Name, &json!("a b"), None);
         check(Kind::Name, &json!("pg-1.example"), Some(json!("pg-1.example")));

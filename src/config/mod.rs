@@ -38,7 +38,8 @@ pub use mistakes::{Mistake, Mistakes};
 pub use secret::Secret;
 pub use settings::{Origin, Setting, Settings};
 pub use types::{
-    Authentication, Bootstrap, Callbacks, Config, Credentials, Ctl, DcsConfig, Embedded, Etcd3, Log,
+    Authentication, Bootstrap, Callbacks, Config, Credentials, Ctl, DcsConfig, Embedded, Etcd3, Kubernetes, KubernetesMode,
+    KubernetesPort, Log,
     LogFormat, LogLevel, Login, Peer, Postgresql, RestApi, RoleSettings, Watchdog, WatchdogDriver,
     WatchdogMode,
 };

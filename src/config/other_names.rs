@@ -47,6 +47,9 @@ const OTHER_NAMES: &[(&str, &str, Via, bool)] = &[
     ("PGPASSWORD_STANDBY", "REPLICATION_PASSWORD", Via::Same, false),
     ("PGPORT", "POSTGRESQL_LISTEN", Via::Port, true),
     ("APIPORT", "RESTAPI_LISTEN", Via::Port, true),
+    ("DCS_ENABLE_KUBERNETES_API", "KUBERNETES_ENABLED", Via::Same, false),
+    ("POD_NAMESPACE", "KUBERNETES_NAMESPACE", Via::Same, true),
+    ("POD_IP", "KUBERNETES_POD_IP", Via::Same, true),
     ("PG_CONNECT_ADDRESS", "POSTGRESQL_CONNECT_ADDRESS", Via::Same, false),
     ("RESTAPI_CONNECT_ADDRESS", "RESTAPI_CONNECT_ADDRESS", Via::Same, false),
     // Patroni's older names.
@@ -63,7 +66,6 @@ pub(super) const OTHER_STORES: &[(&str, &str)] = &[
     ("CONSUL", "Consul as DCS is"),
     ("ZOOKEEPER", "ZooKeeper as DCS is"),
     ("EXHIBITOR", "Exhibitor as DCS is"),
-    ("KUBERNETES", "Kubernetes as DCS is"),
     ("RAFT", "Raft as DCS is"),
 ];
 
@@ -73,7 +75,6 @@ pub(super) const OTHER_STORE_VARS: &[(&str, &str)] = &[
     ("CONSUL_URL", "Consul as DCS is"),
     ("ZOOKEEPER_HOSTS", "ZooKeeper as DCS is"),
     ("EXHIBITOR_HOSTS", "Exhibitor as DCS is"),
-    ("DCS_ENABLE_KUBERNETES_API", "Kubernetes as DCS is"),
 ];
 
 /// Variables of other images that people may expect to work, and what to do instead.
@@ -146,6 +147,10 @@ pub(super) fn names(var: &Var) -> Vec<OtherName> {
             strong(format!("ETCD3_{rest}")),
             strong(format!("ETCD_{rest}")),
         ]);
+    }
+    if var.suffix.starts_with("KUBERNETES_") {
+        // Spilo's; what Kubernetes itself sets (`KUBERNETES_SERVICE_HOST`, `KUBERNETES_PORT`) is no setting.
+        names.push(strong(var.suffix.to_owned()));
     }
     let others = OTHER_NAMES
         .iter()
@@ -258,11 +263,8 @@ mod tests {
             ("PATRONI_ADOPT", "", Known::No),
             ("HOWDAH_TTTL", "", Known::No),
             ("HOWDAH_CONSUL_HOST", "", Known::Unsupported("Consul as DCS is")),
-            (
-                "PATRONI_KUBERNETES_LABELS",
-                "",
-                Known::Unsupported("Kubernetes as DCS is"),
-            ),
+            ("PATRONI_KUBERNETES_LABELS", "", Known::Yes),
+            ("HOWDAH_KUBERNETES_LABLES", "", Known::No),
             ("HOWDAH_CONSULTANT", "", Known::No),
             ("HOME", "/", Known::Yes),
         ] {

@@ -155,6 +155,79 @@ pub enum DcsConfig {
     Etcd3(Etcd3),
     /// The image's etcd, run by the agent.
     Embedded(Embedded),
+    /// The Kubernetes API.
+    Kubernetes(Box<Kubernetes>),
+}
+
+/// The Kubernetes API as the store (contract: DCS layout §9).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// In which objects the cluster is kept.
+    pub mode: KubernetesMode,
+    /// Namespace; `None`: the pod's own.
+    pub namespace: Option<String>,
+    /// Labels of the cluster's objects and pods.
+    pub labels: BTreeMap<String, String>,
+    /// Label with the scope.
+    pub scope_label: String,
+    /// Label of pods with the role.
+    pub role_label: String,
+    /// Its value at the leader.
+    pub leader_label_value: String,
+    /// Its value at a replica.
+    pub follower_label_value: String,
+    /// Its value at the leader of a standby cluster.
+    pub standby_leader_label_value: String,
+    /// A second label with the role.
+    pub tmp_role_label: Option<String>,
+    /// Address of the pod; `None`: as the API has it.
+    pub pod_ip: Option<String>,
+    /// Ports of the leader's Service.
+    pub ports: Vec<KubernetesPort>,
+    /// Authorities of the API server's certificate; `None`: those of the service account or kubeconfig.
+    pub cacert: Option<PathBuf>,
+    /// Context of the kubeconfig.
+    pub context: Option<String>,
+    /// Ask the API servers themselves.
+    pub bypass_api_service: bool,
+    /// Further statuses after which a request is repeated.
+    pub retriable_http_codes: Vec<u16>,
+    /// Labels of the pod while the member is being made.
+    pub bootstrap_labels: BTreeMap<String, String>,
+}
+
+/// In which objects a cluster is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KubernetesMode {
+    /// ConfigMaps.
+    ConfigMaps,
+    /// Endpoints.
+    Endpoints,
+    /// A Lease, an EndpointSlice and ConfigMaps.
+    Leases,
+}
+
+impl KubernetesMode {
+    /// As in the setting.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ConfigMaps => "configmaps",
+            Self::Endpoints => "endpoints",
+            Self::Leases => "leases",
+        }
+    }
+}
+
+/// A port of the leader's Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubernetesPort {
+    /// Number.
+    pub port: u16,
+    /// Name.
+    pub name: Option<String>,
+    /// `TCP` unless given.
+    pub protocol: String,
 }
 
 /// An etcd of its own.

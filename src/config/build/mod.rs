@@ -1,5 +1,6 @@
 //! From settings to [`Config`]: defaults, and everything that only shows when settings are seen together.
 
+mod kubernetes;
 mod methods;
 mod postgresql;
 mod roles;

@@ -1,4 +1,4 @@
-//! The store of the cluster: an etcd of its own, or the image's.
+//! The store of the cluster: an etcd of its own, the image's, or Kubernetes (`kubernetes`).
 
 use std::path::{Path, PathBuf};
 
@@ -18,10 +18,18 @@ use crate::{
 const CLIENT_PORT: u16 = 2379;
 
 impl Builder {
-    /// An external etcd if there is an endpoint, else the embedded one.
+    /// Kubernetes if something asks for it, an external etcd if there is an endpoint, else the embedded one.
     pub(super) fn dcs(&mut self, postgresql: &Postgresql) -> DcsConfig {
         let places = ["etcd3.hosts", "etcd3.host", "etcd3.url", "etcd3.proxy"];
         let place = places.into_iter().find(|path| self.all.settings.is_given(path));
+        if let Some(asked) = self.kubernetes_asked_for() {
+            for other in place.into_iter().chain(["embedded.peers"]) {
+                if self.all.settings.is_given(other) {
+                    self.inconsistent(&[asked, other], "Kubernetes and etcd as the store exclude each other");
+                }
+            }
+            return DcsConfig::Kubernetes(Box::new(self.kubernetes()));
+        }
         match place {
             Some(place) => {
                 if self.all.settings.is_given("embedded.peers") {

@@ -203,8 +203,8 @@ fn what_this_build_cannot_do_is_said() {
         "HOWDAH_RESTAPI_HTTPS_EXTRA_HEADERS: TLS for the REST API is not supported in this build",
     );
     refused(
-        &[("HOWDAH_CONFIGURATION", "kubernetes: {labels: {a: b}}")],
-        "HOWDAH_CONFIGURATION: kubernetes: Kubernetes as DCS is not supported in this build",
+        &[("HOWDAH_CONFIGURATION", "raft: {self_addr: a}")],
+        "HOWDAH_CONFIGURATION: raft: Raft as DCS is not supported in this build",
     );
     let loaded = good(&[
         ("HOWDAH_RESTAPI_HTTPS_EXTRA_HEADERS", "{}"),

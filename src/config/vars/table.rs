@@ -6,7 +6,7 @@ use super::{
     Section, Var,
 };
 use crate::config::Kind::{
-    Address, Bool, Bytes, Choice, Document, Int, Lines, List, Listen, Map, Name, Options, Path, Seconds,
+    Address, Bool, Bytes, Choice, Document, Int, Lines, List, Listen, Map, Maps, Name, Options, Path, Seconds,
     Secret, Text,
 };
 use crate::config::kind::SECONDS_MAX;
@@ -275,6 +275,27 @@ pub static SECTIONS: &[Section] = &[
         v("EMBEDDED_LISTEN", "embedded.listen", Text, Computed("0.0.0.0 with peers, else 127.0.0.1"), Start, "Host or address etcd listens on"),
         v("EMBEDDED_CLIENT_PORT", "embedded.client_port", Int(1, 65535), Fixed("2379"), Start, "Port for clients"),
         v("EMBEDDED_PEER_PORT", "embedded.peer_port", Int(1, 65535), Fixed("2380"), Start, "Port for the other members' etcd"),
+    ]},
+    Section { title: "Kubernetes", vars: &[
+        v("KUBERNETES_ENABLED", "kubernetes.enabled", Bool, Computed("yes if any setting of this section is given"), Start, "Use the Kubernetes API as the store of the cluster"),
+        v("KUBERNETES_MODE", "kubernetes.mode", Choice(&["configmaps", "endpoints", "leases"]), Computed("endpoints with USE_ENDPOINTS, else configmaps"), Start, "Objects that hold the cluster: configmaps and endpoints as Patroni has them; leases (with EndpointSlices and ConfigMaps) for clusters without Patroni"),
+        v("KUBERNETES_USE_ENDPOINTS", "kubernetes.use_endpoints", Bool, Unset, Start, "Patroni's name of the mode endpoints"),
+        v("KUBERNETES_USE_CONFIGMAPS", "kubernetes.use_configmaps", Bool, Unset, Start, "Spilo's name of the mode configmaps"),
+        v("KUBERNETES_NAMESPACE", "kubernetes.namespace", Name, Computed("the pod's own, else default"), Start, "Namespace of the pods and of all objects"),
+        v("KUBERNETES_LABELS", "kubernetes.labels", Map, Unset, Start, "Labels that all pods of the cluster have; its objects get them: {application: howdah}"),
+        v("KUBERNETES_SCOPE_LABEL", "kubernetes.scope_label", Text, Computed("cluster-name"), Start, "Label with the name of the cluster"),
+        v("KUBERNETES_ROLE_LABEL", "kubernetes.role_label", Text, Computed("role"), Start, "Label of pods with their role"),
+        v("KUBERNETES_LEADER_LABEL_VALUE", "kubernetes.leader_label_value", Text, Computed("primary"), Start, "Its value at the leader"),
+        v("KUBERNETES_FOLLOWER_LABEL_VALUE", "kubernetes.follower_label_value", Text, Computed("replica"), Start, "Its value at a replica"),
+        v("KUBERNETES_STANDBY_LEADER_LABEL_VALUE", "kubernetes.standby_leader_label_value", Text, Computed("primary"), Start, "Its value at the leader of a standby cluster"),
+        v("KUBERNETES_TMP_ROLE_LABEL", "kubernetes.tmp_role_label", Text, Unset, Start, "A second label with the role, to change names without an outage"),
+        v("KUBERNETES_BOOTSTRAP_LABELS", "kubernetes.bootstrap_labels", Map, Unset, Start, "Labels of a pod while its member is being made"),
+        v("KUBERNETES_POD_IP", "kubernetes.pod_ip", Text, Computed("that of the pod"), Start, "Address to lead the leader's Service to"),
+        v("KUBERNETES_PORTS", "kubernetes.ports", Maps, Computed("5432"), Start, "Ports of the leader's Service: [{name: postgresql, port: 5432}]"),
+        v("KUBERNETES_CACERT", "kubernetes.cacert", Path, Computed("that of the service account"), Start, "Authorities of the API server's certificate"),
+        v("KUBERNETES_BYPASS_API_SERVICE", "kubernetes.bypass_api_service", Bool, Computed("no"), Start, "Ask the API servers one by one instead of through their Service"),
+        v("KUBERNETES_RETRIABLE_HTTP_CODES", "kubernetes.retriable_http_codes", List, Unset, Start, "Statuses after which a request is repeated, beside 429 and 5xx"),
+        v("KUBERNETES_CONTEXT", "kubernetes.context", Text, Computed("the current one"), Start, "Context of the kubeconfig, outside of pods"),
     ]},
     Section { title: "Log", vars: &[
         v("LOG_LEVEL", "log.level", Choice(&["TRACE", "DEBUG", "INFO", "WARNING", "WARN", "ERROR", "CRITICAL"]), Fixed("INFO"), Reload, "Least level that is logged"),
