@@ -1,14 +1,16 @@
-//! What every store must do for the HA loop, checked on the one in memory and on a real etcd; and what etcd's
-//! client must survive: frozen, restarted, wiped and silent servers, TLS, passwords and expiring tokens.
+//! What every store must do for the HA loop, checked on the one in memory, on a real etcd and on a real Kubernetes API
+//! server; and what etcd's client must survive: frozen, restarted, wiped and silent servers, TLS, passwords and expiring tokens.
 #![allow(
     clippy::disallowed_methods,
     reason = "tests: waits poll a condition with a deadline, and temporary data is removed"
 )]
-#![cfg(feature = "etcd")]
+#![cfg(all(feature = "etcd", feature = "kubernetes"))]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 mod common {
     pub(crate) mod etcd;
+    #[allow(dead_code, reason = "tests of Kubernetes alone use the rest")]
+    pub(crate) mod kubernetes;
 }
 
 use std::{
@@ -23,10 +25,12 @@ use howdah::{
     dcs::{
         Dcs, DcsError, Hold, Key, Lock, When, Written,
         etcd::{Etcd, Options, Protocol},
+        kubernetes,
         memory::Store,
     },
     model::{Cluster, MemberName, Version},
 };
+use serde_json::json;
 use tokio::time::{sleep, timeout};
 
 const TTL: Duration = Duration::from_secs(2);
@@ -53,6 +57,71 @@ fn options(endpoints: &[String], name: &str) -> Options {
 enum World {
     Memory(Store),
     Etcd(Server),
+    Kubernetes(Place),
+}
+
+/// A namespace of its own in an API server that several worlds share.
+struct Place {
+    server: Arc<common::kubernetes::Server>,
+    namespace: String,
+    mode: kubernetes::Mode,
+}
+
+impl Place {
+    const NAMES: [&str; 10] = ["a", "b", "n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7"];
+
+    async fn new(server: &Arc<common::kubernetes::Server>, namespace: String, mode: kubernetes::Mode) -> Self {
+        server.namespace(&namespace).await;
+        let labels = json!({"application": "howdah", "cluster-name": "demo"});
+        server.pods(&namespace, &Self::NAMES, &labels).await;
+        Self {
+            server: Arc::clone(server),
+            namespace,
+            mode,
+        }
+    }
+
+    fn member(&self, name: &str) -> Arc<dyn Dcs> {
+        let options = kubernetes::Options {
+            mode: self.mode,
+            namespace: Some(self.namespace.clone()),
+            scope: "demo".into(),
+            name: name.into(),
+            labels: [("application".to_owned(), "howdah".to_owned())].into(),
+            scope_label: "cluster-name".into(),
+            pod_labels: kubernetes::Labels::default(),
+            pod_ip: Some("10.0.0.7".into()),
+            ports: vec![],
+            cacert: None,
+            kubeconfig: Some(self.server.admin_kubeconfig()),
+            context: None,
+            bypass_api_service: false,
+            retriable_http_codes: vec![],
+            ttl: TTL,
+            retry_timeout: RETRY,
+        };
+        kubernetes::Kubernetes::new(options).unwrap()
+    }
+
+    async fn remove(&self, path: &str) {
+        let (core, namespace) = ("/api/v1/namespaces", &self.namespace);
+        let nobody = json!({"metadata": {"annotations": {"leader": null}}});
+        let (path, patch) = match (path, self.mode) {
+            ("leader", kubernetes::Mode::ConfigMaps) => {
+                (format!("{core}/{namespace}/configmaps/demo-leader"), nobody)
+            }
+            ("leader", kubernetes::Mode::Endpoints) => (format!("{core}/{namespace}/endpoints/demo"), nobody),
+            ("leader", kubernetes::Mode::Leases) => (
+                format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/demo"),
+                json!({"spec": {"holderIdentity": null}}),
+            ),
+            (member, _) => (
+                format!("{core}/{namespace}/pods/{}", member.trim_start_matches("members/")),
+                json!({"metadata": {"annotations": {"status": null}}}),
+            ),
+        };
+        self.server.patch(&path, patch).await;
+    }
 }
 
 impl World {
@@ -68,6 +137,7 @@ impl World {
         match self {
             Self::Memory(store) => Arc::new(store.member(name, TTL)),
             Self::Etcd(server) => Arc::new(Etcd::new(options(&[server.endpoint()], name)).unwrap()),
+            Self::Kubernetes(place) => place.member(name),
         }
     }
 
@@ -78,6 +148,7 @@ impl World {
                 let path = format!("/service/demo/{path}");
                 server.client().await.put(path, value, None).await.unwrap();
             }
+            Self::Kubernetes(_) => panic!("needed by nothing that is true of Kubernetes"),
         }
     }
 
@@ -88,6 +159,7 @@ impl World {
                 let path = format!("/service/demo/{path}");
                 server.client().await.delete(path, None).await.unwrap();
             }
+            Self::Kubernetes(place) => place.remove(path).await,
         }
     }
 
@@ -97,9 +169,12 @@ impl World {
             Self::Etcd(server) => {
                 server.client().await.lease_revoke(lease).await.unwrap();
             }
+            Self::Kubernetes(_) => panic!("there are no leases to revoke"),
         }
     }
 }
+
+type Piece = fn(World) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Runs one piece of the contract against each store.
 macro_rules! contract {
@@ -112,6 +187,9 @@ macro_rules! contract {
             #[tokio::test]
             async fn $name() { super::$name(super::World::etcd()).await; }
         )* }
+
+        /// The pieces by name, for a store whose server is too dear to be started for each.
+        const PIECES: &[(&str, Piece)] = &[$((stringify!($name), |world| Box::pin($name(world)))),*];
     };
 }
 
@@ -259,7 +337,9 @@ async fn conditional_writes_refuse_without_harm(world: World) {
     else {
         panic!("the right version was refused");
     };
-    assert!(second > first);
+    assert_ne!(second, first);
+    // Versions of Kubernetes are compared for equality only.
+    assert!(second > first || a.kind() == "kubernetes");
     assert_eq!(
         a.delete(Key::Initialize, When::Version(first)).await.unwrap(),
         Written::Refused
@@ -500,6 +580,34 @@ async fn only_what_matters_wakes_the_watchers(world: World) {
         quiet + 1,
         "only the leaving member counts"
     );
+}
+
+/// In Kubernetes a record ends because nobody changes it, and a member with its pod: nothing is bound to a lease.
+const NOT_OF_KUBERNETES: [&str; 2] = ["renewing_survives_a_revoked_lease", "a_member_key_ends_with_its_lease"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubernetes_keeps_the_contract_in_all_its_modes() {
+    let server = Arc::new(common::kubernetes::Server::start().await);
+    let mut failed = vec![];
+    for mode in kubernetes::Mode::ALL {
+        let pieces = PIECES.iter().filter(|(name, _)| !NOT_OF_KUBERNETES.contains(name));
+        // A few at once: each spends most of its time waiting.
+        for some in pieces.collect::<Vec<_>>().chunks(4) {
+            let mut running = vec![];
+            for (name, piece) in some {
+                let namespace = format!("{}-{}", mode.as_str(), name.replace('_', "-"));
+                let namespace = namespace[..namespace.len().min(63)].trim_end_matches('-').to_owned();
+                let place = Place::new(&server, namespace, mode).await;
+                running.push((name, tokio::spawn(piece(World::Kubernetes(place)))));
+            }
+            for (name, task) in running {
+                if let Err(error) = task.await {
+                    failed.push(format!("{}: {name}: {error}", mode.as_str()));
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 // From here on: what is particular to etcd.

@@ -57,6 +57,7 @@ pub(super) fn kubernetes(config: &Config, settings: &Kubernetes, user: For) -> R
             })
             .collect(),
         cacert: settings.cacert.clone(),
+        kubeconfig: settings.kubeconfig.clone(),
         context: settings.context.clone(),
         bypass_api_service: settings.bypass_api_service,
         retriable_http_codes: settings.retriable_http_codes.clone(),

@@ -186,6 +186,8 @@ pub struct Kubernetes {
     pub ports: Vec<KubernetesPort>,
     /// Authorities of the API server's certificate; `None`: those of the service account or kubeconfig.
     pub cacert: Option<PathBuf>,
+    /// The kubeconfig; `None`: the service account, else the usual places.
+    pub kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig.
     pub context: Option<String>,
     /// Ask the API servers themselves.

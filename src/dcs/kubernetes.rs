@@ -77,7 +77,9 @@ pub struct Options {
     pub ports: Vec<Port>,
     /// Authorities of the API server's certificate; `None`: those of the service account or kubeconfig.
     pub cacert: Option<PathBuf>,
-    /// Context of the kubeconfig to use.
+    /// The kubeconfig to use; `None`: the service account of our pod, else `$KUBECONFIG` or `~/.kube/config`.
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig to use; `None`: its current one.
     pub context: Option<String>,
     /// Ask the API servers themselves instead of their Service.
     pub bypass_api_service: bool,
@@ -202,6 +204,7 @@ impl Kubernetes {
             labels,
         };
         let access = access::Access {
+            kubeconfig: options.kubeconfig.clone(),
             context: options.context.clone(),
             cacert: options.cacert.clone(),
             bypass: options.bypass_api_service,

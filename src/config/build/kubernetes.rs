@@ -57,6 +57,7 @@ impl Builder {
             tmp_role_label: optional("kubernetes.tmp_role_label"),
             pod_ip: optional("kubernetes.pod_ip"),
             cacert: self.path("kubernetes.cacert"),
+            kubeconfig: self.path("kubernetes.kubeconfig"),
             context: optional("kubernetes.context"),
             bypass_api_service: self.flag("kubernetes.bypass_api_service"),
             bootstrap_labels: self.labels("kubernetes.bootstrap_labels"),

@@ -295,6 +295,7 @@ pub static SECTIONS: &[Section] = &[
         v("KUBERNETES_CACERT", "kubernetes.cacert", Path, Computed("that of the service account"), Start, "Authorities of the API server's certificate"),
         v("KUBERNETES_BYPASS_API_SERVICE", "kubernetes.bypass_api_service", Bool, Computed("no"), Start, "Ask the API servers one by one instead of through their Service"),
         v("KUBERNETES_RETRIABLE_HTTP_CODES", "kubernetes.retriable_http_codes", List, Unset, Start, "Statuses after which a request is repeated, beside 429 and 5xx"),
+        v("KUBERNETES_KUBECONFIG", "kubernetes.kubeconfig", Path, Computed("the pod's service account, else KUBECONFIG"), Start, "The kubeconfig to use, outside of pods"),
         v("KUBERNETES_CONTEXT", "kubernetes.context", Text, Computed("the current one"), Start, "Context of the kubeconfig, outside of pods"),
     ]},
     Section { title: "Log", vars: &[

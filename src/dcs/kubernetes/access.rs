@@ -15,6 +15,7 @@ const INTERNAL_NAME: &str = "kubernetes.default.svc";
 /// What is known before the first connection.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Access {
+    pub(super) kubeconfig: Option<PathBuf>,
     pub(super) context: Option<String>,
     pub(super) cacert: Option<PathBuf>,
     /// Whether single API servers are asked, whose addresses their certificate may not name.
@@ -38,7 +39,7 @@ pub(super) fn own_namespace() -> Option<String> {
 impl Access {
     /// Reads what is there now.
     pub(super) async fn load(&self) -> Result<Config, DcsError> {
-        let asked_for = self.context.is_some() || std::env::var_os("KUBECONFIG").is_some();
+        let asked_for = self.kubeconfig.is_some() || self.context.is_some() || std::env::var_os("KUBECONFIG").is_some();
         let inside = in_cluster() && !asked_for;
         let mut config = if inside {
             self.service_account()?
@@ -90,7 +91,11 @@ impl Access {
                 chain(error)
             ))
         };
-        let file = Kubeconfig::read().map_err(|error| wrong(&error))?;
+        let file = match &self.kubeconfig {
+            Some(path) => Kubeconfig::read_from(path),
+            None => Kubeconfig::read(),
+        };
+        let file = file.map_err(|error| wrong(&error))?;
         let options = KubeConfigOptions {
             context: self.context.clone(),
             ..KubeConfigOptions::default()
