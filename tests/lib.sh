@@ -18,6 +18,12 @@ need_etcd() {
     have etcd || apt_install etcd-server || { say 'etcd is missing (Debian: etcd-server)'; return 1; }
 }
 
+# An API server is compiled from Debian's sources once and kept in tests/.cache.
+need_kubernetes() {
+    have openssl || apt_install openssl || { say 'openssl is missing (Debian: openssl)'; return 1; }
+    tests/kubernetes/build >/dev/null
+}
+
 # Any supported major version will do; the newest that this machine's sources have is taken.
 need_postgres() {
     local version
@@ -136,7 +142,7 @@ lint() {
     have shellcheck || apt_install shellcheck || true
     # Missing, it fails: a lint that did not run found nothing.
     check 'shellcheck' shellcheck --external-sources --check-sourced \
-        docker/build docker/engine compose/up compose/down tests/run .ci/run
+        docker/build docker/engine compose/up compose/down tests/run tests/kubernetes/build .ci/run
     # Needs the compose plugin only, no engine.
     if plugins_answer; then
         check 'compose/embedded.yml' docker compose --file compose/embedded.yml config --quiet

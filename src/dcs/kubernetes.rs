@@ -251,6 +251,12 @@ impl Kubernetes {
         });
     }
 
+    /// Addresses of the API servers that are asked; none before the first question.
+    #[must_use]
+    pub fn servers(&self) -> Vec<String> {
+        self.pool.servers()
+    }
+
     fn timing(&self) -> Timing {
         lock(&self.state).timing
     }

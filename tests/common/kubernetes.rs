@@ -119,6 +119,10 @@ impl Server {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// A kubeconfig with this user's credentials, as YAML (`token: x`, `tokenFile: /x`).
     pub(crate) fn kubeconfig(&self, name: &str, user: &str) -> PathBuf {
         write_kubeconfig(self.dir.path(), name, self.port, user)

@@ -119,6 +119,11 @@ impl Pool {
         Ok(config)
     }
 
+    /// Addresses of the servers that are asked.
+    pub(super) fn servers(&self) -> Vec<String> {
+        self.state().servers.iter().map(|(url, _)| shown(url)).collect()
+    }
+
     /// The server to be asked now.
     pub(super) async fn server(&self) -> Result<Server, DcsError> {
         let config = self.config().await?;
