@@ -70,7 +70,11 @@ struct Place {
 impl Place {
     const NAMES: [&str; 10] = ["a", "b", "n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7"];
 
-    async fn new(server: &Arc<common::kubernetes::Server>, namespace: String, mode: kubernetes::Mode) -> Self {
+    async fn new(
+        server: &Arc<common::kubernetes::Server>,
+        namespace: String,
+        mode: kubernetes::Mode,
+    ) -> Self {
         server.namespace(&namespace).await;
         let labels = json!({"application": "howdah", "cluster-name": "demo"});
         server.pods(&namespace, &Self::NAMES, &labels).await;
@@ -116,7 +120,10 @@ impl Place {
                 json!({"spec": {"holderIdentity": null}}),
             ),
             (member, _) => (
-                format!("{core}/{namespace}/pods/{}", member.trim_start_matches("members/")),
+                format!(
+                    "{core}/{namespace}/pods/{}",
+                    member.trim_start_matches("members/")
+                ),
                 json!({"metadata": {"annotations": {"status": null}}}),
             ),
         };
@@ -583,20 +590,27 @@ async fn only_what_matters_wakes_the_watchers(world: World) {
 }
 
 /// In Kubernetes a record ends because nobody changes it, and a member with its pod: nothing is bound to a lease.
-const NOT_OF_KUBERNETES: [&str; 2] = ["renewing_survives_a_revoked_lease", "a_member_key_ends_with_its_lease"];
+const NOT_OF_KUBERNETES: [&str; 2] = [
+    "renewing_survives_a_revoked_lease",
+    "a_member_key_ends_with_its_lease",
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubernetes_keeps_the_contract_in_all_its_modes() {
     let server = Arc::new(common::kubernetes::Server::start().await);
     let mut failed = vec![];
     for mode in kubernetes::Mode::ALL {
-        let pieces = PIECES.iter().filter(|(name, _)| !NOT_OF_KUBERNETES.contains(name));
+        let pieces = PIECES
+            .iter()
+            .filter(|(name, _)| !NOT_OF_KUBERNETES.contains(name));
         // A few at once: each spends most of its time waiting.
         for some in pieces.collect::<Vec<_>>().chunks(4) {
             let mut running = vec![];
             for (name, piece) in some {
                 let namespace = format!("{}-{}", mode.as_str(), name.replace('_', "-"));
-                let namespace = namespace[..namespace.len().min(63)].trim_end_matches('-').to_owned();
+                let namespace = namespace[..namespace.len().min(63)]
+                    .trim_end_matches('-')
+                    .to_owned();
                 let place = Place::new(&server, namespace, mode).await;
                 running.push((name, tokio::spawn(piece(World::Kubernetes(place)))));
             }

@@ -17,12 +17,22 @@ pub(super) enum For {
 }
 
 #[cfg(not(feature = "kubernetes"))]
-pub(super) fn kubernetes(_config: &Config, _settings: &Kubernetes, _user: For) -> Result<Arc<dyn Dcs>, DcsError> {
-    Err(DcsError::Config("Kubernetes as DCS is not supported in this build".to_owned()))
+pub(super) fn kubernetes(
+    _config: &Config,
+    _settings: &Kubernetes,
+    _user: For,
+) -> Result<Arc<dyn Dcs>, DcsError> {
+    Err(DcsError::Config(
+        "Kubernetes as DCS is not supported in this build".to_owned(),
+    ))
 }
 
 #[cfg(feature = "kubernetes")]
-pub(super) fn kubernetes(config: &Config, settings: &Kubernetes, user: For) -> Result<Arc<dyn Dcs>, DcsError> {
+pub(super) fn kubernetes(
+    config: &Config,
+    settings: &Kubernetes,
+    user: For,
+) -> Result<Arc<dyn Dcs>, DcsError> {
     use crate::{
         config::KubernetesMode,
         dcs::kubernetes::{self as backend, Labels, Mode, Options, Port},

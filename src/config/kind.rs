@@ -393,7 +393,11 @@ mod tests {
         check(Kind::Map, &json!({"\u{fffd}": 1}), None);
         check(Kind::Map, &json!({"a": null, "b": 1}), Some(json!({"b": 1})));
         check(Kind::Map, &json!("a"), None);
-        check(Kind::Maps, &json!("[{port: 1}, {port: 2}]"), Some(json!([{"port": 1}, {"port": 2}])));
+        check(
+            Kind::Maps,
+            &json!("[{port: 1}, {port: 2}]"),
+            Some(json!([{"port": 1}, {"port": 2}])),
+        );
         check(Kind::Maps, &json!("port: 1"), Some(json!([{"port": 1}])));
         check(Kind::Maps, &json!("5432"), None);
         check(Kind::Maps, &json!(["a"]), None);

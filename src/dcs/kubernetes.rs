@@ -300,7 +300,11 @@ impl Kubernetes {
     fn entries(&self, objects: &[Object], leader: Option<&Object>, pods: &[Object]) -> Vec<Entry> {
         let mut entries = Vec::new();
         for object in objects {
-            if let Some(place) = self.layout.place(&object.metadata.name).filter(|place| *place != Place::Leader) {
+            if let Some(place) = self
+                .layout
+                .place(&object.metadata.name)
+                .filter(|place| *place != Place::Leader)
+            {
                 entries.extend(object::entries(place, object));
             }
         }
@@ -312,7 +316,9 @@ impl Kubernetes {
                     path: "leader".to_owned(),
                     lease: record.lease(),
                     value: record.leader,
-                    version: Version(u64::try_from(micros_of(&object.metadata.resource_version)).unwrap_or(0)),
+                    version: Version(
+                        u64::try_from(micros_of(&object.metadata.resource_version)).unwrap_or(0),
+                    ),
                 });
             }
         }
@@ -346,7 +352,9 @@ impl Kubernetes {
         }
         // Who goes on with a predecessor's tenure is the only one of its name: init started it in the other's place.
         let adopted = state.tenure.is_some();
-        let published = pods.iter().any(|pod| pod.metadata.name == self.name && pod.member().is_some());
+        let published = pods
+            .iter()
+            .any(|pod| pod.metadata.name == self.name && pod.member().is_some());
         let left = record.filter(|record| record.leader == self.name && (adopted || published));
         state.inherited = left.map_or(Inherited::Nothing, |record| Inherited::Tenure(record.lease()));
     }
@@ -475,7 +483,8 @@ impl Dcs for Kubernetes {
             }
             state.timing = Timing { ttl, retry_timeout };
         }
-        self.observed.send_modify(|observed| observed.ttl = lock::whole_seconds(ttl));
+        self.observed
+            .send_modify(|observed| observed.ttl = lock::whole_seconds(ttl));
     }
 
     fn changes(&self) -> signal::Receiver<u64> {

@@ -38,7 +38,11 @@ pub(crate) struct Server {
 fn program() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/.cache/kubernetes-1.20.2");
     let program = folder.join("kube-apiserver");
-    assert!(program.exists(), "{} is missing: run tests/kubernetes/build", program.display());
+    assert!(
+        program.exists(),
+        "{} is missing: run tests/kubernetes/build",
+        program.display()
+    );
     program
 }
 
@@ -52,12 +56,24 @@ pub(crate) fn host_address() -> String {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 fn openssl(dir: &Path, args: &str) {
-    let output = Command::new("openssl").args(args.split(' ')).current_dir(dir).output().unwrap();
-    assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("openssl")
+        .args(args.split(' '))
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "openssl {args}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn files(dir: &Path) {
@@ -66,9 +82,18 @@ fn files(dir: &Path) {
         host_address()
     );
     std::fs::write(dir.join("ext"), names).unwrap();
-    openssl(dir, "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=ca");
-    openssl(dir, "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=server");
-    openssl(dir, "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile ext");
+    openssl(
+        dir,
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=ca",
+    );
+    openssl(
+        dir,
+        "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=server",
+    );
+    openssl(
+        dir,
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile ext",
+    );
     openssl(dir, "genrsa -out sa.key 2048");
     let tokens = format!("{ADMIN},admin,1,\"system:masters\"\n{MEMBER},member,2\n");
     std::fs::write(dir.join("tokens.csv"), tokens).unwrap();
@@ -78,6 +103,8 @@ impl Server {
     pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         files(dir.path());
+        // Members of a cluster run as another user and read the kubeconfig.
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let etcd = etcd::Server::start();
         let port = free_port();
         let child = spawn(dir.path(), &etcd.endpoint(), port);
@@ -104,11 +131,24 @@ impl Server {
                 let (there, _) = try_request(&self.admin, Method::GET, path, None).await?;
                 Some(ready == 200 && there == 200)
             };
-            if tokio::time::timeout(Duration::from_secs(5), ready).await.ok().flatten() == Some(true) {
+            if tokio::time::timeout(Duration::from_secs(5), ready)
+                .await
+                .ok()
+                .flatten()
+                == Some(true)
+            {
                 return;
             }
-            assert!(self.child.try_wait().unwrap().is_none(), "kube-apiserver ended: {}", self.log());
-            assert!(started.elapsed() < Duration::from_secs(90), "kube-apiserver does not start: {}", self.log());
+            assert!(
+                self.child.try_wait().unwrap().is_none(),
+                "kube-apiserver ended: {}",
+                self.log()
+            );
+            assert!(
+                started.elapsed() < Duration::from_secs(90),
+                "kube-apiserver does not start: {}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -134,7 +174,9 @@ impl Server {
 
     /// Status and answer.
     pub(crate) async fn request(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
-        try_request(&self.admin, method, path, body).await.expect("the API server answers")
+        try_request(&self.admin, method, path, body)
+            .await
+            .expect("the API server answers")
     }
 
     pub(crate) async fn get(&self, path: &str) -> Value {
@@ -155,7 +197,8 @@ impl Server {
     }
 
     pub(crate) async fn namespace(&self, name: &str) {
-        self.create("/api/v1/namespaces", json!({"metadata": {"name": name}})).await;
+        self.create("/api/v1/namespaces", json!({"metadata": {"name": name}}))
+            .await;
     }
 
     /// Pods that nobody runs, with the labels of the cluster.
@@ -165,7 +208,8 @@ impl Server {
                 "metadata": {"name": name, "labels": labels},
                 "spec": {"containers": [{"name": "howdah", "image": "howdah"}]},
             });
-            self.create(&format!("/api/v1/namespaces/{namespace}/pods"), pod).await;
+            self.create(&format!("/api/v1/namespaces/{namespace}/pods"), pod)
+                .await;
         }
     }
 
@@ -208,7 +252,11 @@ impl Drop for Server {
 }
 
 fn spawn(dir: &Path, etcd: &str, port: u16) -> Child {
-    let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("log"))
+        .unwrap();
     let file = |flag: &str, name: &str| format!("--{flag}={}", dir.join(name).display());
     Command::new("setpriv")
         .args(["--pdeathsig", "KILL"])
@@ -254,11 +302,18 @@ fn write_kubeconfig(dir: &Path, name: &str, port: u16, user: &str) -> PathBuf {
 
 async fn client(kubeconfig: &Path) -> Client {
     let file = Kubeconfig::read_from(kubeconfig).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .unwrap();
     Client::try_from(config).unwrap()
 }
 
-async fn try_request(client: &Client, method: Method, path: &str, body: Option<Value>) -> Option<(u16, Value)> {
+async fn try_request(
+    client: &Client,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> Option<(u16, Value)> {
     let kind = match method {
         Method::PATCH => "application/merge-patch+json",
         _ => "application/json",

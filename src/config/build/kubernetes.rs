@@ -27,18 +27,23 @@ impl Builder {
         }
         let mut all = vars::all().filter(|var| var.path.starts_with("kubernetes."));
         all.find(|var| {
-            let origins = self.all.settings.get(var.path).map(|setting| setting.origins.as_slice());
+            let origins = self
+                .all
+                .settings
+                .get(var.path)
+                .map(|setting| setting.origins.as_slice());
             origins.unwrap_or_default().iter().any(is_explicit)
         })
         .map(|var| var.path)
     }
 
     pub(super) fn kubernetes(&mut self) -> Kubernetes {
-        let spilo = self
-            .all
-            .settings
-            .get(ENABLED)
-            .is_some_and(|setting| setting.origins.iter().any(|origin| !is_explicit(origin) && *origin != Origin::Default));
+        let spilo = self.all.settings.get(ENABLED).is_some_and(|setting| {
+            setting
+                .origins
+                .iter()
+                .any(|origin| !is_explicit(origin) && *origin != Origin::Default)
+        });
         self.kubernetes_defaults(spilo);
         let mode = self.kubernetes_mode(spilo);
         let labels = self.labels("kubernetes.labels");
@@ -78,7 +83,9 @@ impl Builder {
         ] {
             self.all.settings.set_default(path, value);
         }
-        self.all.settings.set_default("kubernetes.bypass_api_service", spilo);
+        self.all
+            .settings
+            .set_default("kubernetes.bypass_api_service", spilo);
         if spilo {
             self.all
                 .settings
@@ -91,13 +98,22 @@ impl Builder {
         let (endpoints, configmaps) = (settings.flag(USE_ENDPOINTS), settings.flag(USE_CONFIGMAPS));
         let given = settings.text(MODE);
         if given.as_deref().is_some_and(|mode| mode != "endpoints") && endpoints == Some(true) {
-            self.inconsistent(&[MODE, USE_ENDPOINTS], "the one says this and the other says that");
+            self.inconsistent(
+                &[MODE, USE_ENDPOINTS],
+                "the one says this and the other says that",
+            );
         }
         if given.as_deref().is_some_and(|mode| mode != "configmaps") && configmaps == Some(true) {
-            self.inconsistent(&[MODE, USE_CONFIGMAPS], "the one says this and the other says that");
+            self.inconsistent(
+                &[MODE, USE_CONFIGMAPS],
+                "the one says this and the other says that",
+            );
         }
         if endpoints == Some(true) && configmaps == Some(true) {
-            self.inconsistent(&[USE_ENDPOINTS, USE_CONFIGMAPS], "a cluster is kept in one kind of objects");
+            self.inconsistent(
+                &[USE_ENDPOINTS, USE_CONFIGMAPS],
+                "a cluster is kept in one kind of objects",
+            );
         }
         let mode = match (given.as_deref(), endpoints, configmaps) {
             (Some("leases"), ..) => KubernetesMode::Leases,
@@ -121,7 +137,10 @@ impl Builder {
             if is_label(&name, &text) {
                 labels.insert(name, text);
             } else {
-                self.inconsistent(&[path], &format!("{name}: {value} is no label (allowed: letters, digits, -, _ and ., up to 63)"));
+                self.inconsistent(
+                    &[path],
+                    &format!("{name}: {value} is no label (allowed: letters, digits, -, _ and ., up to 63)"),
+                );
             }
         }
         labels
@@ -129,7 +148,11 @@ impl Builder {
 
     fn kubernetes_ports(&mut self, spilo: bool) -> Vec<KubernetesPort> {
         const PORTS: &str = "kubernetes.ports";
-        let default = if spilo { json!([{"port": 5432, "name": "postgresql"}]) } else { json!([{"port": 5432}]) };
+        let default = if spilo {
+            json!([{"port": 5432, "name": "postgresql"}])
+        } else {
+            json!([{"port": 5432}])
+        };
         self.all.settings.set_default(PORTS, default);
         let items = self.all.settings.value(PORTS).and_then(Value::as_array).cloned();
         let mut ports = Vec::new();
@@ -139,14 +162,22 @@ impl Builder {
                 Value::String(text) => text.parse().ok(),
                 other => other.as_u64().and_then(|port| u16::try_from(port).ok()),
             };
-            let text = |field: &str| item[field].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+            let text = |field: &str| {
+                item[field]
+                    .as_str()
+                    .filter(|text| !text.is_empty())
+                    .map(str::to_owned)
+            };
             match number.filter(|port| *port > 0) {
                 Some(port) => ports.push(KubernetesPort {
                     port,
                     name: text("name"),
                     protocol: text("protocol").unwrap_or_else(|| "TCP".to_owned()),
                 }),
-                None => self.inconsistent(&[PORTS], &format!("{item} is no port (allowed: {{port: 5432, name: postgresql, protocol: TCP}})")),
+                None => self.inconsistent(
+                    &[PORTS],
+                    &format!("{item} is no port (allowed: {{port: 5432, name: postgresql, protocol: TCP}})"),
+                ),
             }
         }
         if ports.len() > 1 && ports.iter().any(|port| port.name.is_none()) {
@@ -161,7 +192,10 @@ impl Builder {
         for text in self.all.settings.list(CODES) {
             match text.parse().ok().filter(|code| (300..600).contains(code)) {
                 Some(code) => codes.push(code),
-                None => self.inconsistent(&[CODES], &format!("{text:?} is no HTTP status that says no (allowed: 300 to 599)")),
+                None => self.inconsistent(
+                    &[CODES],
+                    &format!("{text:?} is no HTTP status that says no (allowed: 300 to 599)"),
+                ),
             }
         }
         codes
@@ -185,7 +219,9 @@ fn is_label(name: &str, value: &str) -> bool {
         text.len() <= 63
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text.ends_with(|c: char| c.is_ascii_alphanumeric())
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
     };
     let short = name.split_once('/').map_or(name, |(_, short)| short);
     plain(short) && (value.is_empty() || plain(value))

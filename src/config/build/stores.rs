@@ -25,7 +25,10 @@ impl Builder {
         if let Some(asked) = self.kubernetes_asked_for() {
             for other in place.into_iter().chain(["embedded.peers"]) {
                 if self.all.settings.is_given(other) {
-                    self.inconsistent(&[asked, other], "Kubernetes and etcd as the store exclude each other");
+                    self.inconsistent(
+                        &[asked, other],
+                        "Kubernetes and etcd as the store exclude each other",
+                    );
                 }
             }
             return DcsConfig::Kubernetes(Box::new(self.kubernetes()));

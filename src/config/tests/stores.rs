@@ -206,21 +206,48 @@ fn kubernetes_is_chosen_by_any_of_its_settings_in_patronis_way() {
         ("PATRONI_KUBERNETES_LABELS", "{application: patroni, cluster: x}"),
         ("PATRONI_KUBERNETES_USE_ENDPOINTS", "true"),
         ("PATRONI_KUBERNETES_POD_IP", "10.0.0.7"),
-        ("PATRONI_KUBERNETES_PORTS", "[{name: postgresql, port: 5432}, {name: api, port: '8008'}]"),
+        (
+            "PATRONI_KUBERNETES_PORTS",
+            "[{name: postgresql, port: 5432}, {name: api, port: '8008'}]",
+        ),
         ("PATRONI_KUBERNETES_RETRIABLE_HTTP_CODES", "[408, '425']"),
     ]);
     assert_eq!(found.mode, KubernetesMode::Endpoints);
     assert_eq!(found.labels["application"], "patroni");
-    assert_eq!((found.scope_label.as_str(), found.role_label.as_str()), ("cluster-name", "role"));
-    assert_eq!((found.leader_label_value.as_str(), found.follower_label_value.as_str()), ("primary", "replica"));
-    assert_eq!(found.ports.iter().map(|port| port.port).collect::<Vec<_>>(), [5432, 8008]);
+    assert_eq!(
+        (found.scope_label.as_str(), found.role_label.as_str()),
+        ("cluster-name", "role")
+    );
+    assert_eq!(
+        (
+            found.leader_label_value.as_str(),
+            found.follower_label_value.as_str()
+        ),
+        ("primary", "replica")
+    );
+    assert_eq!(
+        found.ports.iter().map(|port| port.port).collect::<Vec<_>>(),
+        [5432, 8008]
+    );
     assert_eq!(found.retriable_http_codes, [408, 425]);
     assert!(!found.bypass_api_service);
-    let found = kubernetes(&[("HOWDAH_CONFIGURATION", "kubernetes: {namespace: prod, labels: {a: b}, ports: [{port: 5433}]}")]);
-    assert_eq!((found.mode, found.namespace.as_deref()), (KubernetesMode::ConfigMaps, Some("prod")));
+    let found = kubernetes(&[(
+        "HOWDAH_CONFIGURATION",
+        "kubernetes: {namespace: prod, labels: {a: b}, ports: [{port: 5433}]}",
+    )]);
+    assert_eq!(
+        (found.mode, found.namespace.as_deref()),
+        (KubernetesMode::ConfigMaps, Some("prod"))
+    );
     assert_eq!(found.ports[0].port, 5433);
-    assert_eq!(kubernetes(&[("HOWDAH_KUBERNETES_MODE", "leases")]).mode, KubernetesMode::Leases);
-    assert_eq!(kubernetes(&[("HOWDAH_KUBERNETES_ENABLED", "yes")]).ports[0].port, 5432);
+    assert_eq!(
+        kubernetes(&[("HOWDAH_KUBERNETES_MODE", "leases")]).mode,
+        KubernetesMode::Leases
+    );
+    assert_eq!(
+        kubernetes(&[("HOWDAH_KUBERNETES_ENABLED", "yes")]).ports[0].port,
+        5432
+    );
 }
 
 #[test]
@@ -235,26 +262,44 @@ fn spilos_names_choose_kubernetes_only_where_spilo_would() {
         ("KUBERNETES_PORT", "tcp://10.96.0.1:443"),
     ];
     let with = |more: &[(&'static str, &'static str)]| [&operator[..], more].concat();
-    assert!(matches!(good(&with(&[("ETCD_HOST", "e1:2379")])).config.dcs, DcsConfig::Etcd3(_)));
+    assert!(matches!(
+        good(&with(&[("ETCD_HOST", "e1:2379")])).config.dcs,
+        DcsConfig::Etcd3(_)
+    ));
     assert!(matches!(good(&operator).config.dcs, DcsConfig::Embedded(_)));
     let found = kubernetes(&with(&[("DCS_ENABLE_KUBERNETES_API", "true")]));
     assert_eq!(found.mode, KubernetesMode::Endpoints);
-    assert_eq!((found.scope_label.as_str(), found.leader_label_value.as_str()), ("cluster-name", "master"));
-    assert_eq!((found.namespace.as_deref(), found.pod_ip.as_deref()), (Some("prod"), Some("10.0.0.7")));
+    assert_eq!(
+        (found.scope_label.as_str(), found.leader_label_value.as_str()),
+        ("cluster-name", "master")
+    );
+    assert_eq!(
+        (found.namespace.as_deref(), found.pod_ip.as_deref()),
+        (Some("prod"), Some("10.0.0.7"))
+    );
     assert_eq!(found.ports[0].name.as_deref(), Some("postgresql"));
     assert!(found.bypass_api_service);
-    let maps = with(&[("DCS_ENABLE_KUBERNETES_API", "true"), ("KUBERNETES_USE_CONFIGMAPS", "true")]);
+    let maps = with(&[
+        ("DCS_ENABLE_KUBERNETES_API", "true"),
+        ("KUBERNETES_USE_CONFIGMAPS", "true"),
+    ]);
     assert_eq!(kubernetes(&maps).mode, KubernetesMode::ConfigMaps);
 }
 
 #[test]
 fn what_does_not_fit_kubernetes_is_said() {
     refused(
-        &[("HOWDAH_KUBERNETES_LABELS", "{a: b}"), ("HOWDAH_ETCD3_HOSTS", "e1")],
+        &[
+            ("HOWDAH_KUBERNETES_LABELS", "{a: b}"),
+            ("HOWDAH_ETCD3_HOSTS", "e1"),
+        ],
         "HOWDAH_KUBERNETES_LABELS, HOWDAH_ETCD3_HOSTS: Kubernetes and etcd as the store exclude each other",
     );
     refused(
-        &[("HOWDAH_KUBERNETES_MODE", "leases"), ("HOWDAH_KUBERNETES_USE_ENDPOINTS", "on")],
+        &[
+            ("HOWDAH_KUBERNETES_MODE", "leases"),
+            ("HOWDAH_KUBERNETES_USE_ENDPOINTS", "on"),
+        ],
         "HOWDAH_KUBERNETES_MODE, HOWDAH_KUBERNETES_USE_ENDPOINTS: the one says this and the other says that",
     );
     refused(

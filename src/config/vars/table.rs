@@ -6,8 +6,8 @@ use super::{
     Section, Var,
 };
 use crate::config::Kind::{
-    Address, Bool, Bytes, Choice, Document, Int, Lines, List, Listen, Map, Maps, Name, Options, Path, Seconds,
-    Secret, Text,
+    Address, Bool, Bytes, Choice, Document, Int, Lines, List, Listen, Map, Maps, Name, Options, Path,
+    Seconds, Secret, Text,
 };
 use crate::config::kind::SECONDS_MAX;
 

@@ -39,7 +39,8 @@ pub(super) fn own_namespace() -> Option<String> {
 impl Access {
     /// Reads what is there now.
     pub(super) async fn load(&self) -> Result<Config, DcsError> {
-        let asked_for = self.kubeconfig.is_some() || self.context.is_some() || std::env::var_os("KUBECONFIG").is_some();
+        let asked_for =
+            self.kubeconfig.is_some() || self.context.is_some() || std::env::var_os("KUBECONFIG").is_some();
         let inside = in_cluster() && !asked_for;
         let mut config = if inside {
             self.service_account()?
@@ -65,10 +66,18 @@ impl Access {
 
     fn service_account(&self) -> Result<Config, DcsError> {
         let variable = |name: &str| {
-            std::env::var(name).map_err(|_| DcsError::Config(format!("kubernetes: {name} is not set in this pod")))
+            std::env::var(name)
+                .map_err(|_| DcsError::Config(format!("kubernetes: {name} is not set in this pod")))
         };
-        let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
-        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let (host, port) = (
+            variable("KUBERNETES_SERVICE_HOST")?,
+            variable("KUBERNETES_SERVICE_PORT")?,
+        );
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host
+        };
         let url = format!("https://{host}:{port}");
         let mut config = Config::new(
             url.parse()

@@ -38,7 +38,10 @@ impl Kubernetes {
             }
             let object = self.pool.get(&path, deadline).await?;
             // An earlier round of this very write, whose answer was lost.
-            if let Some(object) = object.as_ref().filter(|object| object::bears(key, object, &write)) {
+            if let Some(object) = object
+                .as_ref()
+                .filter(|object| object::bears(key, object, &write))
+            {
                 return Ok(done(object));
             }
             let there = object.as_ref().and_then(|object| object::version(key, object));
@@ -55,7 +58,9 @@ impl Kubernetes {
                 None => {
                     let (kind, name) = (self.layout.mode.kind(place), self.layout.name(place));
                     let create = self.layout.create(kind, &name, patch.clone(), &[]);
-                    self.pool.create(&self.layout.all(kind), &create, deadline).await?
+                    self.pool
+                        .create(&self.layout.all(kind), &create, deadline)
+                        .await?
                 }
                 Some(object) => {
                     let version = object.metadata.resource_version.as_str();

@@ -67,7 +67,9 @@ pub(super) enum Kind {
     Pod,
     Service,
     /// `v1`, and what servers before 1.21 have.
-    EndpointSlice { beta: bool },
+    EndpointSlice {
+        beta: bool,
+    },
 }
 
 impl Kind {
@@ -143,7 +145,11 @@ impl Layout {
     pub(super) fn all(&self, kind: Kind) -> String {
         let version = kind.version();
         let root = if version == "v1" { "api" } else { "apis" };
-        format!("/{root}/{version}/namespaces/{}/{}", self.namespace, kind.plural())
+        format!(
+            "/{root}/{version}/namespaces/{}/{}",
+            self.namespace,
+            kind.plural()
+        )
     }
 
     /// Path of one object.
@@ -157,12 +163,19 @@ impl Layout {
 
     /// Where the lock of the same cluster would be in another mode.
     pub(super) fn lock_in(&self, mode: Mode) -> String {
-        self.one(mode.kind(Place::Leader), &Self::name_in(mode, &self.scope, Place::Leader))
+        self.one(
+            mode.kind(Place::Leader),
+            &Self::name_in(mode, &self.scope, Place::Leader),
+        )
     }
 
     /// The query that selects the cluster's own objects.
     pub(super) fn selector(&self) -> String {
-        let terms: Vec<String> = self.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let terms: Vec<String> = self
+            .labels
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
         format!("labelSelector={}", encoded(&terms.join(",")))
     }
 
@@ -183,7 +196,13 @@ impl Layout {
     }
 
     /// A new object.
-    pub(super) fn create(&self, kind: Kind, name: &str, mut annotations: Patch, rest: &[(&str, Value)]) -> Value {
+    pub(super) fn create(
+        &self,
+        kind: Kind,
+        name: &str,
+        mut annotations: Patch,
+        rest: &[(&str, Value)],
+    ) -> Value {
         annotations.retain(|_, value| !value.is_null());
         let mut object = self.patch(None, annotations, rest);
         object["metadata"]["name"] = name.into();
@@ -235,7 +254,10 @@ impl Layout {
     pub(super) fn subsets(&self, target: &Target, ports: &[Port]) -> Value {
         let mut address = Map::from_iter([("ip".to_owned(), Value::from(target.ip.as_str()))]);
         let texts = [("hostname", &target.hostname), ("nodeName", &target.node)];
-        for (name, text) in texts.into_iter().filter_map(|(name, text)| Some((name, text.as_ref()?))) {
+        for (name, text) in texts
+            .into_iter()
+            .filter_map(|(name, text)| Some((name, text.as_ref()?)))
+        {
             address.insert(name.into(), text.as_str().into());
         }
         if let Some(pod) = &target.pod {
@@ -245,7 +267,12 @@ impl Layout {
     }
 
     /// The EndpointSlice of the leader's Service; `None`: nobody leads.
-    pub(super) fn slice(&self, beta: bool, target: Option<&Target>, ports: &[Port]) -> [(&'static str, Value); 3] {
+    pub(super) fn slice(
+        &self,
+        beta: bool,
+        target: Option<&Target>,
+        ports: &[Port],
+    ) -> [(&'static str, Value); 3] {
         let endpoint = |target: &Target| {
             let mut endpoint = json!({"addresses": [target.ip], "conditions": {"ready": true}});
             if let Some(hostname) = &target.hostname {
@@ -266,7 +293,10 @@ impl Layout {
         };
         [
             ("addressType", family.into()),
-            ("endpoints", target.iter().map(|target| endpoint(target)).collect()),
+            (
+                "endpoints",
+                target.iter().map(|target| endpoint(target)).collect(),
+            ),
             ("ports", ports_json(ports)),
         ]
     }

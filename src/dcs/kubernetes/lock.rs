@@ -101,7 +101,9 @@ impl Kubernetes {
         let Some(tenure) = tenure else { return Ok(()) };
         let form = self.layout.mode.form();
         for _ in 0..ROUNDS {
-            let Some(object) = self.read_leader(deadline).await? else { break };
+            let Some(object) = self.read_leader(deadline).await? else {
+                break;
+            };
             let record = Record::of(&object, form);
             if !record.is_some_and(|record| record.leader == self.name && record.lease() == tenure) {
                 break;
@@ -114,8 +116,14 @@ impl Kubernetes {
             if self.layout.mode == Mode::Endpoints {
                 rest.push(("subsets", Value::Array(vec![])));
             }
-            let patch = self.layout.patch(Some(&object.metadata.resource_version), annotations, &rest);
-            match self.pool.patch(&self.layout.at(Place::Leader), &patch, deadline).await? {
+            let patch = self
+                .layout
+                .patch(Some(&object.metadata.resource_version), annotations, &rest);
+            match self
+                .pool
+                .patch(&self.layout.at(Place::Leader), &patch, deadline)
+                .await?
+            {
                 Wrote::Done(object) => {
                     self.see_leader(Some(&object));
                     break;
@@ -138,7 +146,8 @@ impl Kubernetes {
     pub(super) fn see_leader(&self, object: Option<&Object>) {
         let record = object.and_then(|object| Record::of(object, self.layout.mode.form()));
         let now = Boottime::now();
-        self.observed.send_if_modified(|observed| observed.note(record.as_ref(), now));
+        self.observed
+            .send_if_modified(|observed| observed.note(record.as_ref(), now));
     }
 
     pub(super) async fn read_leader(&self, deadline: Instant) -> Result<Option<Object>, DcsError> {
@@ -170,7 +179,9 @@ impl Kubernetes {
     /// Begins a tenure in a free lock.
     async fn begin(&self, object: Option<&Object>, deadline: Instant) -> Result<Turn, DcsError> {
         let tenure = self.new_tenure();
-        let changes = object.map_or(0, |object| object::transitions(object, self.layout.mode.form()).saturating_add(1));
+        let changes = object.map_or(0, |object| {
+            object::transitions(object, self.layout.mode.form()).saturating_add(1)
+        });
         self.record(object, tenure, changes, deadline).await
     }
 
@@ -232,7 +243,9 @@ impl Kubernetes {
             }
             None => {
                 let create = self.layout.create(kind, &name, annotations, &rest);
-                self.pool.create(&self.layout.all(kind), &create, deadline).await?
+                self.pool
+                    .create(&self.layout.all(kind), &create, deadline)
+                    .await?
             }
         };
         let hold = Hold {
@@ -261,7 +274,8 @@ impl Kubernetes {
     async fn settled(&self, hold: Hold, deadline: Instant) -> Result<Lock, DcsError> {
         if let Err(error) = self.refuse_other_modes(deadline).await {
             lock(&self.state).held = Some(hold.lease);
-            self.drop_lock(None, Instant::now() + self.timing().retry_timeout).await?;
+            self.drop_lock(None, Instant::now() + self.timing().retry_timeout)
+                .await?;
             return Err(error);
         }
         Ok(self.held(hold))
@@ -380,7 +394,6 @@ impl Kubernetes {
         lock(&self.state).target = Some(target.clone());
         Some(target)
     }
-
 }
 
 pub(super) fn whole_seconds(duration: Duration) -> Duration {

@@ -77,7 +77,11 @@ fn labels(settings: &Labels, leading: bool, role: Role, state: PgState) -> Map<S
             | PgState::CreatingReplica
     );
     for (name, value) in &settings.bootstrap {
-        let value = if made { Value::from(value.as_str()) } else { Value::Null };
+        let value = if made {
+            Value::from(value.as_str())
+        } else {
+            Value::Null
+        };
         labels.insert(name.clone(), value);
     }
     labels
@@ -170,22 +174,43 @@ mod tests {
             let labels = labels(&settings, leading, role, state);
             ["spilo-role", "tmp", "init"].map(|name| labels[name].as_str().unwrap_or("-").to_owned())
         };
-        assert_eq!(told(true, Role::Primary, PgState::Running), ["master", "primary", "-"]);
-        assert_eq!(told(true, Role::StandbyLeader, PgState::Running), ["standby", "primary", "-"]);
+        assert_eq!(
+            told(true, Role::Primary, PgState::Running),
+            ["master", "primary", "-"]
+        );
+        assert_eq!(
+            told(true, Role::StandbyLeader, PgState::Running),
+            ["standby", "primary", "-"]
+        );
         // The lock counts, not what postgres is at the moment.
-        assert_eq!(told(true, Role::Replica, PgState::Running), ["master", "primary", "-"]);
-        assert_eq!(told(false, Role::Replica, PgState::Running), ["replica", "replica", "-"]);
+        assert_eq!(
+            told(true, Role::Replica, PgState::Running),
+            ["master", "primary", "-"]
+        );
+        assert_eq!(
+            told(false, Role::Replica, PgState::Running),
+            ["replica", "replica", "-"]
+        );
         assert_eq!(told(false, Role::Primary, PgState::Running), ["-", "-", "-"]);
         assert_eq!(told(false, Role::Replica, PgState::Starting), ["-", "-", "-"]);
-        assert_eq!(told(false, Role::Replica, PgState::CreatingReplica), ["-", "-", "yes"]);
-        assert_eq!(told(true, Role::Uninitialized, PgState::Initializing), ["master", "primary", "yes"]);
+        assert_eq!(
+            told(false, Role::Replica, PgState::CreatingReplica),
+            ["-", "-", "yes"]
+        );
+        assert_eq!(
+            told(true, Role::Uninitialized, PgState::Initializing),
+            ["master", "primary", "yes"]
+        );
     }
 
     #[test]
     fn a_pod_that_somebody_changed_is_written_again() {
         let published = Published {
             status: "{}".into(),
-            labels: Map::from_iter([("role".to_owned(), "primary".into()), ("init".to_owned(), Value::Null)]),
+            labels: Map::from_iter([
+                ("role".to_owned(), "primary".into()),
+                ("init".to_owned(), Value::Null),
+            ]),
         };
         let mut pod = Object::default();
         pod.metadata.annotations.insert("status".into(), "{}".into());

@@ -150,7 +150,9 @@ pub(super) fn bears(key: Key, object: &Object, write: &str) -> bool {
 pub(super) fn patch(key: Key, value: Option<&str>, write: &str) -> Patch {
     let parsed = value.and_then(|text| serde_json::from_str::<Value>(text).ok());
     let part = |name: &str| match (key, &parsed) {
-        (Key::Initialize | Key::Config | Key::History | Key::Failsafe, _) => value.map_or(Value::Null, Value::from),
+        (Key::Initialize | Key::Config | Key::History | Key::Failsafe, _) => {
+            value.map_or(Value::Null, Value::from)
+        }
         (_, Some(Value::Object(object))) => object.get(name).map_or(Value::Null, text),
         (Key::Status, Some(position @ Value::Number(_))) if name == "optime" => text(position),
         _ => Value::Null,
@@ -198,10 +200,16 @@ fn value(key: Key, object: &Object) -> String {
     };
     match key {
         Key::Status | Key::Failover | Key::Sync => {
-            let there = fields(key).iter().filter_map(|name| Some(((*name).to_owned(), read(name)?)));
+            let there = fields(key)
+                .iter()
+                .filter_map(|name| Some(((*name).to_owned(), read(name)?)));
             Value::Object(there.collect()).to_string()
         }
-        _ => fields(key).first().and_then(|name| field(name)).unwrap_or_default().to_owned(),
+        _ => fields(key)
+            .first()
+            .and_then(|name| field(name))
+            .unwrap_or_default()
+            .to_owned(),
     }
 }
 
@@ -298,7 +306,10 @@ impl Record {
     /// The patch of a released lock; the rest of the record stays, as Patroni leaves it.
     pub(super) fn released(form: Form) -> (Patch, Value) {
         match form {
-            Form::Annotations => (Patch::from_iter([("leader".to_owned(), Value::Null)]), Value::Null),
+            Form::Annotations => (
+                Patch::from_iter([("leader".to_owned(), Value::Null)]),
+                Value::Null,
+            ),
             Form::Lease => (Patch::new(), json!({"holderIdentity": null})),
         }
     }
@@ -307,8 +318,12 @@ impl Record {
 /// How often the lock has changed hands, also while nobody holds it.
 pub(super) fn transitions(object: &Object, form: Form) -> u32 {
     let there = match form {
-        Form::Annotations => object.annotation("transitions").and_then(|text| text.parse().ok()),
-        Form::Lease => object.spec["leaseTransitions"].as_u64().and_then(|n| u32::try_from(n).ok()),
+        Form::Annotations => object
+            .annotation("transitions")
+            .and_then(|text| text.parse().ok()),
+        Form::Lease => object.spec["leaseTransitions"]
+            .as_u64()
+            .and_then(|n| u32::try_from(n).ok()),
     };
     there.unwrap_or(0)
 }
@@ -321,7 +336,8 @@ pub(super) enum Form {
 }
 
 fn micros(time: &str) -> i64 {
-    time.parse::<jiff::Timestamp>().map_or(0, jiff::Timestamp::as_microsecond)
+    time.parse::<jiff::Timestamp>()
+        .map_or(0, jiff::Timestamp::as_microsecond)
 }
 
 /// A time as Patroni writes it; also what a Lease takes.
@@ -335,11 +351,15 @@ pub(super) fn time(micros: i64) -> String {
 /// What the HA loop must look at when it changes, of one object.
 pub(super) fn digest(place: Place, object: &Object, form: Form) -> String {
     let keys = |keys: &[Key]| {
-        let versions = keys.iter().map(|key| version(*key, object).map_or(0, |v| v.0).to_string());
+        let versions = keys
+            .iter()
+            .map(|key| version(*key, object).map_or(0, |v| v.0).to_string());
         versions.collect::<Vec<_>>().join(",")
     };
     match place {
-        Place::Leader => Record::of(object, form).map_or_else(String::new, |record| format!("{}@{}", record.leader, record.lease())),
+        Place::Leader => Record::of(object, form).map_or_else(String::new, |record| {
+            format!("{}@{}", record.leader, record.lease())
+        }),
         Place::Config => keys(&[Key::Initialize, Key::Config]),
         Place::Failover => keys(&[Key::Failover]),
         Place::Sync => keys(&[Key::Sync]),
@@ -353,7 +373,10 @@ mod tests {
     fn object(annotations: &[(&str, &str)]) -> Object {
         let mut object = Object::default();
         for (name, value) in annotations {
-            object.metadata.annotations.insert((*name).into(), (*value).into());
+            object
+                .metadata
+                .annotations
+                .insert((*name).into(), (*value).into());
         }
         object
     }
@@ -379,8 +402,14 @@ mod tests {
             (Key::Config, r#"{"ttl":30}"#),
             (Key::History, r#"[[1,5,"x"]]"#),
             (Key::Failsafe, r#"{"a":"http://a/patroni"}"#),
-            (Key::Status, r#"{"optime":7,"slots":{"a":7},"retain_slots":["b"]}"#),
-            (Key::Failover, r#"{"leader":"a","member":"2","scheduled_at":"2026-02-01T03:00:00+00:00"}"#),
+            (
+                Key::Status,
+                r#"{"optime":7,"slots":{"a":7},"retain_slots":["b"]}"#,
+            ),
+            (
+                Key::Failover,
+                r#"{"leader":"a","member":"2","scheduled_at":"2026-02-01T03:00:00+00:00"}"#,
+            ),
             (Key::Failover, "{}"),
             (Key::Sync, r#"{"leader":"a","sync_standby":"b,c","quorum":1}"#),
             (Key::Sync, "{}"),
@@ -388,7 +417,10 @@ mod tests {
             let there = patched(&Object::default(), patch(key, Some(text), "m1"));
             let found = entries(Place::of(key), &there);
             assert_eq!(found.len(), 1, "{key:?}");
-            assert_eq!((found[0].path.as_str(), found[0].value.as_str()), (key.path(), text));
+            assert_eq!(
+                (found[0].path.as_str(), found[0].value.as_str()),
+                (key.path(), text)
+            );
             let gone = patched(&there, patch(key, None, "m2"));
             assert_eq!(gone, Object::default(), "{key:?} leaves something behind");
         }
@@ -421,12 +453,18 @@ mod tests {
         let first = patched(&Object::default(), patch(Key::Config, Some("{}"), "m1"));
         let same = patched(&first, patch(Key::History, Some("[]"), "m2"));
         assert_eq!(version(Key::Config, &first), version(Key::Config, &same));
-        assert_eq!(digest(Place::Config, &first, Form::Annotations), digest(Place::Config, &same, Form::Annotations));
+        assert_eq!(
+            digest(Place::Config, &first, Form::Annotations),
+            digest(Place::Config, &same, Form::Annotations)
+        );
         let again = patched(&same, patch(Key::Config, Some("{}"), "m3"));
         assert_ne!(version(Key::Config, &first), version(Key::Config, &again));
         assert!(bears(Key::Config, &again, "m3") && !bears(Key::Config, &again, "m1"));
         // Patroni changes the value and leaves the mark.
-        let foreign = patched(&again, Patch::from_iter([("config".into(), r#"{"ttl":9}"#.into())]));
+        let foreign = patched(
+            &again,
+            Patch::from_iter([("config".into(), r#"{"ttl":9}"#.into())]),
+        );
         assert_ne!(version(Key::Config, &foreign), version(Key::Config, &again));
         assert_eq!(version(Key::Sync, &Object::default()), None);
     }

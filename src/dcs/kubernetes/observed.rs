@@ -46,7 +46,9 @@ impl Observed {
 
     /// The record, while it counts.
     pub(super) fn alive(&self, now: Boottime) -> Option<&Record> {
-        self.record.as_ref().filter(|_| self.ends().is_some_and(|end| now < end))
+        self.record
+            .as_ref()
+            .filter(|_| self.ends().is_some_and(|end| now < end))
     }
 }
 
@@ -70,10 +72,16 @@ mod tests {
         let mut observed = Observed::new(S * 30);
         let start = Boottime(0) + S * 1000;
         assert!(observed.note(Some(&record("1", "5")), start));
-        assert!(!observed.note(Some(&record("1", "5")), start + S * 4), "the same record");
+        assert!(
+            !observed.note(Some(&record("1", "5")), start + S * 4),
+            "the same record"
+        );
         assert!(observed.alive(start + S * 4).is_some());
         assert!(observed.alive(start + S * 5).is_none());
-        assert!(observed.note(Some(&record("2", "5")), start + S * 6), "renewed after all");
+        assert!(
+            observed.note(Some(&record("2", "5")), start + S * 6),
+            "renewed after all"
+        );
         assert!(observed.alive(start + S * 10).is_some());
         assert_eq!(observed.ends(), Some(start + S * 11));
         assert!(observed.note(None, start + S * 7));

@@ -143,9 +143,13 @@ impl Pool {
         let mut config = config;
         config.cluster_url = url.clone();
         config.connect_timeout = Some(Duration::from_secs(3));
-        let made = Client::try_from(config).map_err(|error| DcsError::Config(format!("kubernetes: {}", chain(&error))))?;
+        let made = Client::try_from(config)
+            .map_err(|error| DcsError::Config(format!("kubernetes: {}", chain(&error))))?;
         *client = Some(made.clone());
-        Ok(Server { url: shown, client: made })
+        Ok(Server {
+            url: shown,
+            client: made,
+        })
     }
 
     /// Closes the connections to a server and moves on, unless somebody else already has.
@@ -195,7 +199,9 @@ impl Pool {
     }
 
     pub(super) async fn list(&self, path: &str, query: &str, deadline: Instant) -> Result<List, DcsError> {
-        let reply = self.ask(Method::GET, &format!("{path}?{query}"), None, deadline).await?;
+        let reply = self
+            .ask(Method::GET, &format!("{path}?{query}"), None, deadline)
+            .await?;
         if reply.status == StatusCode::NOT_FOUND {
             return Err(DcsError::Answer {
                 endpoint: reply.url,
@@ -209,7 +215,12 @@ impl Pool {
         Self::wrote(&self.ask(Method::PATCH, path, Some(body), deadline).await?)
     }
 
-    pub(super) async fn create(&self, path: &str, body: &Value, deadline: Instant) -> Result<Wrote, DcsError> {
+    pub(super) async fn create(
+        &self,
+        path: &str,
+        body: &Value,
+        deadline: Instant,
+    ) -> Result<Wrote, DcsError> {
         Self::wrote(&self.ask(Method::POST, path, Some(body), deadline).await?)
     }
 
@@ -222,7 +233,13 @@ impl Pool {
     }
 
     /// Asks until somebody answers or the deadline is reached.
-    async fn ask(&self, method: Method, path: &str, body: Option<&Value>, deadline: Instant) -> Result<Reply, DcsError> {
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        deadline: Instant,
+    ) -> Result<Reply, DcsError> {
         let body = body.map_or_else(Vec::new, |body| body.to_string().into_bytes());
         let budget = deadline.saturating_duration_since(Instant::now());
         let (mut last, mut tries, mut refusals, mut backoff) = (None, 0, 0, FIRST_BACKOFF);
@@ -272,21 +289,34 @@ impl Pool {
         }
     }
 
-    async fn attempt(&self, server: &Server, method: &Method, path: &str, body: &[u8]) -> Result<Reply, Fault> {
+    async fn attempt(
+        &self,
+        server: &Server,
+        method: &Method,
+        path: &str,
+        body: &[u8],
+    ) -> Result<Reply, Fault> {
         let transport = |reason: String| {
             Fault::Again(DcsError::Transport {
                 endpoint: server.url.clone(),
                 reason,
             })
         };
-        let request = request(method, path, body).map_err(|reason| {
-            Fault::Definite(DcsError::Config(format!("kubernetes: {path}: {reason}")))
-        })?;
-        let response = server.client.send(request).await.map_err(|error| transport(chain(&error)))?;
+        let request = request(method, path, body)
+            .map_err(|reason| Fault::Definite(DcsError::Config(format!("kubernetes: {path}: {reason}"))))?;
+        let response = server
+            .client
+            .send(request)
+            .await
+            .map_err(|error| transport(chain(&error)))?;
         let (head, body) = response.into_parts();
         let asks_again = head.headers.contains_key(header::RETRY_AFTER);
         let body = http_body_util::Limited::new(body, MAX_ANSWER);
-        let body = body.collect().await.map_err(|error| transport(error.to_string()))?.to_bytes();
+        let body = body
+            .collect()
+            .await
+            .map_err(|error| transport(error.to_string()))?
+            .to_bytes();
         let reply = Reply {
             status: head.status,
             body,
@@ -325,10 +355,14 @@ fn request(method: &Method, path: &str, body: &[u8]) -> Result<Request<Body>, St
 /// A watch that has begun: its body goes on. `None`: the version asked for is too old.
 pub(super) async fn watch(server: &Server, path: &str) -> Result<Option<Body>, DcsError> {
     let request = request(&Method::GET, path, &[]).map_err(DcsError::Config)?;
-    let response = server.client.send(request).await.map_err(|error| DcsError::Transport {
-        endpoint: server.url.clone(),
-        reason: chain(&error),
-    })?;
+    let response = server
+        .client
+        .send(request)
+        .await
+        .map_err(|error| DcsError::Transport {
+            endpoint: server.url.clone(),
+            reason: chain(&error),
+        })?;
     match response.status() {
         StatusCode::OK => Ok(Some(response.into_body())),
         StatusCode::GONE => Ok(None),
@@ -421,8 +455,16 @@ mod tests {
         }
         assert_eq!(verdict(status(422), false, &[]), Verdict::Definite);
         assert_eq!(verdict(status(422), true, &[]), Verdict::Again, "Retry-After");
-        assert_eq!(verdict(status(403), false, &[403]), Verdict::Again, "as the settings say");
-        assert_eq!(verdict(status(404), false, &[404]), Verdict::Again, "as the settings say");
+        assert_eq!(
+            verdict(status(403), false, &[403]),
+            Verdict::Again,
+            "as the settings say"
+        );
+        assert_eq!(
+            verdict(status(404), false, &[404]),
+            Verdict::Again,
+            "as the settings say"
+        );
     }
 
     #[test]

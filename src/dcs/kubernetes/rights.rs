@@ -39,7 +39,10 @@ fn needed(mode: Mode) -> Vec<Right> {
         }));
     };
     allow(Kind::Pod, &["get", "list", "watch", "patch"]);
-    allow(mode.kind(Place::Config), &["get", "list", "watch", "create", "patch"]);
+    allow(
+        mode.kind(Place::Config),
+        &["get", "list", "watch", "create", "patch"],
+    );
     if mode == Mode::Leases {
         allow(Kind::Lease, &["get", "list", "watch", "create", "patch"]);
         allow(Kind::EndpointSlice { beta: false }, &["get", "create", "patch"]);
@@ -87,7 +90,12 @@ impl Kubernetes {
         let (mode, namespace) = (self.layout.mode.as_str(), self.layout.namespace.as_str());
         match self.missing_rights().await {
             Ok(missing) if missing.is_empty() => {
-                tracing::info!(mode, namespace, scope = self.layout.scope, "the DCS is Kubernetes, all rights it needs are there");
+                tracing::info!(
+                    mode,
+                    namespace,
+                    scope = self.layout.scope,
+                    "the DCS is Kubernetes, all rights it needs are there"
+                );
             }
             Ok(missing) => {
                 let missing: Vec<String> = missing.iter().map(Right::to_string).collect();
@@ -98,7 +106,9 @@ impl Kubernetes {
                     "the service account lacks rights in this namespace: add them to its Role"
                 );
             }
-            Err(error) => tracing::warn!(mode, namespace, %error, "the DCS is Kubernetes; it does not tell our rights"),
+            Err(error) => {
+                tracing::warn!(mode, namespace, %error, "the DCS is Kubernetes; it does not tell our rights")
+            }
         }
     }
 }
@@ -109,7 +119,13 @@ mod tests {
 
     #[test]
     fn the_rights_are_named_as_in_a_role() {
-        let names = |mode| needed(mode).iter().map(Right::to_string).collect::<Vec<_>>().join(", ");
+        let names = |mode| {
+            needed(mode)
+                .iter()
+                .map(Right::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         assert_eq!(
             names(Mode::Endpoints),
             "get pods, list pods, watch pods, patch pods, get endpoints, list endpoints, watch endpoints, \

@@ -41,13 +41,24 @@ fn urls(object: &Object) -> Vec<http::Uri> {
     let mut urls = Vec::new();
     for subset in object.subsets.as_array().into_iter().flatten() {
         let ports = subset["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let https = ports.iter().find(|port| port["name"] == "https").or(ports.first());
+        let https = ports
+            .iter()
+            .find(|port| port["name"] == "https")
+            .or(ports.first());
         let Some(port) = https.and_then(|port| port["port"].as_u64()) else {
             continue;
         };
-        let ips = subset["addresses"].as_array().into_iter().flatten().map(|address| &address["ip"]);
+        let ips = subset["addresses"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|address| &address["ip"]);
         for ip in ips.filter_map(Value::as_str) {
-            let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+            let host = if ip.contains(':') {
+                format!("[{ip}]")
+            } else {
+                ip.to_owned()
+            };
             urls.extend(format!("https://{host}:{port}/").parse::<http::Uri>());
         }
     }
@@ -70,7 +81,14 @@ mod tests {
             ..Object::default()
         };
         let found: Vec<String> = urls(&object).iter().map(http::Uri::to_string).collect();
-        assert_eq!(found, ["https://10.0.0.1:6443/", "https://10.0.0.2:6443/", "https://[fd00::1]:6443/"]);
+        assert_eq!(
+            found,
+            [
+                "https://10.0.0.1:6443/",
+                "https://10.0.0.2:6443/",
+                "https://[fd00::1]:6443/"
+            ]
+        );
         assert!(urls(&Object::default()).is_empty());
     }
 }

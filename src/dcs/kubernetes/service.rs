@@ -26,7 +26,9 @@ impl Kubernetes {
     /// late; so it is looked at each time.
     pub(super) fn keep_service_in_background(&self) {
         let Some(me) = self.me.upgrade() else { return };
-        let Ok(turn) = Arc::clone(&self.serving).try_lock_owned() else { return };
+        let Ok(turn) = Arc::clone(&self.serving).try_lock_owned() else {
+            return;
+        };
         tokio::spawn(async move {
             let _turn = turn;
             let deadline = Instant::now() + LIMIT;
@@ -69,7 +71,9 @@ impl Kubernetes {
             None => {
                 let mut create = self.layout.create(kind, &name, Patch::new(), &parts);
                 create["metadata"]["labels"] = self.slice_labels();
-                self.pool.create(&self.layout.all(kind), &create, deadline).await?
+                self.pool
+                    .create(&self.layout.all(kind), &create, deadline)
+                    .await?
             }
             Some(slice) if names(slice, target) => return Ok(()),
             Some(slice) if target.is_none() && !self.slice_is_ours(slice) => return Ok(()),
@@ -116,9 +120,17 @@ impl Kubernetes {
     pub(super) async fn make_config_service(&self, deadline: Instant) {
         let name = format!("{}-config", self.layout.scope);
         let spec = json!({"clusterIP": "None"});
-        let create = self.layout.create(Kind::Service, &name, Patch::new(), &[("spec", spec)]);
-        match self.pool.create(&self.layout.all(Kind::Service), &create, deadline).await {
-            Ok(Wrote::Done(_)) => tracing::info!(service = name, "made the Service that keeps the configuration"),
+        let create = self
+            .layout
+            .create(Kind::Service, &name, Patch::new(), &[("spec", spec)]);
+        match self
+            .pool
+            .create(&self.layout.all(Kind::Service), &create, deadline)
+            .await
+        {
+            Ok(Wrote::Done(_)) => {
+                tracing::info!(service = name, "made the Service that keeps the configuration")
+            }
             Ok(_) => {}
             Err(error) => tracing::info!(
                 %error,

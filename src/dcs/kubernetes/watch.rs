@@ -189,7 +189,10 @@ impl Watch<'_> {
     fn selector(&self) -> String {
         match self.topic.kind {
             // Found by name, whatever its labels.
-            Kind::Lease => format!("fieldSelector=metadata.name%3D{}", self.shared.layout.name(Place::Leader)),
+            Kind::Lease => format!(
+                "fieldSelector=metadata.name%3D{}",
+                self.shared.layout.name(Place::Leader)
+            ),
             _ => self.shared.layout.selector(),
         }
     }
@@ -199,7 +202,12 @@ impl Watch<'_> {
         let words = |error: DcsError| error.to_string();
         if self.version.is_empty() {
             let deadline = Instant::now() + PATIENCE;
-            let list = self.shared.pool.list(&path, &self.selector(), deadline).await.map_err(words)?;
+            let list = self
+                .shared
+                .pool
+                .list(&path, &self.selector(), deadline)
+                .await
+                .map_err(words)?;
             self.version = list.metadata.resource_version;
             let mut gone: BTreeSet<String> = self.known.keys().cloned().collect();
             for object in &list.items {
@@ -209,7 +217,8 @@ impl Watch<'_> {
             for name in gone {
                 self.known.remove(&name);
             }
-            let names = |object: &Object| self.shared.layout.place(&object.metadata.name) == Some(Place::Leader);
+            let names =
+                |object: &Object| self.shared.layout.place(&object.metadata.name) == Some(Place::Leader);
             if self.topic.lock && !list.items.iter().any(names) {
                 self.see_lock(None);
             }
@@ -271,8 +280,15 @@ impl Watch<'_> {
     async fn lock_was_missed(&self) -> Result<bool, String> {
         let path = self.shared.layout.at(Place::Leader);
         let deadline = Instant::now() + PATIENCE;
-        let object = self.shared.pool.get(&path, deadline).await.map_err(|error| error.to_string())?;
-        let version = object.map(|object| object.metadata.resource_version).unwrap_or_default();
+        let object = self
+            .shared
+            .pool
+            .get(&path, deadline)
+            .await
+            .map_err(|error| error.to_string())?;
+        let version = object
+            .map(|object| object.metadata.resource_version)
+            .unwrap_or_default();
         Ok(version != *lock(&self.leader_version))
     }
 
@@ -280,12 +296,14 @@ impl Watch<'_> {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
-        let event: Event = serde_json::from_slice(line).map_err(|error| format!("not understood: {error}"))?;
+        let event: Event =
+            serde_json::from_slice(line).map_err(|error| format!("not understood: {error}"))?;
         if event.kind == "ERROR" {
             let message = event.object["message"].as_str().unwrap_or("error");
             return Err(message.to_owned());
         }
-        let object: Object = serde_json::from_value(event.object).map_err(|error| format!("not understood: {error}"))?;
+        let object: Object =
+            serde_json::from_value(event.object).map_err(|error| format!("not understood: {error}"))?;
         self.version.clone_from(&object.metadata.resource_version);
         match event.kind.as_str() {
             "ADDED" | "MODIFIED" => self.note(&object, false),
@@ -304,11 +322,15 @@ impl Watch<'_> {
     }
 
     fn see_lock(&self, object: Option<&Object>) {
-        let version = object.map(|object| object.metadata.resource_version.clone()).unwrap_or_default();
+        let version = object
+            .map(|object| object.metadata.resource_version.clone())
+            .unwrap_or_default();
         *lock(&self.leader_version) = version;
         let record = object.and_then(|object| Record::of(object, self.shared.layout.mode.form()));
         let now = Boottime::now();
-        self.shared.observed.send_if_modified(|observed| observed.note(record.as_ref(), now));
+        self.shared
+            .observed
+            .send_if_modified(|observed| observed.note(record.as_ref(), now));
     }
 
     /// `first`: it was so before we looked.
@@ -324,7 +346,10 @@ impl Watch<'_> {
             }
             _ => return,
         };
-        let before = self.known.insert(name.clone(), digest.clone()).unwrap_or_default();
+        let before = self
+            .known
+            .insert(name.clone(), digest.clone())
+            .unwrap_or_default();
         if before != digest && !first {
             self.shared.wake();
         }
