@@ -204,6 +204,7 @@ contract! {
     one_of_eight_contenders_gets_the_lock
     a_dead_holders_lock_ends_after_the_ttl_and_not_before
     renewing_keeps_the_lock_beyond_the_ttl
+    a_lock_is_seen_while_it_is_renewed
     conditional_writes_refuse_without_harm
     renewing_takes_a_deleted_lock_again
     renewing_survives_a_revoked_lease
@@ -316,6 +317,29 @@ async fn renewing_keeps_the_lock_beyond_the_ttl(world: World) {
         assert_eq!(lost(b.acquire().await), Some("a".into()));
     }
     println!("{}: slowest renewal {slowest:?}", a.kind());
+}
+
+async fn a_lock_is_seen_while_it_is_renewed(world: World) {
+    let (a, b) = (world.member("a"), world.member("b"));
+    let hold = held(a.acquire().await);
+    let renewing = {
+        let a = Arc::clone(&a);
+        tokio::spawn(async move {
+            for _ in 0..100 {
+                held(a.renew().await);
+            }
+        })
+    };
+    let mut looks = 0;
+    while !renewing.is_finished() {
+        for reader in [&a, &b] {
+            let leader = reader.cluster().await.unwrap().leader.expect("somebody leads");
+            assert_eq!((leader.name, leader.lease), ("a".into(), hold.lease));
+            looks += 1;
+        }
+    }
+    renewing.await.unwrap();
+    assert!(looks > 3, "only {looks} looks");
 }
 
 async fn conditional_writes_refuse_without_harm(world: World) {

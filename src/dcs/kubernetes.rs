@@ -311,7 +311,7 @@ impl Kubernetes {
         if let Some(object) = leader {
             entries.extend(object::entries(Place::Leader, object));
             let record = Record::of(object, self.layout.mode.form());
-            if let Some(record) = record.filter(|record| self.counts(record)) {
+            if let Some(record) = record.filter(|record| !self.is_over(record)) {
                 entries.push(Entry {
                     path: "leader".to_owned(),
                     lease: record.lease(),
@@ -332,11 +332,6 @@ impl Kubernetes {
         };
         entries.extend(pods.iter().filter_map(member));
         entries
-    }
-
-    /// Whether a recorded lock is somebody's still.
-    fn counts(&self, record: &Record) -> bool {
-        self.observed.borrow().alive(Boottime::now()) == Some(record)
     }
 
     /// Only what was there before our first word can be a predecessor's, and it was a member too: a lock alone is

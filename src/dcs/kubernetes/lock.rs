@@ -41,7 +41,7 @@ enum Holder {
 enum Turn {
     Held(Hold),
     /// It was not done; what is there instead.
-    Moved(Option<Object>),
+    Moved(Option<Box<Object>>),
 }
 
 impl Kubernetes {
@@ -49,14 +49,14 @@ impl Kubernetes {
         self.refuse_other_modes(deadline).await?;
         let mut there = self.read_leader(deadline).await?;
         for _ in 0..ROUNDS {
-            match self.holder(there.as_ref()) {
+            match self.holder(there.as_ref(), false) {
                 Holder::Other(name) => return Ok(Lock::Lost(Some(name.as_str().into()))),
                 Holder::We(_) => return self.keep_lock(deadline).await,
                 Holder::Nobody => {}
             }
             match self.begin(there.as_ref(), deadline).await? {
                 Turn::Held(hold) => return self.settled(hold, deadline).await,
-                Turn::Moved(now) => there = now,
+                Turn::Moved(now) => there = now.map(|object| *object),
             }
         }
         Err(self.unsettled())
@@ -69,7 +69,7 @@ impl Kubernetes {
             None => self.read_leader(deadline).await?,
         };
         for _ in 0..ROUNDS {
-            let tenure = match self.holder(there.as_ref()) {
+            let tenure = match self.holder(there.as_ref(), true) {
                 Holder::Other(name) => return Ok(Lock::Lost(Some(name.as_str().into()))),
                 Holder::We(tenure) => Some(tenure),
                 Holder::Nobody => None,
@@ -86,7 +86,7 @@ impl Kubernetes {
             };
             match turn {
                 Turn::Held(hold) => return Ok(self.held(hold)),
-                Turn::Moved(now) => there = now,
+                Turn::Moved(now) => there = now.map(|object| *object),
             }
         }
         Err(self.unsettled())
@@ -156,24 +156,29 @@ impl Kubernetes {
         Ok(object)
     }
 
-    fn holder(&self, object: Option<&Object>) -> Holder {
+    /// `inherit`: a predecessor's tenure is ours too.
+    fn holder(&self, object: Option<&Object>, inherit: bool) -> Holder {
         let Some(record) = object.and_then(|object| Record::of(object, self.layout.mode.form())) else {
             return Holder::Nobody;
         };
-        if record.leader == self.name && self.may_go_on(record.lease()) {
+        if record.leader == self.name && self.may_go_on(record.lease(), inherit) {
             return Holder::We(record.lease());
         }
-        let counts = self.observed.borrow().alive(Boottime::now()) == Some(&record);
-        match counts {
-            true => Holder::Other(record.leader),
-            false => Holder::Nobody,
+        match self.is_over(&record) {
+            true => Holder::Nobody,
+            false => Holder::Other(record.leader),
         }
     }
 
+    /// Whether a recorded lock is nobody's any more.
+    pub(super) fn is_over(&self, record: &Record) -> bool {
+        self.observed.borrow().is_over(record, Boottime::now())
+    }
+
     /// Whether that tenure is ours, or was a predecessor's.
-    pub(super) fn may_go_on(&self, tenure: i64) -> bool {
+    fn may_go_on(&self, tenure: i64, inherit: bool) -> bool {
         let state = lock(&self.state);
-        state.tenures.contains(&tenure) || state.inherited == Inherited::Tenure(tenure)
+        state.tenures.contains(&tenure) || inherit && state.inherited == Inherited::Tenure(tenure)
     }
 
     /// Begins a tenure in a free lock.
@@ -266,7 +271,7 @@ impl Kubernetes {
             lock(&self.state).leader = now;
             return Ok(Turn::Held(hold));
         }
-        Ok(Turn::Moved(now))
+        Ok(Turn::Moved(now.map(Box::new)))
     }
 
     /// A lock that has just been taken: whoever works in another mode may have taken its own in the same moment. Both
@@ -355,7 +360,7 @@ impl Kubernetes {
         let mut state = lock(&self.state);
         let ttl = state.timing.ttl;
         let seen = state.others.entry(mode).or_default();
-        seen.ttl = ttl;
+        seen.ttl = whole_seconds(ttl);
         seen.note(record.as_ref(), now);
         Ok(seen.alive(now).map(|record| record.leader.clone()))
     }
@@ -365,7 +370,14 @@ impl Kubernetes {
         if self.layout.mode != Mode::Endpoints {
             return None;
         }
-        let target = self.target(deadline).await?;
+        let Some(target) = self.target(deadline).await else {
+            if !std::mem::replace(&mut lock(&self.state).service_failed, true) {
+                tracing::warn!(
+                    "our address is not known, the leader's Service leads nowhere: set HOWDAH_KUBERNETES_POD_IP"
+                );
+            }
+            return None;
+        };
         let wanted = self.layout.subsets(&target, &self.ports);
         let there = object.map(|object| &object.subsets);
         (there != Some(&wanted)).then_some(wanted)

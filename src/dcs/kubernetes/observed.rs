@@ -44,6 +44,11 @@ impl Observed {
         Some(self.since + seconds.map_or(self.ttl, Duration::from_secs))
     }
 
+    /// Whether this very record is dead. One that we have seen otherwise since has been renewed, or was read late.
+    pub(super) fn is_over(&self, record: &Record, now: Boottime) -> bool {
+        self.record.as_ref() == Some(record) && self.ends().is_some_and(|end| now >= end)
+    }
+
     /// The record, while it counts.
     pub(super) fn alive(&self, now: Boottime) -> Option<&Record> {
         self.record
@@ -84,6 +89,12 @@ mod tests {
         );
         assert!(observed.alive(start + S * 10).is_some());
         assert_eq!(observed.ends(), Some(start + S * 11));
+        assert!(observed.is_over(&record("2", "5"), start + S * 11));
+        assert!(!observed.is_over(&record("2", "5"), start + S * 10));
+        assert!(
+            !observed.is_over(&record("1", "5"), start + S * 60),
+            "another was seen since"
+        );
         assert!(observed.note(None, start + S * 7));
         assert!(observed.alive(start + S * 7).is_none() && observed.ends().is_none());
     }

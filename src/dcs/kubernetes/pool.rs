@@ -83,8 +83,8 @@ impl Reply {
 
 /// What a try came to, if it was no answer.
 enum Fault {
-    /// Another server, or the same one later, may do better.
-    Again(DcsError),
+    /// Another server, or the same one later, may do better. `broken`: the connection is of no use.
+    Again { error: DcsError, broken: bool },
     /// The credentials (`stale`: perhaps only not the present ones), or the rights, do not suffice.
     Refused { error: DcsError, stale: bool },
     /// Repeating does not help.
@@ -154,11 +154,17 @@ impl Pool {
 
     /// Closes the connections to a server and moves on, unless somebody else already has.
     pub(super) fn forget(&self, url: &str) {
+        self.leave(url, true);
+    }
+
+    fn leave(&self, url: &str, broken: bool) {
         let mut state = self.state();
         let Some(index) = state.servers.iter().position(|(uri, _)| shown(uri) == url) else {
             return;
         };
-        state.servers[index].1 = None;
+        if broken {
+            state.servers[index].1 = None;
+        }
         if state.current % state.servers.len() == index {
             state.current = (index + 1) % state.servers.len();
         }
@@ -168,9 +174,21 @@ impl Pool {
     fn forget_all(&self) {
         let mut state = self.state();
         state.config = None;
+        if !self.access.bypass {
+            // Where to ask is read anew, too.
+            state.servers.clear();
+        }
         for (_, client) in &mut state.servers {
             *client = None;
         }
+    }
+
+    /// Asks what stands in front of the API servers again.
+    pub(super) fn forget_servers(&self) {
+        let mut state = self.state();
+        let front = state.config.as_ref().map(|config| config.cluster_url.clone());
+        state.servers = front.into_iter().map(|url| (url, None)).collect();
+        state.current = 0;
     }
 
     /// Single API servers, to be asked instead of what stands in front of them. Whether that is new.
@@ -258,8 +276,8 @@ impl Pool {
             match timeout(patience, attempt).await {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(Fault::Definite(error))) => return Err(error),
-                Ok(Err(Fault::Again(error))) => {
-                    self.forget(&server.url);
+                Ok(Err(Fault::Again { error, broken })) => {
+                    self.leave(&server.url, broken);
                     last = Some(error);
                 }
                 Ok(Err(Fault::Refused { error, stale })) => {
@@ -296,11 +314,12 @@ impl Pool {
         path: &str,
         body: &[u8],
     ) -> Result<Reply, Fault> {
-        let transport = |reason: String| {
-            Fault::Again(DcsError::Transport {
+        let transport = |reason: String| Fault::Again {
+            error: DcsError::Transport {
                 endpoint: server.url.clone(),
                 reason,
-            })
+            },
+            broken: true,
         };
         let request = request(method, path, body)
             .map_err(|reason| Fault::Definite(DcsError::Config(format!("kubernetes: {path}: {reason}"))))?;
@@ -324,7 +343,10 @@ impl Pool {
         };
         match verdict(head.status, asks_again, &self.retriable) {
             Verdict::Answer => Ok(reply),
-            Verdict::Again => Err(Fault::Again(said(&reply))),
+            Verdict::Again => Err(Fault::Again {
+                error: said(&reply),
+                broken: false,
+            }),
             Verdict::Refused => Err(Fault::Refused {
                 stale: reply.status == StatusCode::UNAUTHORIZED,
                 error: DcsError::Credentials {

@@ -16,10 +16,16 @@ const EVERY: Duration = Duration::from_secs(10);
 const LIMIT: Duration = Duration::from_secs(3);
 const PATH: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
 
+/// So often in a row none of them answers, and their Service is asked again: all may have got new addresses.
+const PATIENCE: u32 = 3;
+
 pub(super) async fn run(pool: Arc<Pool>) {
+    let mut failed = 0;
     loop {
+        failed += 1;
         match pool.get(PATH, Instant::now() + LIMIT).await {
             Ok(Some(object)) => {
+                failed = 0;
                 let urls: Vec<http::Uri> = urls(&object);
                 let shown: Vec<String> = urls.iter().map(http::Uri::to_string).collect();
                 if pool.set_servers(urls) {
@@ -30,6 +36,11 @@ pub(super) async fn run(pool: Arc<Pool>) {
             Err(error @ DcsError::Credentials { .. }) => {
                 tracing::warn!(%error, "cannot look up the API servers (get endpoints/kubernetes in namespace default), using their Service");
                 return;
+            }
+            Err(error) if failed >= PATIENCE => {
+                tracing::warn!(%error, "no API server answers, asking their Service");
+                pool.forget_servers();
+                failed = 0;
             }
             Err(error) => tracing::debug!(%error, "cannot look up the API servers"),
         }

@@ -286,10 +286,17 @@ impl Watch<'_> {
             .get(&path, deadline)
             .await
             .map_err(|error| error.to_string())?;
-        let version = object
+        let shown = object.filter(|object| self.is_selected(object));
+        let version = shown
             .map(|object| object.metadata.resource_version)
             .unwrap_or_default();
         Ok(version != *lock(&self.leader_version))
+    }
+
+    /// Whether the watch is about it: an object that somebody else made may not have our labels yet.
+    fn is_selected(&self, object: &Object) -> bool {
+        let has = |(name, value): (&String, &String)| object.metadata.labels.get(name) == Some(value);
+        self.topic.kind == Kind::Lease || self.shared.layout.labels.iter().all(has)
     }
 
     fn line(&mut self, line: &[u8]) -> Result<(), String> {
