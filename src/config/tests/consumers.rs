@@ -53,6 +53,23 @@ const READERS: &[(&str, &str)] = &[
     ("EMBEDDED_DATA_DIR", "own.data_dir"),
     ("EMBEDDED_CLIENT_PORT", "own.this.client_port"),
     ("EMBEDDED_PEER_PORT", "peer.peer_port"),
+    ("KUBERNETES_MODE", "settings.mode"),
+    ("KUBERNETES_NAMESPACE", "settings.namespace"),
+    ("KUBERNETES_LABELS", "settings.labels"),
+    ("KUBERNETES_SCOPE_LABEL", "settings.scope_label"),
+    ("KUBERNETES_ROLE_LABEL", "settings.role_label"),
+    ("KUBERNETES_LEADER_LABEL_VALUE", "settings.leader_label_value"),
+    ("KUBERNETES_FOLLOWER_LABEL_VALUE", "settings.follower_label_value"),
+    ("KUBERNETES_STANDBY_LEADER_LABEL_VALUE", "settings.standby_leader_label_value"),
+    ("KUBERNETES_TMP_ROLE_LABEL", "settings.tmp_role_label"),
+    ("KUBERNETES_BOOTSTRAP_LABELS", "settings.bootstrap_labels"),
+    ("KUBERNETES_POD_IP", "settings.pod_ip"),
+    ("KUBERNETES_PORTS", "settings.ports"),
+    ("KUBERNETES_CACERT", "settings.cacert"),
+    ("KUBERNETES_BYPASS_API_SERVICE", "settings.bypass_api_service"),
+    ("KUBERNETES_RETRIABLE_HTTP_CODES", "settings.retriable_http_codes"),
+    ("KUBERNETES_KUBECONFIG", "settings.kubeconfig"),
+    ("KUBERNETES_CONTEXT", "settings.context"),
     (
         "POSTGRESQL_CREATE_REPLICA_METHODS",
         "postgresql.create_replica_methods",
@@ -80,6 +97,8 @@ const WITHOUT: &[(&str, &str)] = &[
     ("POSTGRESQL_BEFORE_STOP", "read by the stop"),
     ("POSTGRESQL_BIN_", "read where the programs are looked for"),
     ("EMBEDDED_LISTEN", "read by the embedded etcd"),
+    ("KUBERNETES_ENABLED", "chooses the store"),
+    ("KUBERNETES_USE_", "names of a mode"),
 ];
 
 fn longest<'a>(
