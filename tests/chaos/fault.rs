@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::{
-    cluster::{Cluster, TTL},
+    cluster::{Cluster, Mode, TTL},
     net::Cut,
     node::{Node, descendants},
 };
@@ -72,8 +72,11 @@ impl Fault {
     }
 
     /// Bounds are for a machine that has other things to do, too.
-    pub const fn demands(self) -> Demands {
-        let failover = Duration::from_secs(TTL.as_secs() + 5);
+    pub const fn demands(self, mode: Mode) -> Demands {
+        // In strict mode commits wait for the last standby there is. It may have received more than the standby that
+        // leads now, which is no commit that anybody was told of; then it is rewound first.
+        let rewind = if matches!(mode, Mode::Strict) { 15 } else { 0 };
+        let failover = Duration::from_secs(TTL.as_secs() + 5 + rewind);
         let (no_demotion, lossless, gap) = match self {
             Self::KillNode | Self::FreezeNode | Self::CutFromEverything | Self::FreezeAgent => {
                 (false, false, failover)

@@ -83,7 +83,7 @@ async fn trial(cluster: &mut Cluster, mode: Mode, fault: Fault) -> Result<Row, S
         .filter(|ack| ack.id >= first && ack.at <= to)
         .copied()
         .collect();
-    let demands = fault.demands();
+    let demands = fault.demands(mode);
     let stayed = healed == leader && cluster.started(leader).await? == postmaster;
     let gap = oracle::longest_gap(&settled, begun, to);
     let mut row = Row::new(fault.name(), mode.name(), gap, to - begun);

@@ -84,6 +84,9 @@ pub(crate) struct Acknowledged {
     pub(crate) last_at: Nanos,
     /// Every acknowledgement so far was given after a standby had confirmed it.
     pub(crate) last_sync: Option<u64>,
+    /// A person forced the failover upon a member that lacked some of it. What a leader that was frozen then acknowledges
+    /// in the moment of its thaw is part of what that person gave up.
+    pub(crate) overruled: bool,
 }
 
 /// Where the members were a moment ago.
@@ -236,6 +239,7 @@ pub(crate) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos, waited: boo
                 last: 0,
                 last_at: now,
                 last_sync: None,
+                overruled: false,
             });
             let Some(last) = generations.last_mut() else {
                 return;
@@ -247,7 +251,8 @@ pub(crate) fn acknowledged(world: &Rc<World>, node: usize, pos: Pos, waited: boo
         generation.last = pos.lsn;
         generation.last_at = now;
     }
-    if waited {
+    let given_up = generation.overruled && s2_one_writer::in_thaw(world, node).is_some();
+    if waited && !given_up {
         generation.last_sync = Some(generation.last_sync.unwrap_or(0).max(pos.lsn));
     }
 }

@@ -10,7 +10,7 @@ use crate::{wal::Pos, world::World};
 fn check(world: &Rc<World>, node: usize, end: Pos) {
     let forced = world.failover_lately() || world.asynchronous();
     for generation in world.book.generations.borrow_mut().iter_mut() {
-        let Some(lsn) = generation.last_sync else { continue };
+        let lsn = generation.last_sync.unwrap_or(generation.last);
         let last = Pos {
             branch: generation.branch,
             lsn,
@@ -19,7 +19,9 @@ fn check(world: &Rc<World>, node: usize, end: Pos) {
             continue;
         }
         if forced {
-            generation.last_sync = None;
+            (generation.last_sync, generation.overruled) = (None, true);
+        }
+        if generation.last_sync.is_none() {
             continue;
         }
         world.violate(Property::NothingLost, || {
