@@ -595,8 +595,7 @@ async fn switchover_restart_reinit_and_configuration_through_the_api() {
         (503, json!("I am the leader, can not reinitialize"))
     );
 
-    let patch =
-        json!({"postgresql": {"parameters": {"work_mem": "7MB", "max_connections": 120}}, "loop_wait": 2});
+    let patch = json!({"postgresql": {"parameters": {"work_mem": "7MB", "max_connections": 120}}, "loop_wait": 2, "ttl": 6});
     let (status, merged) = cluster.nodes[old]
         .request("PATCH", "/config", patch)
         .await

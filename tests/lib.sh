@@ -72,6 +72,14 @@ need_network() {
     }
 }
 
+# For the page at /ui.
+need_browser() {
+    have chromedriver && { have chromium || have google-chrome; } || apt_install chromium chromium-driver || {
+        say 'chromium or chromedriver is missing (Debian: chromium chromium-driver)'
+        return 1
+    }
+}
+
 # The fuzzer that holds the REST API against its document.
 need_schemathesis() { python_tool schemathesis 'schemathesis>=4,<5'; }
 

@@ -8,6 +8,8 @@
 //! | `GET /patroni` | status JSON, at most a quarter of a second old |
 //! | `GET /slots` | replication slots of this member, whose they are and what WAL they hold back; not in Patroni |
 //! | `GET /metrics` | counters and gauges in Prometheus' format |
+//! | `GET /ui` | a page for people |
+//! | `GET /why` | could each member lead now, and which rule says no |
 //! | `GET /openapi.json` | all of this as a document |
 //! | `GET /cluster`, `/history` | from the DCS |
 //! | `GET PATCH PUT /config` | dynamic configuration |
@@ -42,6 +44,8 @@ pub mod schedule;
 mod server;
 pub mod slots;
 pub mod switchover;
+mod ui;
+pub mod why;
 
 use std::time::Duration;
 

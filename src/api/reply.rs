@@ -41,6 +41,11 @@ pub(super) fn text(code: u16, text: impl Into<String>) -> Reply {
     reply(code, Some("text/plain; charset=utf-8"), text.into())
 }
 
+/// A page for people.
+pub(super) fn html(text: String) -> Reply {
+    reply(200, Some("text/html; charset=utf-8"), text)
+}
+
 /// Prometheus' text format.
 pub(super) fn metrics(text: String) -> Reply {
     reply(200, Some("text/plain; version=0.0.4; charset=utf-8"), text)

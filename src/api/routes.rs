@@ -20,6 +20,7 @@ use super::{
     server::{Activity, Api},
     slots,
     switchover::Action,
+    ui, why,
 };
 use crate::{clock::Boottime, model::Cluster, model::HistoryRow};
 
@@ -48,7 +49,7 @@ enum Change {
 
 /// First segments of the paths that GET answers with more than a health check; as in [`get`].
 #[cfg(test)]
-const LOOKS: [&str; 10] = [
+const LOOKS: [&str; 12] = [
     "cluster",
     "config",
     "failsafe",
@@ -59,6 +60,8 @@ const LOOKS: [&str; 10] = [
     "patroni",
     "readiness",
     "slots",
+    "ui",
+    "why",
 ];
 
 /// What changes something, by method and first segment.
@@ -121,7 +124,8 @@ fn kind_of(method: &Method, path: &str) -> &'static str {
         Method::HEAD | Method::OPTIONS => "health",
         Method::GET => match segment {
             "metrics" => "metrics",
-            "patroni" | "cluster" | "history" | "config" | "slots" | "failsafe" | "openapi.json" => "look",
+            "patroni" | "cluster" | "history" | "config" | "slots" | "failsafe" | "openapi.json" | "ui"
+            | "why" => "look",
             _ => "health",
         },
         _ => "change",
@@ -153,6 +157,10 @@ async fn route(
             format!("Unsupported method ('{method}' on {path}). Server does not support this operation"),
         );
     };
+    if ui::foreign(request.headers()) {
+        tracing::warn!(%peer, ?change, "request denied: another site's page sent it");
+        return reply::text(403, "requests of other sites' pages are denied");
+    }
     let snapshot = api.handle.current();
     let ask_members = !matches!(change, Change::Failsafe | Change::EndFailsafe);
     // Who is a member is not forgotten with age: during an outage of the DCS members still need to reach each other.
@@ -222,6 +230,8 @@ async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
         }
         "cluster" | "history" | "config" => show(api, segment).await,
         "metrics" => metrics(api),
+        "ui" => ui::page(),
+        "why" => why(api).await,
         "openapi.json" => openapi(),
         "failsafe" => failsafe::topology(&api.handle.current()).unwrap_or_else(Reply::from),
         _ => {
@@ -230,6 +240,16 @@ async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
             reply::object(code, &render::patroni(&snapshot, now))
         }
     }
+}
+
+/// Of the members last seen: whether the DCS answers now makes no difference to who can be asked.
+async fn why(api: &Api) -> Reply {
+    let snapshot = api.handle.current();
+    let members = snapshot.dcs.iter().flat_map(|view| &view.cluster.members);
+    let members: Vec<_> = members
+        .map(|member| (member.name.clone(), member.data.api_url.clone()))
+        .collect();
+    reply::object(200, &why::all(&api.options.client, &members).await)
 }
 
 fn metrics(api: &Api) -> Reply {

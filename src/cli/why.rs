@@ -1,8 +1,6 @@
 //! `why`: for every member, could it lead now, and if not, which rule says no; and what is promised meanwhile. Every
 //! member is asked itself: it judges by the same rules it would act by.
 
-use serde_json::Value;
-
 use super::{
     Context,
     args::{Format, HistoryArgs},
@@ -10,57 +8,22 @@ use super::{
     table::{Column, Table},
     ui::Ui,
 };
-use crate::{exit::Exit, model::MemberName};
-
-/// What one member said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Word {
-    member: MemberName,
-    candidacy: String,
-    because: String,
-    promise: Option<String>,
-    without_dcs: Option<String>,
-}
+use crate::{
+    api::why::{UNKNOWN, Word, all},
+    exit::Exit,
+};
 
 pub(super) async fn why(context: &Context, ui: &mut dyn Ui, args: &HistoryArgs) -> anyhow::Result<Exit> {
     context.must_be_ours(args.cluster.as_ref())?;
     let source = Source::load(context, ui).await?;
-    let ask = source.view.members.iter().map(|member| async {
-        let status = context.ask_status(&member.api_url).await;
-        word(&member.name, status.as_ref().map_err(String::as_str))
-    });
-    let words = futures::future::join_all(ask).await;
+    let members = source.view.members.iter();
+    let members: Vec<_> = members
+        .map(|member| (member.name.clone(), member.api_url.clone()))
+        .collect();
+    let words = all(&context.client, &members).await;
     ui.say(&render(&words, args.format));
     let silent = words.iter().any(|word| word.candidacy == UNKNOWN);
     Ok(if silent { Exit::Failed } else { Exit::Ok })
-}
-
-const UNKNOWN: &str = "unknown";
-
-fn word(member: &MemberName, status: Result<&Value, &str>) -> Word {
-    let unknown = |because: String| Word {
-        member: member.clone(),
-        candidacy: UNKNOWN.to_owned(),
-        because,
-        promise: None,
-        without_dcs: None,
-    };
-    let status = match status {
-        Ok(status) => status,
-        Err(reason) => return unknown(reason.to_owned()),
-    };
-    let text = |field: &str| status["howdah"][field].as_str().map(str::to_owned);
-    let Some(candidacy) = text("candidacy") else {
-        return unknown("it does not say; a member that runs Patroni?".to_owned());
-    };
-    let leads = candidacy == "leads";
-    Word {
-        member: member.clone(),
-        because: text("because").unwrap_or_default(),
-        promise: text("promise").filter(|_| leads),
-        without_dcs: text("without_dcs").filter(|_| leads),
-        candidacy,
-    }
 }
 
 fn render(words: &[Word], format: Format) -> String {
@@ -98,6 +61,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::api::why::word;
 
     #[test]
     fn every_member_has_its_say() {

@@ -1,0 +1,190 @@
+//! Headless Chromium, driven by WebDriver: JSON over HTTP to chromedriver.
+
+use std::{
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::node::{free_port, wait_for};
+
+const SOON: Duration = Duration::from_secs(30);
+/// The key of an element in WebDriver's JSON.
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+/// One request; chromedriver keeps the connection open whatever it is asked for.
+async fn exchange(port: u16, method: &str, path: &str, body: &str) -> std::io::Result<(u16, Value)> {
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+    let mut stream = BufReader::new(tokio::net::TcpStream::connect(("127.0.0.1", port)).await?);
+    let length = body.len();
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(body.as_bytes()).await?;
+    let (mut code, mut length) = (0, 0);
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await?;
+        let line = line.trim_end();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(rest) = line.strip_prefix("HTTP/1.1 ") {
+            code = rest
+                .split(' ')
+                .next()
+                .and_then(|code| code.parse().ok())
+                .unwrap_or(0);
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().unwrap_or(0);
+        }
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer).await?;
+    Ok((code, serde_json::from_slice(&answer).unwrap_or(Value::Null)))
+}
+
+pub struct Browser {
+    driver: Child,
+    port: u16,
+    session: String,
+    _profile: TempDir,
+}
+
+impl Browser {
+    pub async fn start() -> Self {
+        let port = free_port();
+        let profile = tempfile::tempdir().unwrap();
+        let driver = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "chromedriver", &format!("--port={port}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("chromedriver: {error}; tests/run installs it"));
+        let mut browser = Self {
+            driver,
+            port,
+            session: String::new(),
+            _profile: profile,
+        };
+        wait_for("chromedriver", SOON, async || {
+            exchange(port, "GET", "/status", "")
+                .await
+                .map(|_| ())
+                .map_err(|error| error.to_string())
+        })
+        .await;
+        let mut arguments = vec![
+            "--headless".to_owned(),
+            "--no-sandbox".to_owned(),
+            "--disable-gpu".to_owned(),
+            "--disable-quic".to_owned(),
+            "--disable-dev-shm-usage".to_owned(),
+            "--no-first-run".to_owned(),
+            "--disable-background-networking".to_owned(),
+            "--disable-component-update".to_owned(),
+            "--disable-sync".to_owned(),
+        ];
+        arguments.push(format!("--user-data-dir={}", browser._profile.path().display()));
+        let wanted = json!({"capabilities": {"alwaysMatch": {
+            "browserName": "chrome",
+            "goog:chromeOptions": {"args": arguments},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }}});
+        let answer = browser
+            .call("POST", "/session", wanted)
+            .await
+            .unwrap_or_else(|why| panic!("{why}"));
+        browser.session = answer["sessionId"].as_str().unwrap().to_owned();
+        browser
+    }
+
+    async fn call(&self, method: &str, path: &str, body: Value) -> Result<Value, String> {
+        let body = body.to_string();
+        let exchange = exchange(self.port, method, path, &body);
+        let (code, answer) = tokio::time::timeout(SOON, exchange)
+            .await
+            .map_err(|_| format!("{path}: no answer"))?
+            .map_err(|error| error.to_string())?;
+        match code {
+            200 => Ok(answer["value"].clone()),
+            _ => Err(format!("{path}: {code} {}", answer["value"]["message"])),
+        }
+    }
+
+    async fn of_session(&self, method: &str, path: &str, body: Value) -> Result<Value, String> {
+        self.call(method, &format!("/session/{}{path}", self.session), body)
+            .await
+    }
+
+    pub async fn open(&self, url: &str) {
+        self.of_session("POST", "/url", json!({"url": url}))
+            .await
+            .unwrap();
+    }
+
+    /// Runs a script in the page and returns what it returns.
+    pub async fn run(&self, script: &str) -> Result<Value, String> {
+        let body = json!({"script": script, "args": []});
+        self.of_session("POST", "/execute/sync", body).await
+    }
+
+    /// Elements come and go with every look of the page: what is gone is looked for again.
+    async fn act(&self, selector: &str, action: &str, body: &Value) {
+        wait_for(&format!("{selector} to take a {action}"), SOON, async || {
+            let find = json!({"using": "css selector", "value": selector});
+            let found = self.of_session("POST", "/element", find).await?;
+            let id = found[ELEMENT].as_str().ok_or("no element")?;
+            self.of_session("POST", &format!("/element/{id}/{action}"), body.clone())
+                .await
+                .map(|_| ())
+        })
+        .await;
+    }
+
+    pub async fn click(&self, selector: &str) {
+        self.act(selector, "click", &json!({})).await;
+    }
+
+    pub async fn type_into(&self, selector: &str, text: &str) {
+        self.act(selector, "value", &json!({"text": text})).await;
+    }
+
+    /// A PNG of the page in a window of this size.
+    pub async fn screenshot(&self, width: u32, height: u32) -> Vec<u8> {
+        use base64::Engine as _;
+        let rect = json!({"width": width, "height": height});
+        self.of_session("POST", "/window/rect", rect).await.unwrap();
+        let png = self.of_session("GET", "/screenshot", json!({})).await.unwrap();
+        base64::engine::general_purpose::STANDARD
+            .decode(png.as_str().unwrap())
+            .unwrap()
+    }
+
+    /// What the page complained of, but for requests that were refused or not answered: the browser logs those itself.
+    pub async fn errors(&self) -> Vec<String> {
+        let log = self
+            .of_session("POST", "/se/log", json!({"type": "browser"}))
+            .await
+            .unwrap();
+        let entries = log.as_array().unwrap().iter();
+        let severe = entries.filter(|entry| entry["level"] == "SEVERE" && entry["source"] != "network");
+        severe
+            .map(|entry| entry["message"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // The browser goes with its driver.
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
