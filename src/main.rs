@@ -7,6 +7,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -438,13 +439,14 @@ fn run_cli(command: cli::Command, which: &Which) -> Exit {
         let given = Config::load(&env, &ThisHost);
         let loaded = given.or_else(|_| Config::load(&env.without_password(), &ThisHost));
         let context = match loaded {
-            Ok(loaded) => context(&loaded.config, needs_store),
+            Ok(loaded) => context(loaded, needs_store),
             Err(_) if alone => cli::Context {
                 scope: String::new(),
                 dcs: None,
                 client: Client::new(None),
                 local_api: "http://127.0.0.1:8008".to_owned(),
                 login: None,
+                loaded: None,
                 silent: cli::Silence::default(),
             },
             Err(mistakes) => {
@@ -460,7 +462,8 @@ fn run_cli(command: cli::Command, which: &Which) -> Exit {
     })
 }
 
-fn context(config: &Config, needs_store: bool) -> cli::Context {
+fn context(loaded: howdah::config::Loaded, needs_store: bool) -> cli::Context {
+    let config = &loaded.config;
     let host = config.restapi.listen.specific().unwrap_or("127.0.0.1");
     cli::Context {
         scope: config.scope.clone(),
@@ -468,6 +471,7 @@ fn context(config: &Config, needs_store: bool) -> cli::Context {
         client: Client::new(start::credentials(config.ctl.authentication.as_ref()).as_ref()),
         local_api: format!("http://{}:{}", bracketed(host), config.restapi.listen.port),
         login: Some(Settings::from_config(config).superuser_target()),
+        loaded: Some(Arc::new(loaded)),
         silent: cli::Silence::default(),
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::complete::{clusters, keys, members};
+use super::complete::{clusters, keys, members, settings};
 
 /// Output formats.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -83,6 +83,9 @@ pub enum Command {
                             howdah edit-config --apply changes.yml --force"
     )]
     EditConfig(EditConfigArgs),
+    /// Say where the value of a setting comes from
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print where to connect to: host and port of a member
     Dsn(DsnArgs),
     /// Run SQL on a member
@@ -112,6 +115,28 @@ pub struct PauseArgs {
     /// Return when all members know
     #[arg(long)]
     pub wait: bool,
+}
+
+/// `config`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ConfigCommand {
+    /// Every place a setting can be given, which one holds, and when a change takes effect
+    #[command(
+        after_help = "Examples:\n  howdah config explain work_mem\n  howdah config explain ttl\n  \
+                            howdah config explain HOWDAH_RESTAPI_LISTEN"
+    )]
+    Explain(ExplainArgs),
+}
+
+/// `config explain`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ExplainArgs {
+    /// A parameter of PostgreSQL, a setting with dots (restapi.listen), or a variable
+    #[arg(add = settings())]
+    pub name: String,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub format: Format,
 }
 
 /// `edit-config`.

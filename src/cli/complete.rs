@@ -6,7 +6,7 @@ use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 
 use crate::{
     client::Client,
-    config::{Config, ProcessEnv, ThisHost, bracketed},
+    config::{Config, ProcessEnv, ThisHost, bracketed, vars},
     model::dynamic_names,
 };
 
@@ -33,6 +33,20 @@ pub fn keys() -> ArgValueCompleter {
         let names = dynamic_names().map(|name| format!("{name}="));
         names
             .filter(|name| name.starts_with(&*typed))
+            .map(CompletionCandidate::new)
+            .collect()
+    })
+}
+
+/// Completes with settings: variables, paths, keys of the dynamic configuration.
+#[must_use]
+pub fn settings() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| {
+        let typed = typed.to_string_lossy();
+        let names = vars::all().flat_map(|var| [var.name(), var.path.to_owned()]);
+        names
+            .chain(dynamic_names())
+            .filter(|name| !name.is_empty() && name.starts_with(&*typed))
             .map(CompletionCandidate::new)
             .collect()
     })

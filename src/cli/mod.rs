@@ -13,6 +13,7 @@ mod config;
 mod dsn;
 mod edit;
 mod environment;
+mod explain;
 mod flush;
 mod lead;
 mod member_jobs;
@@ -37,9 +38,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 pub use args::{
-    ClusterArg, Command, DemoteClusterArgs, DsnArgs, EditConfigArgs, FailoverArgs, FlushArgs, Format,
-    HealthArgs, HistoryArgs, PauseArgs, PromoteClusterArgs, QueryArgs, ReinitArgs, ReloadArgs, RemoveArgs,
-    RestartArgs, RoleFilter, SlotsArgs, SwitchoverArgs, VersionArgs,
+    ClusterArg, Command, DemoteClusterArgs, DsnArgs, EditConfigArgs, ExplainArgs, FailoverArgs, FlushArgs,
+    Format, HealthArgs, HistoryArgs, PauseArgs, PromoteClusterArgs, QueryArgs, ReinitArgs, ReloadArgs,
+    RemoveArgs, RestartArgs, RoleFilter, SlotsArgs, SwitchoverArgs, VersionArgs,
 };
 pub use environment::{Named, environment};
 use members::{Look, Shape};
@@ -48,7 +49,8 @@ use table::{Column, Table};
 use ui::{Console, Ui};
 
 use crate::{
-    agent::handle::VERSION, client::Client, dcs::Dcs, exit::Exit, model::HistoryRow, postgres::query::Target,
+    agent::handle::VERSION, client::Client, config::Loaded, dcs::Dcs, exit::Exit, model::HistoryRow,
+    postgres::query::Target,
 };
 
 /// What a command works with.
@@ -64,6 +66,8 @@ pub struct Context {
     pub local_api: String,
     /// How the superuser logs in at a member, whichever; `None` where no cluster is configured.
     pub login: Option<Target>,
+    /// The configuration of this member, with its origins; `None` where none is configured.
+    pub loaded: Option<Arc<Loaded>>,
     /// When the store last gave no answer.
     pub silent: Silence,
 }
@@ -143,6 +147,9 @@ async fn run_with(command: Command, context: &Context, ui: &mut dyn Ui) -> anyho
         Command::EditConfig(args) => Box::pin(edit::edit(context, ui, args)).await,
         Command::Dsn(args) => Box::pin(dsn::dsn(context, ui, args)).await,
         Command::Query(args) => Box::pin(dsn::query(context, ui, args)).await,
+        Command::Config(args::ConfigCommand::Explain(args)) => {
+            Box::pin(explain::explain(context, ui, args)).await
+        }
         Command::Flush(args) => Box::pin(flush::flush(context, ui, args)).await,
         Command::Remove(args) => Box::pin(remove::remove(context, ui, args)).await,
     };

@@ -30,6 +30,7 @@ async fn world() -> World {
         client: server.client.clone(),
         local_api: format!("http://{}", server.address),
         login: None,
+        loaded: None,
         silent: Silence::default(),
     };
     World { server, context }

@@ -67,7 +67,9 @@ fn matters(loaded: &Loaded, var: &Var, setting: &Setting) -> bool {
     setting.is_given() || !of_another
 }
 
-fn value(var: &Var, setting: &Setting) -> String {
+/// A setting's value as text; never a secret.
+#[must_use]
+pub fn value(var: &Var, setting: &Setting) -> String {
     if var.kind.is_secret() {
         return HIDDEN.to_owned();
     }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     document,
@@ -116,21 +116,45 @@ pub(super) fn gather(env: &dyn Env) -> Gathered {
     let mut gathered = Gathered::default();
     let (sections, single): (Vec<&Var>, Vec<&Var>) = vars::all().partition(|var| is_broad(var));
     // A mapping of many settings (the document, HOWDAH_BOOTSTRAP_DCS) yields to the variable of one of them.
-    for var in sections.into_iter().chain(single) {
-        if let Some(given) = resolve(env, &vars, var, &mut gathered) {
+    take_all(env, &vars, sections, &mut gathered);
+    take_leaves(&vars, &mut gathered);
+    take_all(env, &vars, single, &mut gathered);
+    check_names(&vars, &mut gathered);
+    gathered
+}
+
+fn take_all(env: &dyn Env, vars: &BTreeMap<String, String>, of: Vec<&Var>, gathered: &mut Gathered) {
+    for var in of {
+        if let Some(given) = resolve(env, vars, var, gathered) {
             if given.weak && gathered.settings.is_given(var.path) {
                 // What an image sets for its own sake does not override a document either.
                 continue;
             }
             if var.kind == Kind::Document {
-                document::read(&mut gathered, given.value, &given.origin);
+                document::read(gathered, given.value, &given.origin);
             } else {
                 gathered.apply(var, given.value, given.origin);
             }
         }
     }
-    check_names(&vars, &mut gathered);
-    gathered
+}
+
+/// `HOWDAH__POSTGRESQL__PARAMETERS__WORK_MEM=64MB`: any leaf of the document, by its path in capitals with two
+/// underscores between levels. The value is YAML. Over the document, below the variables with names of their own.
+fn take_leaves(vars: &BTreeMap<String, String>, gathered: &mut Gathered) {
+    for (name, text) in vars {
+        let Some(path) = name.strip_prefix(other_names::LEAF) else {
+            continue;
+        };
+        // What is not YAML is a text: `*`, or a password that begins with `{`.
+        let value = serde_yaml_ng::from_str(text).unwrap_or_else(|_| Value::from(text.as_str()));
+        let mut steps = path.rsplit("__").map(str::to_ascii_lowercase);
+        let leaf = steps.next().map(|key| Map::from_iter([(key, value)]));
+        let whole = steps.fold(leaf.unwrap_or_default(), |inner, key| {
+            Map::from_iter([(key, Value::Object(inner))])
+        });
+        document::read(gathered, Value::Object(whole), &Origin::Variable(name.clone()));
+    }
 }
 
 fn is_broad(var: &Var) -> bool {
@@ -246,6 +270,8 @@ fn check_names(vars: &BTreeMap<String, String>, gathered: &mut Gathered) {
         let store = other_names::OTHER_STORE_VARS.iter().find(|(var, _)| var == name);
         let known = match store {
             Some((_, what)) => Known::Unsupported(what),
+            // What is wrong with its path has been said.
+            None if name.starts_with(other_names::LEAF) => Known::Yes,
             None => other_names::classify(name, value),
         };
         match known {

@@ -4,6 +4,8 @@ use super::vars::{self, Var};
 
 /// Prefix of the canonical names.
 pub(super) const OURS: &str = "HOWDAH_";
+/// Prefix of a leaf of the document by its path, with two underscores between levels.
+pub(super) const LEAF: &str = "HOWDAH__";
 /// Prefix of Patroni's names; the rest is the same.
 pub(super) const PATRONI: &str = "PATRONI_";
 

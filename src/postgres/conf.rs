@@ -103,6 +103,30 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("wal_retrieve_retry_interval", "500ms"),
 ];
 
+/// All members must agree on it, so only the cluster's configuration counts.
+#[must_use]
+pub fn of_all_members(name: &str) -> bool {
+    is_protected(name)
+}
+
+/// Nobody sets it but we.
+#[must_use]
+pub fn managed(name: &str) -> bool {
+    let fixed = PROTECTED
+        .iter()
+        .any(|(protected, rule, _)| *protected == name && matches!(rule, Rule::Fixed));
+    fixed || RECOVERY_PARAMETERS.contains(&name) || NEVER.contains(&name)
+}
+
+/// Our own default, where we have one.
+#[must_use]
+pub fn default_of(name: &str) -> Option<String> {
+    let protected = PROTECTED.iter().map(|(name, _, default)| (*name, *default));
+    let mut all = DEFAULTS.iter().copied().chain(protected);
+    let (_, default) = all.find(|(known, default)| *known == name && !default.is_empty())?;
+    Some(default.to_owned())
+}
+
 /// Decides the value of every parameter.
 #[must_use]
 pub fn effective(input: &Input<'_>) -> Effective {

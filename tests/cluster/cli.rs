@@ -117,6 +117,29 @@ async fn every_command_does_its_work() {
         done(node, &["edit-config", "-s", "loop_wait=2", "--force"]).await,
         "Not changed"
     );
+    let explained = done(node, &["config", "explain", "work_mem"]).await;
+    let holds = explained
+        .lines()
+        .find(|line| line.contains("| holds"))
+        .unwrap_or_default();
+    assert!(
+        holds.contains("the cluster: /config postgresql.parameters") && holds.contains("8MB"),
+        "{explained}"
+    );
+    assert!(
+        explained.contains("In force on this member (replica): 8MB"),
+        "{explained}"
+    );
+    let explained = done(node, &["config", "explain", "max_connections", "-f", "json"]).await;
+    assert!(
+        explained.contains(r#""Origin": "Howdah's default", "Value": "100", "Holds": "holds""#),
+        "{explained}"
+    );
+    assert!(
+        refused(node, &["config", "explain", "restapi.lissten"])
+            .await
+            .contains("did you mean restapi.listen?")
+    );
     let (_, out, err) = node.cli(&["edit-config", "-s", "ttl=soon"]).await;
     assert!(err.contains("ttl = \"soon\""), "{out}{err}");
     assert!(

@@ -48,6 +48,54 @@ fn a_patroni_configuration_is_understood() {
 }
 
 #[test]
+fn any_leaf_can_be_a_variable_by_its_path() {
+    let loaded = good(&[
+        (
+            "HOWDAH_CONFIGURATION",
+            "postgresql: {parameters: {work_mem: 1MB, log_min_messages: info}}",
+        ),
+        ("HOWDAH__POSTGRESQL__PARAMETERS__WORK_MEM", "64MB"),
+        ("HOWDAH__BOOTSTRAP__DCS__TTL", "40"),
+        ("HOWDAH__BOOTSTRAP__DCS__SLOTS__BACKUP", "{type: physical}"),
+        ("HOWDAH__TAGS__ZONE", "a"),
+        ("HOWDAH__RESTAPI__LISTEN", "*:8009"),
+        // A name of its own is stronger.
+        ("HOWDAH_SCOPE", "named"),
+        ("HOWDAH__SCOPE", "leaf"),
+    ]);
+    let config = &loaded.config;
+    assert_eq!(config.postgresql.parameters["work_mem"], "64MB");
+    assert_eq!(config.postgresql.parameters["log_min_messages"], "info");
+    assert_eq!(config.bootstrap.timing.ttl, Duration::from_secs(40));
+    assert_eq!(config.bootstrap.dcs["slots"]["backup"]["type"], "physical");
+    assert_eq!(config.tags.0["zone"], "a");
+    assert_eq!(config.restapi.listen.port, 8009);
+    assert_eq!(config.scope, "named");
+    assert_eq!(origin(&loaded, "restapi.listen"), "HOWDAH__RESTAPI__LISTEN");
+}
+
+#[test]
+fn a_leaf_that_is_none_is_a_mistake() {
+    let mistakes = bad(&[
+        ("HOWDAH__RESTAPI__LISSTEN", "*:8009"),
+        ("HOWDAH__BOOTSTRAP__DCS__TTL", "soon"),
+    ]);
+    assert_eq!(mistakes.len(), 2, "{mistakes:#?}");
+    assert!(
+        mistakes
+            .iter()
+            .any(|line| line.contains("HOWDAH__RESTAPI__LISSTEN") && line.contains("listen")),
+        "{mistakes:#?}"
+    );
+    assert!(
+        mistakes
+            .iter()
+            .any(|line| line.contains("HOWDAH__BOOTSTRAP__DCS__TTL")),
+        "{mistakes:#?}"
+    );
+}
+
+#[test]
 fn json_is_yaml() {
     let loaded = good(&[(
         "SPILO_CONFIGURATION",
