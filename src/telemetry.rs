@@ -9,6 +9,9 @@ use tracing_subscriber::{
     EnvFilter, Layer as _, Registry, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
 
+/// What SIGUSR1 switches to and back from.
+const DEBUG: &str = "howdah=debug,info";
+
 /// Shape of a log line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Format {
@@ -23,7 +26,10 @@ pub enum Format {
 #[derive(Debug)]
 pub struct LevelHandle {
     filter: reload::Handle<EnvFilter, Registry>,
+    /// As configured.
     base: Mutex<String>,
+    /// Asked for over the REST API, over what is configured.
+    asked: Mutex<Option<String>>,
     debugging: AtomicBool,
 }
 
@@ -31,20 +37,56 @@ impl LevelHandle {
     /// Switches between the configured level and debug; returns the directive now in force.
     pub fn toggle_debug(&self) -> String {
         let debug = !self.debugging.fetch_xor(true, Ordering::Relaxed);
-        let directive = if debug {
-            "howdah=debug,info".to_owned()
-        } else {
-            self.base().clone()
-        };
+        let directive = if debug { DEBUG.to_owned() } else { self.wanted() };
         self.use_directive(&directive);
         directive
+    }
+
+    /// Takes these directives over what is configured; `None` goes back to that. Ends debugging by signal. Returns what is
+    /// in force now.
+    pub fn ask(&self, directives: Option<String>) -> String {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = directives;
+        self.debugging.store(false, Ordering::Relaxed);
+        let wanted = self.wanted();
+        self.use_directive(&wanted);
+        wanted
+    }
+
+    /// The directives in force.
+    #[must_use]
+    pub fn in_force(&self) -> String {
+        match self.debugging.load(Ordering::Relaxed) {
+            true => DEBUG.to_owned(),
+            false => self.wanted(),
+        }
+    }
+
+    fn wanted(&self) -> String {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        asked.unwrap_or_else(|| self.base().clone())
+    }
+
+    /// One that changes nothing, for tests of others.
+    #[cfg(test)]
+    pub(crate) fn detached(level: &str) -> Self {
+        let (_, filter) = reload::Layer::new(filter(level));
+        Self::of(filter, level)
+    }
+
+    fn of(filter: reload::Handle<EnvFilter, Registry>, level: &str) -> Self {
+        Self {
+            filter,
+            base: Mutex::new(level.to_owned()),
+            asked: Mutex::new(None),
+            debugging: AtomicBool::new(false),
+        }
     }
 
     /// Takes another configured level; it is in force at once unless debugging was switched on.
     pub fn set(&self, level: &str) {
         level.clone_into(&mut self.base());
         if !self.debugging.load(Ordering::Relaxed) {
-            self.use_directive(level);
+            self.use_directive(&self.wanted());
         }
     }
 
@@ -83,11 +125,7 @@ where
         .with(filter_layer)
         .with(layer)
         .try_init();
-    LevelHandle {
-        filter: handle,
-        base: Mutex::new(level.to_owned()),
-        debugging: AtomicBool::new(false),
-    }
+    LevelHandle::of(handle, level)
 }
 
 /// Unknown directives fall back to `info` rather than to silence.

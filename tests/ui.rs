@@ -221,4 +221,5 @@ async fn a_person_sees_the_cluster_and_changes_its_leader() {
         );
     }
     assert_eq!(browser.errors().await, Vec::<String>::new());
+    browser.close().await;
 }

@@ -280,6 +280,7 @@ async fn assemble(
     let options = api::Options {
         access: current,
         client: http.clone(),
+        levels: Arc::clone(&level),
         limits: api::Limits {
             drain_within: API_STOP,
             ..api::Limits::default()

@@ -8,6 +8,7 @@
 //! | `GET /patroni` | status JSON, at most a quarter of a second old |
 //! | `GET /slots` | replication slots of this member, whose they are and what WAL they hold back; not in Patroni |
 //! | `GET /metrics` | counters and gauges in Prometheus' format |
+//! | `GET PATCH /log` | how much is logged |
 //! | `GET /ui` | a page for people |
 //! | `GET /why` | could each member lead now, and which rule says no |
 //! | `GET /openapi.json` | all of this as a document |
@@ -33,6 +34,7 @@ pub mod cluster;
 mod failsafe;
 pub mod health;
 pub mod json;
+mod levels;
 mod openapi;
 pub mod query;
 mod refusal;
@@ -47,7 +49,7 @@ pub mod switchover;
 mod ui;
 pub mod why;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 pub use access::Access;
 pub use bind::{BindError, bind, bind_all};
@@ -56,7 +58,7 @@ pub use server::serve;
 
 use tokio::sync::watch;
 
-use crate::client::Client;
+use crate::{client::Client, telemetry::LevelHandle};
 
 /// What the server needs besides the agent.
 #[derive(Debug, Clone)]
@@ -65,6 +67,8 @@ pub struct Options {
     pub access: watch::Receiver<Access>,
     /// For asking other members.
     pub client: Client,
+    /// How much is logged.
+    pub levels: Arc<LevelHandle>,
     /// Bounds.
     pub limits: Limits,
 }

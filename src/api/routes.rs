@@ -12,7 +12,7 @@ use super::{
     access::{Access, Denied},
     actions,
     cluster::ClusterView,
-    failsafe, health,
+    failsafe, health, levels,
     query::Query,
     refusal::Refusal,
     render,
@@ -45,16 +45,18 @@ enum Change {
     Reinitialize,
     Failsafe,
     EndFailsafe,
+    Log,
 }
 
 /// First segments of the paths that GET answers with more than a health check; as in [`get`].
 #[cfg(test)]
-const LOOKS: [&str; 12] = [
+const LOOKS: [&str; 13] = [
     "cluster",
     "config",
     "failsafe",
     "history",
     "liveness",
+    "log",
     "metrics",
     "openapi.json",
     "patroni",
@@ -65,7 +67,8 @@ const LOOKS: [&str; 12] = [
 ];
 
 /// What changes something, by method and first segment.
-const CHANGES: [(&str, &str, Change); 11] = [
+const CHANGES: [(&str, &str, Change); 12] = [
+    ("PATCH", "log", Change::Log),
     ("PATCH", "config", Change::PatchConfig),
     ("PUT", "config", Change::PutConfig),
     ("POST", "switchover", Change::Lead(Action::Switchover)),
@@ -125,7 +128,7 @@ fn kind_of(method: &Method, path: &str) -> &'static str {
         Method::GET => match segment {
             "metrics" => "metrics",
             "patroni" | "cluster" | "history" | "config" | "slots" | "failsafe" | "openapi.json" | "ui"
-            | "why" => "look",
+            | "why" | "log" => "look",
             _ => "health",
         },
         _ => "change",
@@ -176,7 +179,9 @@ async fn route(
     let rule = match change {
         Change::PatchConfig | Change::PutConfig | Change::Lead(_) => Body::Required,
         // What the mode says comes before what the body lacks.
-        Change::Restart | Change::Reinitialize | Change::Failsafe | Change::EndFailsafe => Body::Optional,
+        Change::Restart | Change::Reinitialize | Change::Failsafe | Change::EndFailsafe | Change::Log => {
+            Body::Optional
+        }
         Change::Unschedule | Change::CancelRestart | Change::Reload => Body::Ignored,
     };
     let force = Query::parse(request.uri().query().unwrap_or_default()).get("force") == Some("true");
@@ -206,6 +211,7 @@ async fn dispatch(
         Change::CancelRestart => actions::cancel_restart(api).await,
         Change::Reload => actions::reload(api).await,
         Change::Reinitialize => actions::reinitialize(api, body).await,
+        Change::Log => levels::change(api, body),
         Change::Failsafe => failsafe::accept(api, body),
         Change::EndFailsafe => failsafe::take_back(api, body),
     }
@@ -229,6 +235,7 @@ async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
             reply::object(200, &slots::to_json(&snapshot.local.slots))
         }
         "cluster" | "history" | "config" => show(api, segment).await,
+        "log" => levels::show(api),
         "metrics" => metrics(api),
         "ui" => ui::page(),
         "why" => why(api).await,

@@ -211,6 +211,7 @@ pub(super) async fn server_with(
     let options = Options {
         access: current,
         client: client.clone(),
+        levels: Arc::new(crate::telemetry::LevelHandle::detached("info")),
         limits,
     };
     let task = tokio::spawn(serve(vec![listener], handle, options, shutdown.clone()));

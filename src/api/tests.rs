@@ -396,6 +396,25 @@ async fn config_is_merged_replaced_and_read() {
 }
 
 #[tokio::test]
+async fn how_much_is_logged_can_be_changed_and_goes_back() {
+    let server = server(HEALTHY).await;
+    assert_eq!(server.get("/log").await.text(), r#"{"directives": "info"}"#);
+    let debug = Some(json!({"loggers": {"dcs": "debug"}}));
+    let changed = r#"{"directives": "info,howdah::dcs=debug"}"#;
+    assert_eq!(
+        server.says(Method::PATCH, "/log", debug).await,
+        (200, changed.into())
+    );
+    assert_eq!(server.get("/log").await.text(), changed);
+    let (code, text) = server
+        .says(Method::PATCH, "/log", Some(json!({"level": "loud"})))
+        .await;
+    assert!(code == 422 && text.contains("off, error"), "{text}");
+    let back = (200, r#"{"directives": "info"}"#.to_owned());
+    assert_eq!(server.says(Method::PATCH, "/log", Some(json!({}))).await, back);
+}
+
+#[tokio::test]
 async fn cluster_and_history_come_from_the_store_and_outlive_it_for_a_while() {
     let server = server(&[]).await;
     let cluster = server.get("/cluster").await.json().expect("JSON");

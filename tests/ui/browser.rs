@@ -1,6 +1,7 @@
 //! Headless Chromium, driven by WebDriver: JSON over HTTP to chromedriver.
 
 use std::{
+    os::unix::process::CommandExt as _,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -62,6 +63,7 @@ impl Browser {
         let profile = tempfile::tempdir().unwrap();
         let driver = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "chromedriver", &format!("--port={port}")])
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -129,6 +131,11 @@ impl Browser {
             .unwrap();
     }
 
+    /// Ends the browser in order.
+    pub async fn close(self) {
+        self.of_session("DELETE", "", json!({})).await.unwrap();
+    }
+
     /// Runs a script in the page and returns what it returns.
     pub async fn run(&self, script: &str) -> Result<Value, String> {
         let body = json!({"script": script, "args": []});
@@ -183,8 +190,13 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The browser goes with its driver.
-        let _ = self.driver.kill();
+        // The driver and all the processes of its browser are one group.
+        if let Ok(group) = i32::try_from(self.driver.id()) {
+            let _ = nix::sys::signal::killpg(
+                nix::unistd::Pid::from_raw(group),
+                nix::sys::signal::Signal::SIGKILL,
+            );
+        }
         let _ = self.driver.wait();
     }
 }
