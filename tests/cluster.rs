@@ -18,6 +18,7 @@
 //! | `pause`     | what runs, while nobody is to do anything about it                          |
 //! | `readme`    | nothing: README's example runs as it is written                             |
 //! | `refusals`  | what a member is given: settings, ports, passwords, disks, data             |
+//! | `secrets`   | nothing: passwords are looked for everywhere                                |
 //! | `standby`   | the leader of a cluster that follows another                                |
 //! | `sync`      | standbys and leaders of clusters in a synchronous mode                      |
 //! | `stop`      | what PostgreSQL's own shutdown waits for: receivers, the archive            |
@@ -69,6 +70,8 @@ mod proxy;
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/secrets.rs"]
+mod secrets;
 #[path = "cluster/slots.rs"]
 mod slots;
 #[path = "cluster/standby.rs"]
