@@ -7,7 +7,10 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,13 +22,25 @@ pub const PASSWORD: &str = "correct horse battery";
 /// A free TCP port on loopback.
 ///
 /// Below the range from which the kernel gives ports to outgoing connections: one of those could take the port before
-/// its server is started, or while it is stopped. Test processes that run at once begin at different places.
+/// its server is started, or while it is stopped. Test processes that run at once have places of their own, each as long as
+/// it lives: a port that is free may belong to a server that another test starts in a moment.
 pub fn free_port() -> u16 {
     const FIRST: u16 = 15_000;
-    const PLACES: u32 = 160;
+    const PLACES: u16 = 160;
     const EACH: u16 = 100;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let place = u16::try_from(std::process::id() % PLACES).expect("small");
+    static PLACE: LazyLock<(u16, fs::File)> = LazyLock::new(|| {
+        let dir = std::env::temp_dir().join("howdah-test-ports");
+        fs::create_dir_all(&dir).expect("a directory for locks");
+        let begin = u16::try_from(std::process::id() % u32::from(PLACES)).expect("small");
+        let mut places = (0..PLACES).map(|step| (begin + step) % PLACES);
+        let free = places.find_map(|place| {
+            let file = fs::File::create(dir.join(place.to_string())).expect("a lock");
+            file.try_lock().is_ok().then_some((place, file))
+        });
+        free.expect("a place for the ports of this process")
+    });
+    let place = PLACE.0;
     loop {
         let port = FIRST + place * EACH + NEXT.fetch_add(1, Ordering::Relaxed) % EACH;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
