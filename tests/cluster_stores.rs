@@ -1,4 +1,4 @@
-//! Whole clusters on a real Consul: what a store has a say in. What does not depend on the store is in cluster.rs.
+//! Whole clusters on a real Consul and a real ZooKeeper: what a store has a say in. What does not depend on the store is in cluster.rs.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -9,7 +9,7 @@
     clippy::type_complexity,
     reason = "tests: a panic is a failure, and waits poll a condition with a deadline"
 )]
-#![cfg(feature = "consul")]
+#![cfg(all(feature = "consul", feature = "zookeeper"))]
 
 #[allow(dead_code, reason = "shared with other rings, which use more of it")]
 mod common {
@@ -18,6 +18,7 @@ mod common {
     pub mod node;
     pub mod store;
     pub mod witness;
+    pub(crate) mod zookeeper;
 }
 
 use std::{
@@ -139,6 +140,10 @@ macro_rules! on_each_store {
         mod consul { $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() { super::$name(super::Kind::Consul).await; }
+        )* }
+        mod zookeeper { $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::Kind::ZooKeeper).await; }
         )* }
     };
 }

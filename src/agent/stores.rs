@@ -21,7 +21,7 @@ pub(super) fn open(config: &Config, user: For) -> Result<Arc<dyn Dcs>, DcsError>
     match &config.dcs {
         DcsConfig::Kubernetes(settings) => kubernetes(config, settings, user),
         DcsConfig::Consul(settings) => consul(config, settings, user),
-        DcsConfig::ZooKeeper(settings) => zookeeper(config, settings),
+        DcsConfig::ZooKeeper(settings) => zookeeper(config, settings, user),
         DcsConfig::Etcd3(_) | DcsConfig::Embedded(_) => {
             Err(DcsError::Config("etcd is opened elsewhere".to_owned()))
         }
@@ -76,7 +76,37 @@ fn consul(config: &Config, settings: &config::Consul, user: For) -> Result<Arc<d
     Ok(Arc::new(consul))
 }
 
-fn zookeeper(_config: &Config, _settings: &config::ZooKeeper) -> Result<Arc<dyn Dcs>, DcsError> {
+#[cfg(feature = "zookeeper")]
+fn zookeeper(config: &Config, settings: &config::ZooKeeper, user: For) -> Result<Arc<dyn Dcs>, DcsError> {
+    use crate::dcs::zookeeper::{Acl, Options, ZooKeeper};
+    let auth = settings.auth.iter();
+    let acl = |(scheme, id, permissions): &(String, String, u32)| Acl {
+        permissions: *permissions,
+        scheme: scheme.clone(),
+        id: id.clone(),
+    };
+    let zookeeper = ZooKeeper::new(Options {
+        hosts: settings.hosts.clone(),
+        chroot: settings.chroot.clone(),
+        tls: settings.tls.as_ref().map(tls),
+        auth: auth
+            .map(|(scheme, credential)| (scheme.clone(), credential.reveal().to_owned()))
+            .collect(),
+        acls: settings.acls.iter().map(acl).collect(),
+        namespace: config.namespace.clone(),
+        scope: config.scope.clone(),
+        name: config.name.0.clone(),
+        ttl: config.bootstrap.timing.ttl,
+        retry_timeout: config.bootstrap.timing.retry_timeout,
+    })?;
+    if user == For::Member {
+        tracing::info!(servers = ?settings.hosts, "the DCS is ZooKeeper");
+    }
+    Ok(Arc::new(zookeeper))
+}
+
+#[cfg(not(feature = "zookeeper"))]
+fn zookeeper(_config: &Config, _settings: &config::ZooKeeper, _user: For) -> Result<Arc<dyn Dcs>, DcsError> {
     Err(DcsError::Config(
         "ZooKeeper as DCS is not supported in this build".to_owned(),
     ))

@@ -15,6 +15,8 @@ pub mod etcd;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod memory;
+#[cfg(feature = "zookeeper")]
+pub mod zookeeper;
 
 use std::time::Duration;
 

@@ -16,7 +16,6 @@ pub(super) mod op {
     pub(in super::super) const PING: i32 = 11;
     pub(in super::super) const CHECK: i32 = 13;
     pub(in super::super) const MULTI: i32 = 14;
-    pub(in super::super) const CREATE2: i32 = 15;
     pub(in super::super) const AUTH: i32 = 100;
     pub(in super::super) const ADD_WATCH: i32 = 106;
     /// In answers to a transaction: this step failed.
@@ -159,7 +158,7 @@ pub(super) enum Change {
 impl Change {
     pub(super) fn op(&self) -> i32 {
         match self {
-            Self::Create { .. } => op::CREATE2,
+            Self::Create { .. } => op::CREATE,
             Self::Set { .. } => op::SET_DATA,
             Self::Delete { .. } => op::DELETE,
             Self::Check { .. } => op::CHECK,
@@ -287,26 +286,19 @@ pub(super) fn stat(reader: &mut Reader<'_>) -> Option<Stat> {
     })
 }
 
-/// The answer to a transaction: the `Stat` of each step that has one, or the error of the first that failed.
-pub(super) fn outcome(bytes: &[u8]) -> Option<Result<Vec<Stat>, i32>> {
+/// The answer to a transaction: done, or the error of the first step that failed.
+pub(super) fn outcome(bytes: &[u8]) -> Option<Result<(), i32>> {
     let mut reader = Reader(bytes);
-    let (mut stats, mut failed) = (Vec::new(), None);
+    let mut failed = None;
     loop {
         let (op, done, _) = (reader.int()?, reader.bool()?, reader.int()?);
         if done {
             break;
         }
         match op {
-            op::CREATE2 => {
-                let _path = reader.text()?;
-                stats.push(stat(&mut reader)?);
-            }
-            op::CREATE => {
-                let _path = reader.text()?;
-                stats.push(Stat::default());
-            }
-            op::SET_DATA => stats.push(stat(&mut reader)?),
-            op::DELETE | op::CHECK => stats.push(Stat::default()),
+            op::CREATE => _ = reader.text()?,
+            op::SET_DATA => _ = stat(&mut reader)?,
+            op::DELETE | op::CHECK => {}
             op::ERROR => {
                 let error = reader.int()?;
                 // Steps beside the one that failed have no error of their own.
@@ -317,7 +309,7 @@ pub(super) fn outcome(bytes: &[u8]) -> Option<Result<Vec<Stat>, i32>> {
             _ => return None,
         }
     }
-    Some(failed.map_or(Ok(stats), Err))
+    Some(failed.map_or(Ok(()), Err))
 }
 
 /// What happened to a node.

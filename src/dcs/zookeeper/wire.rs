@@ -23,7 +23,6 @@ use super::{
 };
 use crate::{
     clock::Boottime,
-    config::Secret,
     dcs::{
         DcsError,
         dial::{Place, Stream, Tls, dial},
@@ -52,7 +51,7 @@ pub struct Acl {
 pub(super) struct Ensemble {
     places: Vec<Place>,
     tls: Option<Tls>,
-    auth: Vec<(String, Secret)>,
+    auth: Vec<(String, String)>,
     pub(super) acls: Vec<Acl>,
     /// The one that answered last.
     current: AtomicUsize,
@@ -97,7 +96,7 @@ impl Ensemble {
     pub(super) fn new(
         places: Vec<Place>,
         tls: Option<Tls>,
-        auth: Vec<(String, Secret)>,
+        auth: Vec<(String, String)>,
         acls: Vec<Acl>,
     ) -> Self {
         Self {
@@ -238,12 +237,8 @@ impl Wire {
     async fn introduce(&mut self) -> Result<(), DcsError> {
         let ensemble = Arc::clone(&self.ensemble);
         for (scheme, credential) in &ensemble.auth {
-            let body = jute::auth(scheme, credential.reveal());
+            let body = jute::auth(scheme, credential);
             let frame = jute::request(xid::AUTH, op::AUTH, body);
-            let refused = |reason: &str| DcsError::Credentials {
-                endpoint: self.endpoint.clone(),
-                reason: format!("{scheme}: {reason}"),
-            };
             // It closes the connection after a refusal.
             let answer = match self.send(&frame).await {
                 Ok(()) => self.receive().await,
@@ -253,7 +248,12 @@ impl Wire {
             let mut reader = Reader(&answer);
             match (reader.int(), reader.long(), reader.int()) {
                 (Some(_), Some(_), Some(0)) => {}
-                (Some(_), Some(_), Some(error)) => return Err(refused(&jute::name(error))),
+                (Some(_), Some(_), Some(error)) => {
+                    return Err(DcsError::Credentials {
+                        endpoint: self.endpoint.clone(),
+                        reason: format!("{scheme}: {}", jute::name(error)),
+                    });
+                }
                 _ => return Err(transport(&self.endpoint, "it is no ZooKeeper")),
             }
         }
