@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 mod common {
+    pub(crate) mod certificates;
     #[allow(dead_code, reason = "tests of Consul alone use the rest")]
     pub(crate) mod consul;
     pub(crate) mod etcd;
@@ -20,12 +21,11 @@ mod common {
 }
 
 use std::{
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use common::etcd::Server;
+use common::{certificates::certificates, etcd::Server};
 use howdah::{
     clock::Boottime,
     dcs::{
@@ -1110,43 +1110,6 @@ async fn expired_tokens_and_restarts_only_cost_a_new_token() {
         .await
         .unwrap()
         .unwrap();
-}
-
-fn openssl(dir: &Path, args: &str) {
-    let output = std::process::Command::new("openssl")
-        .args(args.split(' '))
-        .current_dir(dir)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "openssl {args}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-fn certificates(dir: &Path) {
-    openssl(
-        dir,
-        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=ca",
-    );
-    for name in ["server", "client"] {
-        std::fs::write(
-            dir.join("ext"),
-            "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:FALSE\n",
-        )
-        .unwrap();
-        openssl(
-            dir,
-            &format!("req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"),
-        );
-        openssl(
-            dir,
-            &format!(
-                "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 2 -extfile ext"
-            ),
-        );
-    }
 }
 
 #[tokio::test]

@@ -50,18 +50,22 @@ impl Server {
                      serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory\n"
                 ));
             }
-            std::fs::write(dir.path().join("zoo.cfg"), config).unwrap();
-            let mut server = Self {
-                child: spawn(dir.path()),
-                dir,
-                port,
-                tls_port,
-            };
+            let mut server = Self::launch(dir, port, tls_port, &config);
             if server.answers() {
                 return server;
             }
         }
         panic!("zookeeper does not start");
+    }
+
+    fn launch(dir: TempDir, port: u16, tls_port: u16, config: &str) -> Self {
+        std::fs::write(dir.path().join("zoo.cfg"), config).unwrap();
+        Self {
+            child: spawn(dir.path()),
+            dir,
+            port,
+            tls_port,
+        }
     }
 
     fn answers(&mut self) -> bool {
@@ -166,12 +170,57 @@ fn spawn(dir: &Path) -> Child {
         .args(["--pdeathsig", "KILL", "java", "-Xmx96m"])
         .args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
         .args(["-cp", "/usr/share/java/zookeeper.jar"])
-        .arg("org.apache.zookeeper.server.ZooKeeperServerMain")
+        // Alone, or one of several, as the configuration says.
+        .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
         .arg(dir.join("zoo.cfg"))
         .stdout(Stdio::from(log.try_clone().unwrap()))
         .stderr(Stdio::from(log))
         .spawn()
         .unwrap()
+}
+
+/// Three servers of one ensemble.
+pub(crate) struct Ensemble {
+    pub(crate) servers: Vec<Server>,
+}
+
+impl Ensemble {
+    pub(crate) fn start() -> Self {
+        let ports: Vec<[u16; 3]> = (0..3).map(|_| std::array::from_fn(|_| free_port())).collect();
+        let mut common = String::from(
+            "tickTime=500\ninitLimit=10\nsyncLimit=5\nadmin.enableServer=false\nmaxSessionTimeout=60000\n\
+             maxClientCnxns=0\n",
+        );
+        for (id, [_, peers, election]) in (1..).zip(&ports) {
+            common.push_str(&format!("server.{id}=127.0.0.1:{peers}:{election}\n"));
+        }
+        let launch = |(id, [port, ..]): (i32, &[u16; 3])| {
+            let dir = tempfile::tempdir().unwrap();
+            let data = dir.path().join("data");
+            std::fs::create_dir(&data).unwrap();
+            std::fs::write(data.join("myid"), id.to_string()).unwrap();
+            let config = format!(
+                "{common}dataDir={}\nclientPort={port}\nclientPortAddress=127.0.0.1\n",
+                data.display()
+            );
+            Server::launch(dir, *port, 0, &config)
+        };
+        let mut this = Self {
+            servers: (1..).zip(&ports).map(launch).collect(),
+        };
+        this.wait_until_all_serve();
+        this
+    }
+
+    pub(crate) fn hosts(&self) -> Vec<String> {
+        self.servers.iter().map(Server::endpoint).collect()
+    }
+
+    pub(crate) fn wait_until_all_serve(&mut self) {
+        for server in &mut self.servers {
+            assert!(server.answers(), "a server does not serve");
+        }
+    }
 }
 
 /// A connection, of a session of its own or of somebody's.
