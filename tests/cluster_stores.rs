@@ -239,7 +239,9 @@ async fn people_look_and_switch_over_and_a_clean_stop_hands_over(kind: Kind) {
     let (exit, table, err) = cluster.nodes[old].cli(&["list"]).await;
     assert_eq!(exit, 0, "{err}");
     assert!(
-        table.contains("Leader") && table.matches("streaming").count() == 2 && !err.contains("cannot be asked"),
+        table.contains("Leader")
+            && table.matches("streaming").count() == 2
+            && !err.contains("cannot be asked"),
         "the command line reads the store itself: {table}{err}"
     );
     let patch = json!({"postgresql": {"parameters": {"work_mem": "7MB"}}});

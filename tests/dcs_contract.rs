@@ -6,7 +6,12 @@
     clippy::disallowed_methods,
     reason = "tests: waits poll a condition with a deadline, and temporary data is removed"
 )]
-#![cfg(all(feature = "etcd", feature = "consul", feature = "zookeeper", feature = "kubernetes"))]
+#![cfg(all(
+    feature = "etcd",
+    feature = "consul",
+    feature = "zookeeper",
+    feature = "kubernetes"
+))]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 mod common {
@@ -841,7 +846,11 @@ async fn a_change_wakes_the_watchers_at_once(world: World) {
     }
     took.sort();
     let median = took[took.len() / 2];
-    println!("{}: woken after {median:?} (median), {:?} (worst)", b.kind(), took[29]);
+    println!(
+        "{}: woken after {median:?} (median), {:?} (worst)",
+        b.kind(),
+        took[29]
+    );
     assert!(median < Duration::from_millis(50), "{median:?}");
 }
 

@@ -75,7 +75,10 @@ async fn a_key_that_was_removed_and_made_anew_is_another_one() {
     };
     let old = yes(a.write(Key::Sync, "{}", When::Absent).await.unwrap());
     b.delete(Key::Sync, When::Version(old)).await.unwrap();
-    let new = yes(b.write(Key::Sync, r#"{"leader":"b"}"#, When::Absent).await.unwrap());
+    let new = yes(b
+        .write(Key::Sync, r#"{"leader":"b"}"#, When::Absent)
+        .await
+        .unwrap());
     // ZooKeeper's own count of changes is 0 for both.
     for refused in [
         a.write(Key::Sync, "{}", When::Version(old)).await.unwrap(),
@@ -124,7 +127,9 @@ async fn a_path_in_front_keeps_two_clusters_of_one_name_apart() {
     let (one, two) = (below("/one/root"), below("/two"));
     held(one.acquire().await);
     held(two.acquire().await);
-    one.write(Key::Config, r#"{"ttl":20}"#, When::Absent).await.unwrap();
+    one.write(Key::Config, r#"{"ttl":20}"#, When::Absent)
+        .await
+        .unwrap();
     assert!(two.cluster().await.unwrap().config.is_none());
 }
 
@@ -221,10 +226,7 @@ async fn tls_works_with_a_client_certificate_and_not_without() {
             identity: None,
             ..good.clone()
         },
-        Tls {
-            cacert: None,
-            ..good
-        },
+        Tls { cacert: None, ..good },
     ] {
         let error = with(bad).cluster().await.unwrap_err();
         println!("refused: {error}");
@@ -274,7 +276,10 @@ async fn the_lock_survives_the_loss_of_any_server_and_ends_in_time_without_its_h
             println!("lock of {TTL:?} taken over after {passed:?}");
             break;
         }
-        assert!(passed < TTL + Duration::from_secs(1), "still held after {passed:?}");
+        assert!(
+            passed < TTL + Duration::from_secs(1),
+            "still held after {passed:?}"
+        );
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -282,7 +287,16 @@ async fn the_lock_survives_the_loss_of_any_server_and_ends_in_time_without_its_h
 #[tokio::test]
 async fn garbage_in_the_store_does_no_harm() {
     let server = Server::start();
-    for key in ["leader", "config", "members/x", "sync", "history", "status", "failover", "\u{fffd}"] {
+    for key in [
+        "leader",
+        "config",
+        "members/x",
+        "sync",
+        "history",
+        "status",
+        "failover",
+        "other",
+    ] {
         server.put(&format!("/service/demo/{key}"), "\u{fffd}\0{");
     }
     server.put("/service/demo/optime/leader", "x");
@@ -311,7 +325,11 @@ async fn a_server_that_says_nothing_or_nonsense_is_could_not_ask() {
     held(a.acquire().await);
     let started = Instant::now();
     held(a.renew().await);
-    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        started.elapsed()
+    );
     std::thread::spawn(move || {
         use std::io::Write as _;
         for connection in listener.incoming() {

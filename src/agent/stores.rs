@@ -113,22 +113,14 @@ fn zookeeper(_config: &Config, _settings: &config::ZooKeeper, _user: For) -> Res
 }
 
 #[cfg(not(feature = "kubernetes"))]
-fn kubernetes(
-    _config: &Config,
-    _settings: &Kubernetes,
-    _user: For,
-) -> Result<Arc<dyn Dcs>, DcsError> {
+fn kubernetes(_config: &Config, _settings: &Kubernetes, _user: For) -> Result<Arc<dyn Dcs>, DcsError> {
     Err(DcsError::Config(
         "Kubernetes as DCS is not supported in this build".to_owned(),
     ))
 }
 
 #[cfg(feature = "kubernetes")]
-fn kubernetes(
-    config: &Config,
-    settings: &Kubernetes,
-    user: For,
-) -> Result<Arc<dyn Dcs>, DcsError> {
+fn kubernetes(config: &Config, settings: &Kubernetes, user: For) -> Result<Arc<dyn Dcs>, DcsError> {
     use crate::{
         config::KubernetesMode,
         dcs::kubernetes::{self as backend, Labels, Mode, Options, Port},

@@ -62,15 +62,11 @@ const OTHER_NAMES: &[(&str, &str, Via, bool)] = &[
 const INTERNAL: &[&str] = &["ADOPT", "INIT", "IMAGE", "ORDINARY"];
 
 /// Stores and extensions this build does not have: the section's name in variables and in a document.
-pub(super) const OTHER_STORES: &[(&str, &str)] = &[
-    ("EXHIBITOR", "Exhibitor as DCS is"),
-    ("RAFT", "Raft as DCS is"),
-];
+pub(super) const OTHER_STORES: &[(&str, &str)] =
+    &[("EXHIBITOR", "Exhibitor as DCS is"), ("RAFT", "Raft as DCS is")];
 
 /// Spilo's names, without a prefix, that choose such a store. Only these: Kubernetes sets many that look alike.
-pub(super) const OTHER_STORE_VARS: &[(&str, &str)] = &[
-    ("EXHIBITOR_HOSTS", "Exhibitor as DCS is"),
-];
+pub(super) const OTHER_STORE_VARS: &[(&str, &str)] = &[("EXHIBITOR_HOSTS", "Exhibitor as DCS is")];
 
 /// Variables of other images that people may expect to work, and what to do instead.
 pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[

@@ -235,7 +235,9 @@ impl Consul {
     /// [`DcsError::Config`] if the options can never work.
     pub fn new(options: Options) -> Result<Self, DcsError> {
         if options.name.is_empty() || options.scope.is_empty() {
-            return Err(DcsError::Config("consul: scope and name must not be empty".into()));
+            return Err(DcsError::Config(
+                "consul: scope and name must not be empty".into(),
+            ));
         }
         let base = options.base();
         let place = Place::parse(&options.host, PORT)
@@ -329,10 +331,7 @@ impl Consul {
         let path = self.query("/v1/txn", &[]);
         let reply = self.put(path, txn::body(steps), deadline).await?;
         let body: Value = serde_json::from_slice(&reply.body).map_err(|_| self.nonsense(&reply))?;
-        match (
-            txn::outcome(reply.status == StatusCode::OK, &body),
-            reply.broken,
-        ) {
+        match (txn::outcome(reply.status == StatusCode::OK, &body), reply.broken) {
             (Outcome::Done(index), _) => Ok(Some(index)),
             (Outcome::Refused, Some(error)) => Err(Failure::Unsure(error)),
             (Outcome::Refused, None) => Ok(None),
@@ -453,7 +452,9 @@ fn stored(reply: &Reply, base: &str) -> Option<Vec<Stored>> {
     }
     let pairs: Vec<Pair> = serde_json::from_slice(&reply.body).ok()?;
     let stored = |pair: Pair| {
-        let value = STANDARD.decode(pair.value.unwrap_or_default()).unwrap_or_default();
+        let value = STANDARD
+            .decode(pair.value.unwrap_or_default())
+            .unwrap_or_default();
         Some(Stored {
             path: pair.key.strip_prefix(base)?.to_owned(),
             value: String::from_utf8_lossy(&value).into_owned(),
@@ -625,13 +626,14 @@ mod tests {
         let paths: Vec<&str> = found.iter().map(|stored| stored.path.as_str()).collect();
         assert_eq!(paths, ["leader", ""]);
         assert_eq!(
-            (found[0].value.as_str(), found[0].modified, found[0].session.as_deref()),
+            (
+                found[0].value.as_str(),
+                found[0].modified,
+                found[0].session.as_deref()
+            ),
             ("a", 9, Some("x"))
         );
-        assert_eq!(
-            stored(&reply(StatusCode::NOT_FOUND, ""), "s/"),
-            Some(Vec::new())
-        );
+        assert_eq!(stored(&reply(StatusCode::NOT_FOUND, ""), "s/"), Some(Vec::new()));
         assert_eq!(stored(&reply(StatusCode::OK, "<html>"), "s/"), None);
     }
 }

@@ -128,7 +128,12 @@ impl Tls {
     }
 
     fn roots(&self) -> Result<RootCertStore, String> {
-        let system = || SYSTEM_AUTHORITIES.iter().map(Path::new).find(|path| path.exists());
+        let system = || {
+            SYSTEM_AUTHORITIES
+                .iter()
+                .map(Path::new)
+                .find(|path| path.exists())
+        };
         let file = self.cacert.as_deref().or_else(system);
         let file = file.ok_or("this system has no file of authorities, and none is given")?;
         let mut store = RootCertStore::empty();

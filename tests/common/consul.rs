@@ -52,7 +52,10 @@ impl Server {
     /// An agent without data that asks this server.
     pub(crate) fn client_agent(&self) -> Self {
         let join = format!("127.0.0.1:{}", self.serf_port);
-        Self::launch(&json!({"server": false, "retry_join": [join], "retry_interval": "200ms"}))
+        Self::launch(
+            &json!({"server": false, "retry_join": [join], "retry_interval": "200ms",
+            "performance": {"leave_drain_time": "1ms"}}),
+        )
     }
 
     fn launch(settings: &Value) -> Self {
@@ -60,7 +63,11 @@ impl Server {
             let dir = tempfile::tempdir().unwrap();
             let [port, rpc, serf_port, wan] = std::array::from_fn(|_| free_port());
             let tls = settings.get("cert_file").is_some();
-            let (http, https) = if tls { (-1, i32::from(port)) } else { (i32::from(port), -1) };
+            let (http, https) = if tls {
+                (-1, i32::from(port))
+            } else {
+                (i32::from(port), -1)
+            };
             let mut all = json!({
                 "node_name": format!("node-{port}"), "bind_addr": "127.0.0.1", "client_addr": "127.0.0.1",
                 "disable_update_check": true, "disable_host_node_id": true, "log_level": "info",
@@ -138,10 +145,13 @@ impl Server {
     /// Ends the session whose UUID begins with this number.
     pub(crate) async fn end_session(&self, lease: i64) {
         let all = self.must("GET", "/session/list", "").await;
-        let ids = all.as_array().unwrap().iter().map(|session| session["ID"].as_str().unwrap());
+        let mut ids = all
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|session| session["ID"].as_str().unwrap());
         let id = ids
-            .filter(|id| id.replace('-', "").starts_with(&format!("{lease:016x}")))
-            .next()
+            .find(|id| id.replace('-', "").starts_with(&format!("{lease:016x}")))
             .unwrap_or_else(|| panic!("no session {lease:x} in {all}"));
         self.must("PUT", &format!("/session/destroy/{id}"), "").await;
     }

@@ -71,7 +71,7 @@ impl Server {
     fn answers(&mut self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline && self.child.try_wait().unwrap().is_none() {
-            if Stranger::connect(self.port, 0).is_some() {
+            if Stranger::connect_within(self.port, 0, Duration::from_millis(500)).is_some() {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -166,10 +166,12 @@ fn spawn(dir: &Path) -> Child {
         .append(true)
         .open(dir.join("log"))
         .unwrap();
+    let jars = ["zookeeper", "netty-codec", "netty-resolver"].map(|jar| format!("/usr/share/java/{jar}.jar"));
     Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "java", "-Xmx96m"])
         .args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
-        .args(["-cp", "/usr/share/java/zookeeper.jar"])
+        // Debian's forgets two that it needs for TLS.
+        .args(["-cp", &jars.join(":")])
         // Alone, or one of several, as the configuration says.
         .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
         .arg(dir.join("zoo.cfg"))
@@ -244,11 +246,19 @@ fn text(text: &str) -> Vec<u8> {
 impl Stranger {
     /// `None` if nobody answers, or the session is over.
     fn connect(port: u16, session: i64) -> Option<Self> {
+        Self::connect_within(port, session, Duration::from_secs(5))
+    }
+
+    fn connect_within(port: u16, session: i64, limit: Duration) -> Option<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        stream.set_read_timeout(Some(limit)).ok()?;
         let mut this = Self { stream, next: 1 };
         let id = session.to_be_bytes().to_vec();
-        let password = if session == 0 { [0; 16] } else { password_of(session) };
+        let password = if session == 0 {
+            [0; 16]
+        } else {
+            password_of(session)
+        };
         let hello = [int(0), vec![0; 8], int(5000), id, buffer(&password), vec![0]].concat();
         this.stream.write_all(&buffer(&hello)).ok()?;
         let answer = this.frame()?;

@@ -62,7 +62,11 @@ impl Builder {
             .iter()
             .any(|part| self.all.settings.is_given(&format!("consul.{part}")));
         let mut scheme = given.unwrap_or_else(|| if tls { "https" } else { "http" }.to_owned());
-        let port = self.all.settings.int("consul.port").and_then(|port| u16::try_from(port).ok());
+        let port = self
+            .all
+            .settings
+            .int("consul.port")
+            .and_then(|port| u16::try_from(port).ok());
         let port = port.unwrap_or(CONSUL_PORT);
         let (from, text) = match self.all.settings.text(URL) {
             Some(url) => {
@@ -71,7 +75,10 @@ impl Builder {
                     self.inconsistent(&[URL], "it must begin with http:// or https://");
                 }
                 if self.all.settings.is_given("consul.scheme") && scheme != protocol {
-                    self.inconsistent(&["consul.scheme", URL], "the one says this and the other says that");
+                    self.inconsistent(
+                        &["consul.scheme", URL],
+                        "the one says this and the other says that",
+                    );
                 }
                 scheme = protocol.to_owned();
                 (URL, rest.trim_end_matches('/').to_owned())
@@ -95,7 +102,10 @@ impl Builder {
             }
             None => {
                 // Not shown: a password may stand in a URL.
-                self.inconsistent(&[from], "it is not the address of an agent (allowed: host, host:port)");
+                self.inconsistent(
+                    &[from],
+                    "it is not the address of an agent (allowed: host, host:port)",
+                );
                 (String::new(), scheme)
             }
         }
@@ -109,12 +119,17 @@ impl Builder {
         self.all.settings.set_default("zookeeper.use_ssl", certificates);
         let ssl = self.flag("zookeeper.use_ssl");
         if certificates && !ssl {
-            self.inconsistent(&["zookeeper.use_ssl"], "certificates are for TLS, which is switched off");
+            self.inconsistent(
+                &["zookeeper.use_ssl"],
+                "certificates are for TLS, which is switched off",
+            );
         }
         let tls = self.store_tls("zookeeper", ssl);
         let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let auth = self.all.settings.map("zookeeper.auth_data").into_iter();
-        let auth = auth.map(|(scheme, value)| (scheme, Secret::new(text(value)))).collect();
+        let auth = auth
+            .map(|(scheme, value)| (scheme, Secret::new(text(value))))
+            .collect();
         ZooKeeper {
             hosts,
             chroot,
@@ -133,7 +148,10 @@ impl Builder {
             let (place, path) = text.split_once('/').unwrap_or((text, ""));
             if !path.is_empty() {
                 if index + 1 < given.len() {
-                    self.inconsistent(&[HOSTS], "a path stands behind the last host only, and is for all of them");
+                    self.inconsistent(
+                        &[HOSTS],
+                        "a path stands behind the last host only, and is for all of them",
+                    );
                 }
                 chroot = format!("/{}", path.trim_matches('/'));
             }
@@ -158,11 +176,24 @@ impl Builder {
         let mut acls = Vec::new();
         for (principal, value) in self.all.settings.map(ACLS) {
             let words: Vec<String> = match &value {
-                Value::Array(items) => items.iter().filter_map(Value::as_str).map(str::to_uppercase).collect(),
-                Value::String(text) => text.split([',', ' ']).filter(|word| !word.is_empty()).map(str::to_uppercase).collect(),
+                Value::Array(items) => items
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .map(str::to_uppercase)
+                    .collect(),
+                Value::String(text) => text
+                    .split([',', ' '])
+                    .filter(|word| !word.is_empty())
+                    .map(str::to_uppercase)
+                    .collect(),
                 _ => Vec::new(),
             };
-            let bit = |word: &String| PERMISSIONS.iter().find(|(name, _)| name == word).map(|(_, bit)| *bit);
+            let bit = |word: &String| {
+                PERMISSIONS
+                    .iter()
+                    .find(|(name, _)| name == word)
+                    .map(|(_, bit)| *bit)
+            };
             let bits: Option<Vec<u32>> = words.iter().map(bit).collect();
             match bits {
                 Some(bits) if !bits.is_empty() => {

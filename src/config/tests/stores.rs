@@ -350,7 +350,9 @@ fn consul_is_asked_where_patroni_would_ask_it() {
     ]);
     assert_eq!(
         stale.warnings,
-        ["PATRONI_CONSUL_CONSISTENCY: whoever may lead is not decided by stale reads; default is used instead"]
+        [
+            "PATRONI_CONSUL_CONSISTENCY: whoever may lead is not decided by stale reads; default is used instead"
+        ]
     );
     // What Kubernetes and Consul's own tools leave in the environment chooses nothing.
     let others = [("CONSUL_PORT", "tcp://10.0.0.1:8500"), ("CONSUL_CACERT", "/ca")];
@@ -388,10 +390,7 @@ fn zookeeper_is_given_as_patroni_has_it() {
 #[test]
 fn two_stores_are_one_too_many() {
     refused(
-        &[
-            ("HOWDAH_CONSUL_HOST", "c1"),
-            ("PATRONI_ZOOKEEPER_HOSTS", "z1"),
-        ],
+        &[("HOWDAH_CONSUL_HOST", "c1"), ("PATRONI_ZOOKEEPER_HOSTS", "z1")],
         "HOWDAH_CONSUL_HOST, PATRONI_ZOOKEEPER_HOSTS: Consul and ZooKeeper as the store exclude each other",
     );
     refused(
@@ -403,10 +402,7 @@ fn two_stores_are_one_too_many() {
 #[test]
 fn what_does_not_fit_consul_or_zookeeper_is_said() {
     refused(
-        &[
-            ("HOWDAH_CONSUL_HOST", "c1:8501"),
-            ("HOWDAH_CONSUL_PORT", "8502"),
-        ],
+        &[("HOWDAH_CONSUL_HOST", "c1:8501"), ("HOWDAH_CONSUL_PORT", "8502")],
         "HOWDAH_CONSUL_HOST, HOWDAH_CONSUL_PORT: they name two ports",
     );
     refused(

@@ -62,7 +62,9 @@ pub(super) enum Outcome {
 pub(super) fn outcome(done: bool, body: &Value) -> Outcome {
     if done {
         let indexes = body["Results"].as_array().into_iter().flatten();
-        let newest = indexes.filter_map(|result| result["KV"]["ModifyIndex"].as_u64()).max();
+        let newest = indexes
+            .filter_map(|result| result["KV"]["ModifyIndex"].as_u64())
+            .max();
         return Outcome::Done(newest.unwrap_or(0));
     }
     let mut errors = body["Errors"].as_array().into_iter().flatten();
@@ -71,7 +73,11 @@ pub(super) fn outcome(done: bool, body: &Value) -> Outcome {
             .as_str()
             .is_some_and(|what| what.contains("invalid session"))
     });
-    if gone { Outcome::SessionGone } else { Outcome::Refused }
+    if gone {
+        Outcome::SessionGone
+    } else {
+        Outcome::Refused
+    }
 }
 
 #[cfg(test)]
@@ -97,7 +103,8 @@ mod tests {
 
     #[test]
     fn an_answer_tells_the_index_or_why_not() {
-        let done = json!({"Results": [{"KV": {"ModifyIndex": 7}}, {"KV": {"ModifyIndex": 9}}], "Errors": null});
+        let done =
+            json!({"Results": [{"KV": {"ModifyIndex": 7}}, {"KV": {"ModifyIndex": 9}}], "Errors": null});
         assert_eq!(outcome(true, &done), Outcome::Done(9));
         let refused = json!({"Results": null, "Errors": [{"OpIndex": 0, "What": "key \"s/leader\" exists"}]});
         assert_eq!(outcome(false, &refused), Outcome::Refused);

@@ -63,7 +63,10 @@ impl Hand {
     pub(super) fn hold(&self) -> Hold {
         Hold {
             sent_at: self.sent_at,
-            ttl: self.session.as_ref().map_or(Duration::ZERO, |session| session.ttl),
+            ttl: self
+                .session
+                .as_ref()
+                .map_or(Duration::ZERO, |session| session.ttl),
             lease: self.id(),
         }
     }
@@ -72,7 +75,11 @@ impl Hand {
 impl ZooKeeper {
     /// Does something with the hand, again while connections break, until the deadline: all that is done with it looks
     /// first at what is there.
-    pub(super) async fn with_hand(&self, work: Work<'_>, deadline: Instant) -> Result<Option<Lock>, DcsError> {
+    pub(super) async fn with_hand(
+        &self,
+        work: Work<'_>,
+        deadline: Instant,
+    ) -> Result<Option<Lock>, DcsError> {
         let begun = Instant::now();
         let mut hand = timeout_at(deadline, self.hand.lock())
             .await
@@ -128,7 +135,10 @@ impl ZooKeeper {
             hand.session = None;
         }
         loop {
-            let connected = self.ensemble.connect(hand.session.as_ref(), ttl, deadline).await?;
+            let connected = self
+                .ensemble
+                .connect(hand.session.as_ref(), ttl, deadline)
+                .await?;
             let Some((wire, session, sent_at)) = connected else {
                 hand.session = None;
                 continue;

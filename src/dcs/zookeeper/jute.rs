@@ -337,7 +337,9 @@ pub(super) fn event(bytes: &[u8]) -> Option<(Happened, String)> {
 /// An error's name, for people.
 pub(super) fn name(error: i32) -> String {
     match error {
-        code::UNIMPLEMENTED => "this server lacks what is asked of it; ZooKeeper 3.6 or newer is needed".into(),
+        code::UNIMPLEMENTED => {
+            "this server lacks what is asked of it; ZooKeeper 3.6 or newer is needed".into()
+        }
         code::NO_NODE => "no such node".into(),
         code::NO_AUTH => "not allowed".into(),
         code::BAD_VERSION => "the version is another one".into(),
@@ -367,7 +369,9 @@ mod tests {
             }],
             &[],
         );
-        let mut expected = vec![0, 0, 0, 13, 0, 255, 255, 255, 255, 0, 0, 0, 2, b'/', b'a', 255, 255, 255, 255];
+        let mut expected = vec![
+            0, 0, 0, 13, 0, 255, 255, 255, 255, 0, 0, 0, 2, b'/', b'a', 255, 255, 255, 255,
+        ];
         expected.extend([255, 255, 255, 255, 1, 255, 255, 255, 255]);
         assert_eq!(check.bytes(), expected);
     }

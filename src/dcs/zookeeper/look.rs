@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Change, Failure, ZooKeeper, code,
     jute::{Reader, Stat},
-    nonsense, node_of, version_of,
+    node_of, nonsense, version_of,
     wire::{Ask, Reply, Wire},
 };
 use crate::{dcs::DcsError, model::Entry};
@@ -105,9 +105,7 @@ fn entry(path: String, value: String, stat: &Stat) -> Entry {
 
 fn children_of(reply: Option<Reply>) -> Result<Vec<String>, Failure> {
     match reply.map(|reply| reply.result) {
-        Some(Ok(bytes)) => Reader(&bytes)
-            .texts()
-            .ok_or_else(|| nonsense("zookeeper".into())),
+        Some(Ok(bytes)) => Reader(&bytes).texts().ok_or_else(|| nonsense("zookeeper".into())),
         Some(Err(code::NO_NODE)) => Ok(Vec::new()),
         Some(Err(code)) => Err(Failure::Refused(code)),
         None => Err(nonsense("zookeeper".into())),

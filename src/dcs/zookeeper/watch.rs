@@ -121,7 +121,13 @@ mod tests {
         }
         assert!(wakes(Happened::Created, "demo/members/a"));
         assert!(!wakes(Happened::Changed, "demo/members/a"));
-        for path in ["demo/status", "demo", "demo/members", "demo2/leader", "demo/history"] {
+        for path in [
+            "demo/status",
+            "demo",
+            "demo/members",
+            "demo2/leader",
+            "demo/history",
+        ] {
             assert!(!wakes(Happened::Changed, path), "{path}");
         }
     }
