@@ -108,17 +108,17 @@ debian_site() {
 # The addresses of all sources that apt is configured with, whether it has been there already or not.
 apt_sources() { apt-get update --print-uris 2>/dev/null | sed -n "s|^'\(.*[^/]\)/*/dists/.*|\1|p" || true; }
 
-# trixie_download FOLDER PACKAGE...: fetches .debs of Debian 13 without adding that suite to the system:
+# debian_download SUITE FOLDER PACKAGE...: fetches .debs of another Debian without adding that suite to the system:
 # apt gets a source list, list folder and cache of its own for this one call.
-trixie_download() {
-    local folder=$1 options
-    shift
+debian_download() {
+    local suite=$1 folder=$2 options
+    shift 2
     mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
     # apt downloads as user _apt; without access it only complains, so let it in.
     chmod 755 "$folder"
-    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s trixie main\n' "$(debian_site packages)" \
-        >"$folder/trixie.list"
-    options="-o Dir::Etc::SourceList=$folder/trixie.list -o Dir::Etc::SourceParts=/dev/null
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$(debian_site packages)" "$suite" \
+        >"$folder/suite.list"
+    options="-o Dir::Etc::SourceList=$folder/suite.list -o Dir::Etc::SourceParts=/dev/null
              -o Dir::State::Lists=$folder/lists -o Dir::Cache=$folder/cache"
     # shellcheck disable=SC2086 # options are words on purpose
     (cd "$folder" && quietly apt-get $options update && quietly apt-get $options download "$@")
@@ -223,7 +223,7 @@ plugins_from_trixie() {
 
 unpack_plugins() {
     local folder=$1 deb target=/usr/libexec/docker/cli-plugins
-    trixie_download "$folder" docker-buildx docker-compose || return 1
+    debian_download trixie "$folder" docker-buildx docker-compose || return 1
     for deb in "$folder"/*.deb; do dpkg -x "$deb" "$folder/unpacked" || return 1; done
     mkdir -p "$target"
     install -m 755 "$folder/unpacked$target"/docker-* "$target/"

@@ -1,32 +1,44 @@
-//! What every store must do for the HA loop, checked on the one in memory, on a real etcd and on a real Kubernetes API
-//! server; and what etcd's client must survive: frozen, restarted, wiped and silent servers, TLS, passwords and expiring tokens.
+//! What every store must do for the HA loop, checked on the one in memory, on a real etcd, Consul, ZooKeeper and Kubernetes API
+//! server;
+//! what a client of a server must survive: frozen, stopped, restarted and wiped ones; and what is particular to etcd: silent
+//! endpoints, TLS, passwords and expiring tokens.
 #![allow(
     clippy::disallowed_methods,
     reason = "tests: waits poll a condition with a deadline, and temporary data is removed"
 )]
-#![cfg(all(feature = "etcd", feature = "kubernetes"))]
+#![cfg(all(
+    feature = "etcd",
+    feature = "consul",
+    feature = "zookeeper",
+    feature = "kubernetes"
+))]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 mod common {
+    pub(crate) mod certificates;
+    #[allow(dead_code, reason = "tests of Consul alone use the rest")]
+    pub(crate) mod consul;
     pub(crate) mod etcd;
     #[allow(dead_code, reason = "tests of Kubernetes alone use the rest")]
     pub(crate) mod kubernetes;
+    #[allow(dead_code, reason = "tests of ZooKeeper alone use the rest")]
+    pub(crate) mod zookeeper;
 }
 
 use std::{
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use common::etcd::Server;
+use common::{certificates::certificates, etcd::Server};
 use howdah::{
     clock::Boottime,
     dcs::{
-        Dcs, DcsError, Hold, Key, Lock, When, Written,
+        Dcs, DcsError, Hold, Key, Lock, When, Written, consul,
         etcd::{Etcd, Options, Protocol},
         kubernetes,
         memory::Store,
+        zookeeper,
     },
     model::{Cluster, MemberName, Version},
 };
@@ -53,10 +65,45 @@ fn options(endpoints: &[String], name: &str) -> Options {
     }
 }
 
+fn consul_options(host: String, name: &str) -> consul::Options {
+    consul::Options {
+        host,
+        tls: None,
+        token: None,
+        dc: None,
+        consistency: consul::Consistency::Consistent,
+        checks: vec![],
+        service: None,
+        address: "127.0.0.1".into(),
+        namespace: "/service/".into(),
+        scope: "demo".into(),
+        name: name.into(),
+        ttl: TTL,
+        retry_timeout: RETRY,
+    }
+}
+
+fn zookeeper_options(host: String, name: &str) -> zookeeper::Options {
+    zookeeper::Options {
+        hosts: vec![host],
+        chroot: String::new(),
+        tls: None,
+        auth: vec![],
+        acls: vec![],
+        namespace: "/service/".into(),
+        scope: "demo".into(),
+        name: name.into(),
+        ttl: TTL,
+        retry_timeout: RETRY,
+    }
+}
+
 /// A store and the hands of a stranger in it.
 enum World {
     Memory(Store),
     Etcd(Server),
+    Consul(common::consul::Server),
+    ZooKeeper(common::zookeeper::Server),
     Kubernetes(Place),
 }
 
@@ -140,8 +187,22 @@ impl World {
         Self::Etcd(Server::start())
     }
 
+    fn consul() -> Self {
+        Self::Consul(common::consul::Server::start())
+    }
+
+    fn zookeeper() -> Self {
+        Self::ZooKeeper(common::zookeeper::Server::start())
+    }
+
     fn member(&self, name: &str) -> Arc<dyn Dcs> {
         match self {
+            Self::ZooKeeper(server) => {
+                Arc::new(zookeeper::ZooKeeper::new(zookeeper_options(server.endpoint(), name)).unwrap())
+            }
+            Self::Consul(server) => {
+                Arc::new(consul::Consul::new(consul_options(server.endpoint(), name)).unwrap())
+            }
             Self::Memory(store) => Arc::new(store.member(name, TTL)),
             Self::Etcd(server) => Arc::new(Etcd::new(options(&[server.endpoint()], name)).unwrap()),
             Self::Kubernetes(place) => place.member(name),
@@ -155,6 +216,11 @@ impl World {
                 let path = format!("/service/demo/{path}");
                 server.client().await.put(path, value, None).await.unwrap();
             }
+            Self::ZooKeeper(server) => server.put(&format!("/service/demo/{path}"), value),
+            Self::Consul(server) => {
+                let path = format!("/kv/service/demo/{path}");
+                assert_eq!(server.must("PUT", &path, value).await, true);
+            }
             Self::Kubernetes(_) => panic!("needed by nothing that is true of Kubernetes"),
         }
     }
@@ -166,6 +232,12 @@ impl World {
                 let path = format!("/service/demo/{path}");
                 server.client().await.delete(path, None).await.unwrap();
             }
+            Self::ZooKeeper(server) => server.remove(&format!("/service/demo/{path}")),
+            Self::Consul(server) => {
+                server
+                    .must("DELETE", &format!("/kv/service/demo/{path}"), "")
+                    .await;
+            }
             Self::Kubernetes(place) => place.remove(path).await,
         }
     }
@@ -176,9 +248,49 @@ impl World {
             Self::Etcd(server) => {
                 server.client().await.lease_revoke(lease).await.unwrap();
             }
+            Self::ZooKeeper(server) => server.end_session(lease),
+            Self::Consul(server) => server.end_session(lease).await,
             Self::Kubernetes(_) => panic!("there are no leases to revoke"),
         }
     }
+
+    /// Does something to the server's process.
+    fn server(&mut self, what: Fault) {
+        match self {
+            Self::Etcd(server) => match what {
+                Fault::Freeze => server.freeze(),
+                Fault::Thaw => server.thaw(),
+                Fault::Kill => server.kill(),
+                Fault::Wipe => server.wipe(),
+                Fault::StartAgain => server.start_again(),
+            },
+            Self::Consul(server) => match what {
+                Fault::Freeze => server.freeze(),
+                Fault::Thaw => server.thaw(),
+                Fault::Kill => server.kill(),
+                Fault::Wipe => server.wipe(),
+                Fault::StartAgain => server.start_again(),
+            },
+            Self::ZooKeeper(server) => match what {
+                Fault::Freeze => server.freeze(),
+                Fault::Thaw => server.thaw(),
+                Fault::Kill => server.kill(),
+                Fault::Wipe => server.wipe(),
+                Fault::StartAgain => server.start_again(),
+            },
+            Self::Memory(_) | Self::Kubernetes(_) => panic!("{what:?}: there is no server"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Freeze,
+    Thaw,
+    Kill,
+    /// Of a killed one.
+    Wipe,
+    StartAgain,
 }
 
 type Piece = fn(World) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -193,6 +305,14 @@ macro_rules! contract {
         mod etcd { $(
             #[tokio::test]
             async fn $name() { super::$name(super::World::etcd()).await; }
+        )* }
+        mod consul_store { $(
+            #[tokio::test]
+            async fn $name() { super::$name(super::World::consul()).await; }
+        )* }
+        mod zookeeper_store { $(
+            #[tokio::test]
+            async fn $name() { super::$name(super::World::zookeeper()).await; }
         )* }
 
         /// The pieces by name, for a store whose server is too dear to be started for each.
@@ -484,7 +604,9 @@ async fn a_restarted_member_adopts_its_lock(world: World) {
     let after = world.member("a");
     after.adopt(hold.lease).await;
     let kept = held(after.renew().await);
-    assert_eq!((kept.lease, kept.ttl), (hold.lease, hold.ttl));
+    assert_eq!(kept.ttl, hold.ttl);
+    // Who goes on with a session of ZooKeeper's needs its password, so the lock is moved to another one.
+    assert!(kept.lease == hold.lease || after.kind() == "zookeeper");
     assert!(kept.sent_at > hold.sent_at);
     held(after.acquire().await);
     after.release(None).await.unwrap();
@@ -651,20 +773,93 @@ async fn kubernetes_keeps_the_contract_in_all_its_modes() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-// From here on: what is particular to etcd.
-
-fn etcd_member(server: &Server, name: &str) -> Etcd {
-    Etcd::new(options(&[server.endpoint()], name)).unwrap()
+/// Runs what happens to a server against each store that has one.
+macro_rules! faults {
+    ($($name:ident)*) => {
+        mod etcd_server { $(
+            #[tokio::test]
+            async fn $name() { super::$name(super::World::etcd()).await; }
+        )* }
+        mod consul_server { $(
+            #[tokio::test]
+            async fn $name() { super::$name(super::World::consul()).await; }
+        )* }
+        mod zookeeper_server { $(
+            #[tokio::test]
+            async fn $name() { super::$name(super::World::zookeeper()).await; }
+        )* }
+    };
 }
 
-#[tokio::test]
-async fn a_frozen_server_is_an_error_in_time_and_is_used_again_when_thawed() {
-    let server = Server::start();
-    let a = etcd_member(&server, "a");
+faults! {
+    a_frozen_server_is_an_error_in_time_and_is_used_again_when_thawed
+    a_stopped_server_is_doubt_and_never_proof
+    a_restarted_server_is_found_again
+    a_wiped_store_is_filled_again_by_the_holder
+    a_change_wakes_the_watchers_at_once
+}
+
+/// Every call says that it could not ask, and no call says that the lock is lost.
+async fn a_stopped_server_is_doubt_and_never_proof(mut world: World) {
+    let (a, b) = (world.member("a"), world.member("b"));
+    held(a.acquire().await);
+    world.server(Fault::Kill);
+    let doubt = |what: &str, error: DcsError| {
+        assert!(
+            matches!(error, DcsError::Timeout { .. } | DcsError::Transport { .. }),
+            "{what}: {error}"
+        );
+    };
+    let started = Instant::now();
+    doubt("renew", a.renew().await.unwrap_err());
+    doubt("acquire", b.acquire().await.unwrap_err());
+    doubt("cluster", a.cluster().await.unwrap_err());
+    doubt(
+        "write",
+        a.write(Key::Config, "{}", When::Absent).await.unwrap_err(),
+    );
+    doubt("touch_member", a.touch_member("{}").await.unwrap_err());
+    doubt("release", a.release(None).await.unwrap_err());
+    let slack = Duration::from_secs(2);
+    assert!(
+        started.elapsed() < TTL / 3 * 2 + RETRY * 4 + slack,
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+/// How long a watcher needs to hear of a change; what is measured includes the write itself.
+async fn a_change_wakes_the_watchers_at_once(world: World) {
+    let (a, b) = (world.member("a"), world.member("b"));
+    let mut changes = watching(&*b).await;
+    let mut took = vec![];
+    for i in 0..30 {
+        let started = Instant::now();
+        a.write(Key::Failover, &format!(r#"{{"n":{i}}}"#), When::Always)
+            .await
+            .unwrap();
+        timeout(RETRY, changes.changed()).await.unwrap().unwrap();
+        took.push(started.elapsed());
+        // The next one must find the watch waiting again.
+        sleep(Duration::from_millis(20)).await;
+        changes.mark_unchanged();
+    }
+    took.sort();
+    let median = took[took.len() / 2];
+    println!(
+        "{}: woken after {median:?} (median), {:?} (worst)",
+        b.kind(),
+        took[29]
+    );
+    assert!(median < Duration::from_millis(50), "{median:?}");
+}
+
+async fn a_frozen_server_is_an_error_in_time_and_is_used_again_when_thawed(mut world: World) {
+    let a = world.member("a");
     held(a.acquire().await);
     a.touch_member("{}").await.unwrap();
-    let mut changes = watching(&a).await;
-    server.freeze();
+    let mut changes = watching(&*a).await;
+    world.server(Fault::Freeze);
     let slack = Duration::from_millis(500);
     let started = Instant::now();
     assert!(a.renew().await.is_err());
@@ -684,7 +879,7 @@ async fn a_frozen_server_is_an_error_in_time_and_is_used_again_when_thawed() {
         matches!(error, DcsError::Timeout { .. } | DcsError::Transport { .. }),
         "{error}"
     );
-    server.thaw();
+    world.server(Fault::Thaw);
     let started = Instant::now();
     held(a.renew().await);
     println!("renewed {:?} after the thaw", started.elapsed());
@@ -695,15 +890,13 @@ async fn a_frozen_server_is_an_error_in_time_and_is_used_again_when_thawed() {
     println!("watch back {:?} after the thaw", started.elapsed());
 }
 
-#[tokio::test]
-async fn a_restarted_server_is_found_again() {
-    let mut server = Server::start();
-    let a = etcd_member(&server, "a");
+async fn a_restarted_server_is_found_again(mut world: World) {
+    let a = world.member("a");
     let hold = held(a.acquire().await);
-    let mut changes = watching(&a).await;
-    server.kill();
+    let mut changes = watching(&*a).await;
+    world.server(Fault::Kill);
     assert!(a.renew().await.is_err());
-    server.start_again();
+    world.server(Fault::StartAgain);
     let started = Instant::now();
     loop {
         match a.renew().await {
@@ -721,21 +914,19 @@ async fn a_restarted_server_is_found_again() {
         .unwrap();
 }
 
-#[tokio::test]
-async fn a_wiped_store_is_filled_again_by_the_holder() {
-    let mut server = Server::start();
-    let a = etcd_member(&server, "a");
+async fn a_wiped_store_is_filled_again_by_the_holder(mut world: World) {
+    let a = world.member("a");
     held(a.acquire().await);
     // Raise the raft term, so that the wiped store's term is smaller.
     for _ in 0..2 {
-        server.kill();
-        server.start_again();
-        until("an answer", RETRY * 2, &a, |_| true).await;
+        world.server(Fault::Kill);
+        world.server(Fault::StartAgain);
+        until("an answer", RETRY * 2, &*a, |_| true).await;
     }
-    server.kill();
-    server.wipe();
-    server.start_again();
-    until("an answer of the empty store", RETRY * 2, &a, |c| {
+    world.server(Fault::Kill);
+    world.server(Fault::Wipe);
+    world.server(Fault::StartAgain);
+    until("an answer of the empty store", RETRY * 2, &*a, |c| {
         c.leader.is_none()
     })
     .await;
@@ -746,6 +937,12 @@ async fn a_wiped_store_is_filled_again_by_the_holder() {
         (cluster.leader.unwrap().name, cluster.members.len()),
         ("a".into(), 1)
     );
+}
+
+// From here on: what is particular to etcd.
+
+fn etcd_member(server: &Server, name: &str) -> Etcd {
+    Etcd::new(options(&[server.endpoint()], name)).unwrap()
 }
 
 /// An endpoint that accepts connections and never says a word.
@@ -922,43 +1119,6 @@ async fn expired_tokens_and_restarts_only_cost_a_new_token() {
         .await
         .unwrap()
         .unwrap();
-}
-
-fn openssl(dir: &Path, args: &str) {
-    let output = std::process::Command::new("openssl")
-        .args(args.split(' '))
-        .current_dir(dir)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "openssl {args}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-fn certificates(dir: &Path) {
-    openssl(
-        dir,
-        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=ca",
-    );
-    for name in ["server", "client"] {
-        std::fs::write(
-            dir.join("ext"),
-            "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:FALSE\n",
-        )
-        .unwrap();
-        openssl(
-            dir,
-            &format!("req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"),
-        );
-        openssl(
-            dir,
-            &format!(
-                "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 2 -extfile ext"
-            ),
-        );
-    }
 }
 
 #[tokio::test]

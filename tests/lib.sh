@@ -18,6 +18,29 @@ need_etcd() {
     have etcd || apt_install etcd-server || { say 'etcd is missing (Debian: etcd-server)'; return 1; }
 }
 
+# Consul's last version under a free licence that Debian carries is in Debian 11; it runs as it is unpacked.
+need_consul() {
+    local folder=tests/.cache/consul status=0 work
+    need_openssl || return 1
+    [ -x "$folder/consul" ] || have consul || {
+        if ! have dpkg || ! have apt-get; then say 'consul is missing'; return 1; fi
+        say 'fetching consul from Debian 11 (15 MB, once)'
+        work=$(mktemp -d)
+        { debian_download bullseye "$work" consul && dpkg -x "$work"/consul_*.deb "$work/unpacked" \
+            && mkdir -p "$folder" && install "$work/unpacked/usr/bin/consul" "$folder/consul"; } || status=1
+        rm -rf "$work"
+        return "$status"
+    }
+}
+
+need_zookeeper() {
+    need_openssl || return 1
+    [ -e /usr/share/java/zookeeper.jar ] && have java || apt_install zookeeper \
+        || { say 'ZooKeeper or Java is missing (Debian: zookeeper)'; return 1; }
+}
+
+need_openssl() { have openssl || apt_install openssl || { say 'openssl is missing (Debian: openssl)'; return 1; }; }
+
 # An API server is compiled from Debian's sources once and kept in tests/.cache.
 need_kubernetes() {
     have openssl || apt_install openssl || { say 'openssl is missing (Debian: openssl)'; return 1; }

@@ -72,24 +72,30 @@ impl Agent {
         if self.last_cluster.is_some() || self.sight.postmaster.pid().is_some() || self.verdict.is_some() {
             return;
         }
-        let user = match &self.started.config.dcs {
-            DcsConfig::Etcd3(etcd3) => etcd3.credentials.as_ref().map(|c| c.username.clone()),
-            DcsConfig::Embedded(_) => None,
-            DcsConfig::Kubernetes(_) => {
+        match &self.started.config.dcs {
+            DcsConfig::Etcd3(etcd3) => {
+                let user = etcd3.credentials.as_ref().map(|c| c.username.clone());
                 error!(
+                    user,
                     error,
-                    "the Kubernetes API refuses us: check the Role of the pod's service account, or the kubeconfig"
+                    "the DCS refuses user {}: check HOWDAH_ETCD3_USERNAME, HOWDAH_ETCD3_PASSWORD and the rights of this user",
+                    user.as_deref().unwrap_or("(none given)")
                 );
-                self.verdict = Some(Exit::Unavailable);
-                return;
             }
-        };
-        error!(
-            user,
-            error,
-            "the DCS refuses user {}: check HOWDAH_ETCD3_USERNAME, HOWDAH_ETCD3_PASSWORD and the rights of this user",
-            user.as_deref().unwrap_or("(none given)")
-        );
+            DcsConfig::Embedded(_) => error!(error, "the embedded etcd refuses us"),
+            DcsConfig::Kubernetes(_) => error!(
+                error,
+                "the Kubernetes API refuses us: check the Role of the pod's service account, or the kubeconfig"
+            ),
+            DcsConfig::Consul(_) => error!(
+                error,
+                "Consul refuses us: check HOWDAH_CONSUL_TOKEN and the rules of its policy (key, session, node)"
+            ),
+            DcsConfig::ZooKeeper(_) => error!(
+                error,
+                "ZooKeeper refuses us: check HOWDAH_ZOOKEEPER_AUTH_DATA and the ACLs of the cluster's nodes"
+            ),
+        }
         self.verdict = Some(Exit::Unavailable);
     }
 }

@@ -472,8 +472,8 @@ async fn store(config: &Config) -> Result<Store, Refusal> {
             };
             (options, Some(embedded))
         }
-        DcsConfig::Kubernetes(kubernetes) => {
-            let dcs = stores::kubernetes(config, kubernetes, stores::For::Member)
+        DcsConfig::Kubernetes(_) | DcsConfig::Consul(_) | DcsConfig::ZooKeeper(_) => {
+            let dcs = stores::open(config, stores::For::Member)
                 .map_err(|error| refuse(Exit::Config, error.to_string()))?;
             return Ok(Store {
                 dcs,
@@ -568,8 +568,8 @@ pub fn store_client(config: &Config) -> Result<Arc<dyn Dcs>, crate::dcs::DcsErro
                 ..base(config)
             }
         }
-        DcsConfig::Kubernetes(kubernetes) => {
-            return stores::kubernetes(config, kubernetes, stores::For::CommandLine);
+        DcsConfig::Kubernetes(_) | DcsConfig::Consul(_) | DcsConfig::ZooKeeper(_) => {
+            return stores::open(config, stores::For::CommandLine);
         }
     };
     Ok(Arc::new(etcd::Etcd::new(options)?))

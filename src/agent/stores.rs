@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    config::{Config, Kubernetes},
+    config::{self, Config, DcsConfig, Kubernetes},
     dcs::{Dcs, DcsError},
 };
 
@@ -16,23 +16,111 @@ pub(super) enum For {
     CommandLine,
 }
 
+/// The store of these settings, if it is none of etcd's.
+pub(super) fn open(config: &Config, user: For) -> Result<Arc<dyn Dcs>, DcsError> {
+    match &config.dcs {
+        DcsConfig::Kubernetes(settings) => kubernetes(config, settings, user),
+        DcsConfig::Consul(settings) => consul(config, settings, user),
+        DcsConfig::ZooKeeper(settings) => zookeeper(config, settings, user),
+        DcsConfig::Etcd3(_) | DcsConfig::Embedded(_) => {
+            Err(DcsError::Config("etcd is opened elsewhere".to_owned()))
+        }
+    }
+}
+
+#[cfg(any(feature = "consul", feature = "zookeeper"))]
+fn tls(settings: &config::StoreTls) -> crate::dcs::dial::Tls {
+    crate::dcs::dial::Tls {
+        cacert: settings.cacert.clone(),
+        identity: settings.identity.clone(),
+        verify: settings.verify,
+    }
+}
+
+#[cfg(not(feature = "consul"))]
+fn consul(_config: &Config, _settings: &config::Consul, _user: For) -> Result<Arc<dyn Dcs>, DcsError> {
+    Err(DcsError::Config(
+        "Consul as DCS is not supported in this build".to_owned(),
+    ))
+}
+
+#[cfg(feature = "consul")]
+fn consul(config: &Config, settings: &config::Consul, user: For) -> Result<Arc<dyn Dcs>, DcsError> {
+    use crate::dcs::consul::{Consistency, Consul, Options, Service};
+    let service = settings.service.as_ref().filter(|_| user == For::Member);
+    let consul = Consul::new(Options {
+        host: settings.host.clone(),
+        tls: settings.tls.as_ref().map(tls),
+        token: settings.token.as_ref().map(|token| token.reveal().to_owned()),
+        dc: settings.dc.clone(),
+        consistency: match settings.consistent {
+            true => Consistency::Consistent,
+            false => Consistency::Default,
+        },
+        checks: settings.checks.clone(),
+        service: service.map(|service| Service {
+            tags: service.tags.clone(),
+            check_interval: service.check_interval.clone(),
+            check_tls_server_name: service.check_tls_server_name.clone(),
+        }),
+        address: config.postgresql.connect_address.host.clone(),
+        namespace: config.namespace.clone(),
+        scope: config.scope.clone(),
+        name: config.name.0.clone(),
+        ttl: config.bootstrap.timing.ttl,
+        retry_timeout: config.bootstrap.timing.retry_timeout,
+    })?;
+    if user == For::Member {
+        tracing::info!(agent = settings.host, "the DCS is Consul");
+    }
+    Ok(Arc::new(consul))
+}
+
+#[cfg(feature = "zookeeper")]
+fn zookeeper(config: &Config, settings: &config::ZooKeeper, user: For) -> Result<Arc<dyn Dcs>, DcsError> {
+    use crate::dcs::zookeeper::{Acl, Options, ZooKeeper};
+    let auth = settings.auth.iter();
+    let acl = |(scheme, id, permissions): &(String, String, u32)| Acl {
+        permissions: *permissions,
+        scheme: scheme.clone(),
+        id: id.clone(),
+    };
+    let zookeeper = ZooKeeper::new(Options {
+        hosts: settings.hosts.clone(),
+        chroot: settings.chroot.clone(),
+        tls: settings.tls.as_ref().map(tls),
+        auth: auth
+            .map(|(scheme, credential)| (scheme.clone(), credential.reveal().to_owned()))
+            .collect(),
+        acls: settings.acls.iter().map(acl).collect(),
+        namespace: config.namespace.clone(),
+        scope: config.scope.clone(),
+        name: config.name.0.clone(),
+        ttl: config.bootstrap.timing.ttl,
+        retry_timeout: config.bootstrap.timing.retry_timeout,
+    })?;
+    if user == For::Member {
+        tracing::info!(servers = ?settings.hosts, "the DCS is ZooKeeper");
+    }
+    Ok(Arc::new(zookeeper))
+}
+
+#[cfg(not(feature = "zookeeper"))]
+fn zookeeper(_config: &Config, _settings: &config::ZooKeeper, _user: For) -> Result<Arc<dyn Dcs>, DcsError> {
+    Err(DcsError::Config(
+        "ZooKeeper as DCS is not supported in this build".to_owned(),
+    ))
+}
+
 #[cfg(not(feature = "kubernetes"))]
-pub(super) fn kubernetes(
-    _config: &Config,
-    _settings: &Kubernetes,
-    _user: For,
-) -> Result<Arc<dyn Dcs>, DcsError> {
+fn kubernetes(_config: &Config, _settings: &Kubernetes, _user: For) -> Result<Arc<dyn Dcs>, DcsError> {
     Err(DcsError::Config(
         "Kubernetes as DCS is not supported in this build".to_owned(),
     ))
 }
 
 #[cfg(feature = "kubernetes")]
-pub(super) fn kubernetes(
-    config: &Config,
-    settings: &Kubernetes,
-    user: For,
-) -> Result<Arc<dyn Dcs>, DcsError> {
+fn kubernetes(config: &Config, settings: &Kubernetes, user: For) -> Result<Arc<dyn Dcs>, DcsError> {
     use crate::{
         config::KubernetesMode,
         dcs::kubernetes::{self as backend, Labels, Mode, Options, Port},

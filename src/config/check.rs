@@ -60,8 +60,10 @@ fn matters(loaded: &Loaded, var: &Var, setting: &Setting) -> bool {
         DcsConfig::Etcd3(_) => "etcd3.",
         DcsConfig::Embedded(_) => "embedded.",
         DcsConfig::Kubernetes(_) => "kubernetes.",
+        DcsConfig::Consul(_) => "consul.",
+        DcsConfig::ZooKeeper(_) => "zookeeper.",
     };
-    let of_another = ["etcd3.", "embedded.", "kubernetes."]
+    let of_another = ["etcd3.", "embedded.", "kubernetes.", "consul.", "zookeeper."]
         .into_iter()
         .any(|store| store != chosen && var.path.starts_with(store));
     setting.is_given() || !of_another

@@ -35,6 +35,8 @@ pub enum Kind {
     Options,
     /// A mapping.
     Map,
+    /// A mapping whose values are secrets.
+    Secrets,
     /// A list of mappings.
     Maps,
     /// A whole configuration document.
@@ -65,7 +67,7 @@ impl Kind {
     /// Whether the value must not be shown, not even in an error.
     #[must_use]
     pub const fn is_secret(self) -> bool {
-        matches!(self, Self::Secret)
+        matches!(self, Self::Secret | Self::Secrets)
     }
 
     /// In a word or two, for the table in the documentation.
@@ -85,7 +87,7 @@ impl Kind {
             Self::List => "list".into(),
             Self::Lines => "lines".into(),
             Self::Options => "options".into(),
-            Self::Map => "mapping".into(),
+            Self::Map | Self::Secrets => "mapping".into(),
             Self::Maps => "list of mappings".into(),
             Self::Document => "YAML/JSON".into(),
             Self::Address(_) => "host:port".into(),
@@ -129,7 +131,7 @@ impl Kind {
                     "[name, {name: value}] or command-line arguments",
                 )
             }),
-            Self::Map => read_map(value),
+            Self::Map | Self::Secrets => read_map(value),
             Self::Maps => read_maps(value),
             Self::Document => match value {
                 Value::String(text) => text::yaml(text)

@@ -64,20 +64,11 @@ const OTHER_NAMES: &[(&str, &str, Via, bool)] = &[
 const INTERNAL: &[&str] = &["ADOPT", "INIT", "IMAGE", "ORDINARY"];
 
 /// Stores and extensions this build does not have: the section's name in variables and in a document.
-pub(super) const OTHER_STORES: &[(&str, &str)] = &[
-    ("CONSUL", "Consul as DCS is"),
-    ("ZOOKEEPER", "ZooKeeper as DCS is"),
-    ("EXHIBITOR", "Exhibitor as DCS is"),
-    ("RAFT", "Raft as DCS is"),
-];
+pub(super) const OTHER_STORES: &[(&str, &str)] =
+    &[("EXHIBITOR", "Exhibitor as DCS is"), ("RAFT", "Raft as DCS is")];
 
 /// Spilo's names, without a prefix, that choose such a store. Only these: Kubernetes sets many that look alike.
-pub(super) const OTHER_STORE_VARS: &[(&str, &str)] = &[
-    ("CONSUL_HOST", "Consul as DCS is"),
-    ("CONSUL_URL", "Consul as DCS is"),
-    ("ZOOKEEPER_HOSTS", "ZooKeeper as DCS is"),
-    ("EXHIBITOR_HOSTS", "Exhibitor as DCS is"),
-];
+pub(super) const OTHER_STORE_VARS: &[(&str, &str)] = &[("EXHIBITOR_HOSTS", "Exhibitor as DCS is")];
 
 /// Variables of other images that people may expect to work, and what to do instead.
 pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
@@ -152,6 +143,11 @@ pub(super) fn names(var: &Var) -> Vec<OtherName> {
     }
     if var.suffix.starts_with("KUBERNETES_") {
         // Spilo's; what Kubernetes itself sets (`KUBERNETES_SERVICE_HOST`, `KUBERNETES_PORT`) is no setting.
+        names.push(strong(var.suffix.to_owned()));
+    }
+    let of_stores = ["CONSUL_", "ZOOKEEPER_"];
+    // Spilo's; `CONSUL_PORT=tcp://…` is what Kubernetes tells about a service of that name.
+    if of_stores.iter().any(|store| var.suffix.starts_with(store)) && !var.suffix.ends_with("_PORT") {
         names.push(strong(var.suffix.to_owned()));
     }
     let others = OTHER_NAMES
@@ -264,7 +260,9 @@ mod tests {
             ("HOWDAH_ADOPT", "", Known::Yes),
             ("PATRONI_ADOPT", "", Known::No),
             ("HOWDAH_TTTL", "", Known::No),
-            ("HOWDAH_CONSUL_HOST", "", Known::Unsupported("Consul as DCS is")),
+            ("HOWDAH_CONSUL_HOST", "", Known::Yes),
+            ("HOWDAH_ZOOKEEPER_HOST", "", Known::No),
+            ("HOWDAH_RAFT_SELF_ADDR", "", Known::Unsupported("Raft as DCS is")),
             ("PATRONI_KUBERNETES_LABELS", "", Known::Yes),
             ("HOWDAH_KUBERNETES_LABLES", "", Known::No),
             ("HOWDAH_CONSULTANT", "", Known::No),

@@ -157,6 +157,66 @@ pub enum DcsConfig {
     Embedded(Embedded),
     /// The Kubernetes API.
     Kubernetes(Box<Kubernetes>),
+    /// A Consul agent.
+    Consul(Consul),
+    /// A ZooKeeper ensemble.
+    ZooKeeper(ZooKeeper),
+}
+
+/// TLS towards a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreTls {
+    /// Authorities of the servers' certificates; `None`: those of the system.
+    pub cacert: Option<PathBuf>,
+    /// Certificate and key to show to the servers.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Whether the servers' certificates are checked.
+    pub verify: bool,
+}
+
+/// Consul as the store (contract: DCS layout §7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consul {
+    /// The agent, `host:port`.
+    pub host: String,
+    /// TLS, if it is spoken.
+    pub tls: Option<StoreTls>,
+    /// ACL token.
+    pub token: Option<Secret>,
+    /// Datacenter; `None`: the agent's own.
+    pub dc: Option<String>,
+    /// Whether a look at the cluster needs a quorum.
+    pub consistent: bool,
+    /// Health checks of the agent's node that end the session when they fail.
+    pub checks: Vec<String>,
+    /// How the member is registered as a service, if it is.
+    pub service: Option<ConsulService>,
+}
+
+/// A member as a service in Consul's catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsulService {
+    /// Tags besides the role.
+    pub tags: Vec<String>,
+    /// Time between two health checks, as Consul reads it.
+    pub check_interval: String,
+    /// Name to expect in the REST API's certificate.
+    pub check_tls_server_name: Option<String>,
+}
+
+/// ZooKeeper as the store (contract: DCS layout §8).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ZooKeeper {
+    /// `host:port` each. Never empty.
+    pub hosts: Vec<String>,
+    /// What is put in front of all paths; empty, or with a slash in front.
+    pub chroot: String,
+    /// TLS, if it is spoken.
+    pub tls: Option<StoreTls>,
+    /// Credentials by scheme (`digest`: `user:password`).
+    pub auth: Vec<(String, Secret)>,
+    /// Scheme, id and permission bits of every node that is made; empty: everybody may do everything.
+    pub acls: Vec<(String, String, u32)>,
 }
 
 /// The Kubernetes API as the store (contract: DCS layout §9).

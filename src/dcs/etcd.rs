@@ -95,14 +95,7 @@ impl Options {
     /// Base path `/<namespace>/<scope>/`, duplicate slashes collapsed (contract: DCS layout §1).
     #[must_use]
     pub fn base(&self) -> String {
-        let mut base = String::from("/");
-        for part in [&self.namespace, &self.scope] {
-            for piece in part.split('/').filter(|piece| !piece.is_empty()) {
-                base.push_str(piece);
-                base.push('/');
-            }
-        }
-        base
+        super::base_path(&self.namespace, &self.scope)
     }
 
     fn urls(&self) -> Vec<String> {

@@ -4,6 +4,10 @@
 //! is decided in `ha`. "Lost the race", "refused" and "could not ask" are different answers here:
 //! the first two are values, the last is a [`DcsError`]. Nothing in this folder decides to demote.
 
+#[cfg(feature = "consul")]
+pub mod consul;
+#[cfg(any(feature = "consul", feature = "zookeeper"))]
+pub mod dial;
 #[cfg(feature = "etcd")]
 pub mod embedded;
 #[cfg(feature = "etcd")]
@@ -11,6 +15,8 @@ pub mod etcd;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod memory;
+#[cfg(feature = "zookeeper")]
+pub mod zookeeper;
 
 use std::time::Duration;
 
@@ -179,6 +185,19 @@ pub trait Dcs: Send + Sync + std::fmt::Debug {
 
     /// Name of the backend for logs (`etcd3`, `memory` …).
     fn kind(&self) -> &'static str;
+}
+
+/// Shared by backends: base path `/<namespace>/<scope>/`, duplicate slashes collapsed (contract: DCS layout §1).
+#[must_use]
+pub fn base_path(namespace: &str, scope: &str) -> String {
+    let mut base = String::from("/");
+    for part in [namespace, scope] {
+        for piece in part.split('/').filter(|piece| !piece.is_empty()) {
+            base.push_str(piece);
+            base.push('/');
+        }
+    }
+    base
 }
 
 /// Shared by backends: builds the view.

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::Builder;
+use super::{Builder, stores::is_explicit};
 use crate::config::{
     Origin,
     types::{Kubernetes, KubernetesMode, KubernetesPort},
-    vars,
 };
 
 const ENABLED: &str = "kubernetes.enabled";
@@ -25,16 +24,7 @@ impl Builder {
             Some(false) => return None,
             None => {}
         }
-        let mut all = vars::all().filter(|var| var.path.starts_with("kubernetes."));
-        all.find(|var| {
-            let origins = self
-                .all
-                .settings
-                .get(var.path)
-                .map(|setting| setting.origins.as_slice());
-            origins.unwrap_or_default().iter().any(is_explicit)
-        })
-        .map(|var| var.path)
+        self.explicit("kubernetes.")
     }
 
     pub(super) fn kubernetes(&mut self) -> Kubernetes {
@@ -199,17 +189,6 @@ impl Builder {
             }
         }
         codes
-    }
-}
-
-/// Whether somebody who knows this software, or Patroni, has said it.
-fn is_explicit(origin: &Origin) -> bool {
-    match origin {
-        Origin::Variable(name) | Origin::File { variable: name, .. } => {
-            name.starts_with("HOWDAH_") || name.starts_with("PATRONI_")
-        }
-        Origin::Document { .. } => true,
-        Origin::Default => false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod kubernetes;
 mod methods;
+mod other_stores;
 mod postgresql;
 mod roles;
 mod stores;

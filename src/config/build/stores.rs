@@ -1,4 +1,4 @@
-//! The store of the cluster: an etcd of its own, the image's, or Kubernetes (`kubernetes`).
+//! The store of the cluster: which one, and an etcd of its own or the image's. `kubernetes` and `other_stores` have the rest.
 
 use std::path::{Path, PathBuf};
 
@@ -17,33 +17,27 @@ use crate::{
 
 const CLIENT_PORT: u16 = 2379;
 
+/// What asks for an external etcd.
+const ETCD: [&str; 4] = ["etcd3.hosts", "etcd3.host", "etcd3.url", "etcd3.proxy"];
+
 impl Builder {
-    /// Kubernetes if something asks for it, an external etcd if there is an endpoint, else the embedded one.
+    /// The one store that something asks for, else the embedded etcd.
     pub(super) fn dcs(&mut self, postgresql: &Postgresql) -> DcsConfig {
-        let places = ["etcd3.hosts", "etcd3.host", "etcd3.url", "etcd3.proxy"];
-        let place = places.into_iter().find(|path| self.all.settings.is_given(path));
-        if let Some(asked) = self.kubernetes_asked_for() {
-            for other in place.into_iter().chain(["embedded.peers"]) {
-                if self.all.settings.is_given(other) {
-                    self.inconsistent(
-                        &[asked, other],
-                        "Kubernetes and etcd as the store exclude each other",
-                    );
-                }
+        let asked = self.asked_for();
+        for (index, (what, path)) in asked.iter().enumerate() {
+            for (other, other_path) in &asked[index + 1..] {
+                self.inconsistent(
+                    &[path, other_path],
+                    &format!("{what} and {other} as the store exclude each other"),
+                );
             }
-            return DcsConfig::Kubernetes(Box::new(self.kubernetes()));
         }
-        match place {
-            Some(place) => {
-                if self.all.settings.is_given("embedded.peers") {
-                    self.inconsistent(
-                        &[place, "embedded.peers"],
-                        "an external etcd and the embedded one exclude each other",
-                    );
-                }
-                DcsConfig::Etcd3(self.etcd3())
-            }
-            None => {
+        match asked.first() {
+            Some(("Kubernetes", _)) => DcsConfig::Kubernetes(Box::new(self.kubernetes())),
+            Some(("Consul", _)) => DcsConfig::Consul(self.consul()),
+            Some(("ZooKeeper", _)) => DcsConfig::ZooKeeper(self.zookeeper()),
+            Some(("an external etcd", _)) => DcsConfig::Etcd3(self.etcd3()),
+            _ => {
                 let settings = vars::all().filter(|var| var.path.starts_with("etcd3."));
                 let given: Vec<&str> = settings
                     .map(|var| var.path)
@@ -58,6 +52,37 @@ impl Builder {
                 DcsConfig::Embedded(self.embedded(postgresql))
             }
         }
+    }
+
+    /// All stores that something asks for, and what does.
+    fn asked_for(&self) -> Vec<(&'static str, &'static str)> {
+        let given = |path: &&'static str| self.all.settings.is_given(path);
+        let consul = ["consul.host", "consul.url"].into_iter().find(given);
+        let zookeeper = ["zookeeper.hosts"].into_iter().find(given);
+        let candidates = [
+            ("Kubernetes", self.kubernetes_asked_for()),
+            ("Consul", consul.or_else(|| self.explicit("consul."))),
+            ("ZooKeeper", zookeeper.or_else(|| self.explicit("zookeeper."))),
+            ("an external etcd", ETCD.into_iter().find(given)),
+            ("the embedded etcd", ["embedded.peers"].into_iter().find(given)),
+        ];
+        let asked = candidates.into_iter();
+        asked.filter_map(|(what, path)| Some((what, path?))).collect()
+    }
+
+    /// The first setting of a section that somebody who knows this software, or Patroni, has given. Shorter names may be
+    /// there for others' sake (`CONSUL_CACERT`, `KUBERNETES_LABELS`).
+    pub(super) fn explicit(&self, section: &str) -> Option<&'static str> {
+        let mut all = vars::all().filter(|var| var.path.starts_with(section));
+        all.find(|var| {
+            let origins = self
+                .all
+                .settings
+                .get(var.path)
+                .map(|setting| setting.origins.as_slice());
+            origins.unwrap_or_default().iter().any(is_explicit)
+        })
+        .map(|var| var.path)
     }
 
     fn etcd3(&mut self) -> Etcd3 {
@@ -278,6 +303,17 @@ impl Builder {
             .int(path)
             .and_then(|port| u16::try_from(port).ok());
         port.unwrap_or(1)
+    }
+}
+
+/// Whether somebody who knows this software, or Patroni, has said it.
+pub(super) fn is_explicit(origin: &Origin) -> bool {
+    match origin {
+        Origin::Variable(name) | Origin::File { variable: name, .. } => {
+            name.starts_with("HOWDAH_") || name.starts_with("PATRONI_")
+        }
+        Origin::Document { .. } => true,
+        Origin::Default => false,
     }
 }
 

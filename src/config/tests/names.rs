@@ -187,12 +187,12 @@ fn unknown_names_of_ours_are_mistakes_and_patroni_s_are_warnings() {
 #[test]
 fn what_this_build_cannot_do_is_said() {
     refused(
-        &[("PATRONI_CONSUL_HOST", "c:8500")],
-        "PATRONI_CONSUL_HOST: Consul as DCS is not supported in this build",
+        &[("PATRONI_RAFT_SELF_ADDR", "r:2222")],
+        "PATRONI_RAFT_SELF_ADDR: Raft as DCS is not supported in this build",
     );
     refused(
-        &[("ZOOKEEPER_HOSTS", "z:2181")],
-        "ZOOKEEPER_HOSTS: ZooKeeper as DCS is not supported in this build",
+        &[("EXHIBITOR_HOSTS", "x")],
+        "EXHIBITOR_HOSTS: Exhibitor as DCS is not supported in this build",
     );
     refused(
         &[("HOWDAH_RESTAPI_CERTFILE", "/c")],

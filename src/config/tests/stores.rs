@@ -129,7 +129,7 @@ fn half_of_an_etcd_configuration_is_a_mistake() {
     );
     refused(
         &[hosts, ("HOWDAH_EMBEDDED_PEERS", "pg1")],
-        "HOWDAH_ETCD3_HOSTS, HOWDAH_EMBEDDED_PEERS: an external etcd and the embedded one exclude each other",
+        "HOWDAH_ETCD3_HOSTS, HOWDAH_EMBEDDED_PEERS: an external etcd and the embedded etcd as the store exclude each other",
     );
     refused(
         &[("HOWDAH_ETCD3_HOSTS", "ftp://e")],
@@ -293,7 +293,7 @@ fn what_does_not_fit_kubernetes_is_said() {
             ("HOWDAH_KUBERNETES_LABELS", "{a: b}"),
             ("HOWDAH_ETCD3_HOSTS", "e1"),
         ],
-        "HOWDAH_KUBERNETES_LABELS, HOWDAH_ETCD3_HOSTS: Kubernetes and etcd as the store exclude each other",
+        "HOWDAH_KUBERNETES_LABELS, HOWDAH_ETCD3_HOSTS: Kubernetes and an external etcd as the store exclude each other",
     );
     refused(
         &[
@@ -313,5 +313,125 @@ fn what_does_not_fit_kubernetes_is_said() {
     refused(
         &[("HOWDAH_KUBERNETES_RETRIABLE_HTTP_CODES", "[200]")],
         "HOWDAH_KUBERNETES_RETRIABLE_HTTP_CODES: \"200\" is no HTTP status that says no (allowed: 300 to 599)",
+    );
+}
+
+#[test]
+fn consul_is_asked_where_patroni_would_ask_it() {
+    let consul = |vars: &[(&str, &str)]| match good(vars).config.dcs {
+        DcsConfig::Consul(consul) => consul,
+        other => unreachable!("{vars:?} name Consul, not {other:?}"),
+    };
+    let host = |vars: &[(&str, &str)]| consul(vars).host;
+    assert_eq!(host(&[("PATRONI_CONSUL_HOST", "c1")]), "c1:8500");
+    assert_eq!(host(&[("CONSUL_HOST", "c1:8501")]), "c1:8501");
+    assert_eq!(
+        host(&[("HOWDAH_CONSUL_HOST", "c1"), ("HOWDAH_CONSUL_PORT", "9")]),
+        "c1:9"
+    );
+    assert_eq!(host(&[("HOWDAH_CONSUL_TOKEN", "t")]), "127.0.0.1:8500");
+    let found = consul(&[
+        ("HOWDAH_CONSUL_URL", "https://c1/"),
+        ("HOWDAH_CONSUL_VERIFY", "no"),
+        ("HOWDAH_CONSUL_CERT", "/c.pem"),
+        ("HOWDAH_CONSUL_TOKEN", "s3cret"),
+        ("HOWDAH_CONSUL_REGISTER_SERVICE", "on"),
+        ("HOWDAH_CONSUL_SERVICE_TAGS", "a,b"),
+    ]);
+    assert_eq!(found.host, "c1:8500");
+    let tls = found.tls.clone().expect("https");
+    assert!(!tls.verify);
+    assert_eq!(tls.identity, Some(("/c.pem".into(), "/c.pem".into())));
+    assert_eq!(found.service.clone().expect("registered").tags, ["a", "b"]);
+    assert!(found.consistent && !format!("{found:?}").contains("s3cret"));
+    let stale = good(&[
+        ("PATRONI_CONSUL_HOST", "c1"),
+        ("PATRONI_CONSUL_CONSISTENCY", "stale"),
+    ]);
+    assert_eq!(
+        stale.warnings,
+        [
+            "PATRONI_CONSUL_CONSISTENCY: whoever may lead is not decided by stale reads; default is used instead"
+        ]
+    );
+    // What Kubernetes and Consul's own tools leave in the environment chooses nothing.
+    let others = [("CONSUL_PORT", "tcp://10.0.0.1:8500"), ("CONSUL_CACERT", "/ca")];
+    assert!(matches!(good(&others).config.dcs, DcsConfig::Embedded(_)));
+}
+
+#[test]
+fn zookeeper_is_given_as_patroni_has_it() {
+    let loaded = good(&[
+        ("PATRONI_ZOOKEEPER_HOSTS", "'z1:2182','z2/some/root'"),
+        ("PATRONI_ZOOKEEPER_AUTH_DATA", "{digest: 'pg:s3cret'}"),
+        (
+            "PATRONI_ZOOKEEPER_SET_ACLS",
+            "{'CN=pg': [ALL], 'digest:pg:hash': [read, write]}",
+        ),
+    ]);
+    assert!(!check::render(&loaded).contains("s3cret"));
+    let DcsConfig::ZooKeeper(found) = loaded.config.dcs else {
+        unreachable!("ZooKeeper is named");
+    };
+    assert_eq!(found.hosts, ["z1:2182", "z2:2181"]);
+    assert_eq!(found.chroot, "/some/root");
+    assert_eq!(found.tls, None);
+    assert_eq!(
+        found.acls,
+        [
+            ("x509".to_owned(), "CN=pg".to_owned(), 31),
+            ("digest".to_owned(), "pg:hash".to_owned(), 3)
+        ]
+    );
+    assert_eq!(found.auth[0].1.reveal(), "pg:s3cret");
+    assert!(!format!("{found:?}").contains("s3cret"));
+}
+
+#[test]
+fn two_stores_are_one_too_many() {
+    refused(
+        &[("HOWDAH_CONSUL_HOST", "c1"), ("PATRONI_ZOOKEEPER_HOSTS", "z1")],
+        "HOWDAH_CONSUL_HOST, PATRONI_ZOOKEEPER_HOSTS: Consul and ZooKeeper as the store exclude each other",
+    );
+    refused(
+        &[("CONSUL_HOST", "c1"), ("HOWDAH_ETCD3_HOSTS", "e1")],
+        "CONSUL_HOST, HOWDAH_ETCD3_HOSTS: Consul and an external etcd as the store exclude each other",
+    );
+}
+
+#[test]
+fn what_does_not_fit_consul_or_zookeeper_is_said() {
+    refused(
+        &[("HOWDAH_CONSUL_HOST", "c1:8501"), ("HOWDAH_CONSUL_PORT", "8502")],
+        "HOWDAH_CONSUL_HOST, HOWDAH_CONSUL_PORT: they name two ports",
+    );
+    refused(
+        &[("HOWDAH_CONSUL_URL", "c1:8500")],
+        "HOWDAH_CONSUL_URL: it must begin with http:// or https://",
+    );
+    refused(
+        &[
+            ("HOWDAH_CONSUL_HOST", "c1"),
+            ("HOWDAH_CONSUL_SERVICE_CHECK_INTERVAL", "5"),
+        ],
+        "HOWDAH_CONSUL_SERVICE_CHECK_INTERVAL: \"5\" is no time between two checks (allowed: 5s, 500ms, 1m)",
+    );
+    refused(
+        &[("HOWDAH_ZOOKEEPER_SET_ACLS", "{a: [ALL]}")],
+        "HOWDAH_ZOOKEEPER_HOSTS must be set: ZooKeeper is to be the store",
+    );
+    refused(
+        &[
+            ("HOWDAH_ZOOKEEPER_HOSTS", "z1"),
+            ("HOWDAH_ZOOKEEPER_SET_ACLS", "{a: [FLY]}"),
+        ],
+        "HOWDAH_ZOOKEEPER_SET_ACLS: a: [\"FLY\"] is no list of permissions (allowed: CREATE, READ, WRITE, DELETE, ADMIN, ALL)",
+    );
+    refused(
+        &[
+            ("HOWDAH_ZOOKEEPER_HOSTS", "z1"),
+            ("HOWDAH_ZOOKEEPER_KEY_PASSWORD", "x"),
+        ],
+        "HOWDAH_ZOOKEEPER_KEY_PASSWORD: an encrypted key is not supported in this build",
     );
 }

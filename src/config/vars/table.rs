@@ -7,7 +7,7 @@ use super::{
 };
 use crate::config::Kind::{
     Address, Bool, Bytes, Choice, Document, Int, Lines, List, Listen, Map, Maps, Name, Options, Path,
-    Seconds, Secret, Text,
+    Seconds, Secret, Secrets, Text,
 };
 use crate::config::kind::SECONDS_MAX;
 
@@ -17,6 +17,7 @@ const DAY: i64 = 86_400;
 const REST_TLS: &str = "TLS for the REST API is";
 const CTL_TLS: &str = "TLS towards the REST API is";
 const SRV: &str = "etcd discovery by DNS SRV is";
+const ENCRYPTED_KEY: &str = "an encrypted key is";
 const CITUS: &str = "Citus is";
 
 const fn v(
@@ -275,6 +276,35 @@ pub static SECTIONS: &[Section] = &[
         v("EMBEDDED_LISTEN", "embedded.listen", Text, Computed("0.0.0.0 with peers, else 127.0.0.1"), Start, "Host or address etcd listens on"),
         v("EMBEDDED_CLIENT_PORT", "embedded.client_port", Int(1, 65535), Fixed("2379"), Start, "Port for clients"),
         v("EMBEDDED_PEER_PORT", "embedded.peer_port", Int(1, 65535), Fixed("2380"), Start, "Port for the other members' etcd"),
+    ]},
+    Section { title: "Consul", vars: &[
+        v("CONSUL_HOST", "consul.host", Text, Computed("127.0.0.1"), Start, "Consul agent, host:port; this, or a URL, makes Consul the store of the cluster"),
+        v("CONSUL_URL", "consul.url", Text, Unset, Start, "The same as a URL"),
+        v("CONSUL_PORT", "consul.port", Int(1, 65535), Computed("8500"), Start, "Port of the agent, if it is not in the address"),
+        v("CONSUL_SCHEME", "consul.scheme", Choice(&["http", "https"]), Computed("https with a certificate, else http"), Start, "Protocol of the agent"),
+        v("CONSUL_TOKEN", "consul.token", Secret, Unset, Start, "ACL token"),
+        v("CONSUL_VERIFY", "consul.verify", Bool, Fixed("yes"), Start, "Check the agent's certificate"),
+        v("CONSUL_CACERT", "consul.cacert", Path, Unset, Start, "Authorities of the agent's certificate"),
+        v("CONSUL_CERT", "consul.cert", Path, Unset, Start, "Client certificate"),
+        v("CONSUL_KEY", "consul.key", Path, Computed("in the file of the certificate"), Start, "Key of the client certificate"),
+        v("CONSUL_DC", "consul.dc", Text, Computed("the agent's own"), Start, "Datacenter"),
+        v("CONSUL_CONSISTENCY", "consul.consistency", Choice(&["consistent", "default", "stale"]), Fixed("consistent"), Start, "Consistency of a look at the cluster; what concerns the lock is always consistent, and stale is read as default"),
+        v("CONSUL_CHECKS", "consul.checks", List, Unset, Start, "Health checks of the agent's node that end the session, and with it the lock, when they fail"),
+        v("CONSUL_REGISTER_SERVICE", "consul.register_service", Bool, Fixed("no"), Start, "Register each member as a service named after the cluster, tagged with its role"),
+        v("CONSUL_SERVICE_TAGS", "consul.service_tags", List, Unset, Start, "Further tags of the service"),
+        v("CONSUL_SERVICE_CHECK_INTERVAL", "consul.service_check_interval", Text, Fixed("5s"), Start, "Time between two health checks of the service"),
+        v("CONSUL_SERVICE_CHECK_TLS_SERVER_NAME", "consul.service_check_tls_server_name", Text, Unset, Start, "Name to expect in the certificate of the REST API"),
+    ]},
+    Section { title: "ZooKeeper", vars: &[
+        v("ZOOKEEPER_HOSTS", "zookeeper.hosts", List, Unset, Start, "Servers, host:port each, and behind the last one a path that stands in front of all others; this makes ZooKeeper the store of the cluster"),
+        v("ZOOKEEPER_USE_SSL", "zookeeper.use_ssl", Bool, Computed("yes with a certificate"), Start, "Speak TLS"),
+        v("ZOOKEEPER_CACERT", "zookeeper.cacert", Path, Unset, Start, "Authorities of the servers' certificates"),
+        v("ZOOKEEPER_CERT", "zookeeper.cert", Path, Unset, Start, "Client certificate"),
+        v("ZOOKEEPER_KEY", "zookeeper.key", Path, Computed("in the file of the certificate"), Start, "Key of the client certificate"),
+        v("ZOOKEEPER_KEY_PASSWORD", "zookeeper.key_password", Secret, Unset, Unsupported(ENCRYPTED_KEY), "Password of that key"),
+        v("ZOOKEEPER_VERIFY", "zookeeper.verify", Bool, Fixed("yes"), Start, "Check the servers' certificates and the names in them"),
+        v("ZOOKEEPER_AUTH_DATA", "zookeeper.auth_data", Secrets, Unset, Start, "Credentials by scheme: {digest: 'user:password'}"),
+        v("ZOOKEEPER_SET_ACLS", "zookeeper.set_acls", Map, Unset, Start, "Who may do what with the nodes that are made: {'CN=pg': [ALL], 'digest:user:hash': [READ]}"),
     ]},
     Section { title: "Kubernetes", vars: &[
         v("KUBERNETES_ENABLED", "kubernetes.enabled", Bool, Computed("yes if any setting of this section is given"), Start, "Use the Kubernetes API as the store of the cluster"),
