@@ -97,7 +97,7 @@ impl Browser {
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
             "goog:chromeOptions": {"args": arguments},
-            "goog:loggingPrefs": {"browser": "ALL"},
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }}});
         let answer = browser
             .call("POST", "/session", wanted)
@@ -163,28 +163,60 @@ impl Browser {
         self.act(selector, "value", &json!({"text": text})).await;
     }
 
-    /// A PNG of the page in a window of this size.
-    pub async fn screenshot(&self, width: u32, height: u32) -> Vec<u8> {
+    /// A command of the browser's own protocol.
+    async fn cdp(&self, command: &str, params: Value) -> Value {
+        let body = json!({"cmd": command, "params": params});
+        self.of_session("POST", "/goog/cdp/execute", body).await.unwrap()
+    }
+
+    /// What the system prefers: `dark` or `light`.
+    pub async fn prefers(&self, scheme: &str) {
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        self.cdp("Emulation.setEmulatedMedia", json!({"features": features}))
+            .await;
+    }
+
+    /// The size of the window; a narrow one is a phone's.
+    pub async fn resize(&self, width: u32, height: u32) {
+        let metrics =
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
+        self.cdp("Emulation.setDeviceMetricsOverride", metrics).await;
+    }
+
+    /// A PNG of the whole page.
+    pub async fn screenshot(&self) -> Vec<u8> {
         use base64::Engine as _;
-        let rect = json!({"width": width, "height": height});
-        self.of_session("POST", "/window/rect", rect).await.unwrap();
-        let png = self.of_session("GET", "/screenshot", json!({})).await.unwrap();
+        let params = json!({"format": "png", "captureBeyondViewport": true});
+        let png = self.cdp("Page.captureScreenshot", params).await;
         base64::engine::general_purpose::STANDARD
-            .decode(png.as_str().unwrap())
+            .decode(png["data"].as_str().unwrap())
             .unwrap()
     }
 
-    /// What the page complained of, but for requests that were refused or not answered: the browser logs those itself.
-    pub async fn errors(&self) -> Vec<String> {
-        let log = self
-            .of_session("POST", "/se/log", json!({"type": "browser"}))
-            .await
-            .unwrap();
-        let entries = log.as_array().unwrap().iter();
-        let severe = entries.filter(|entry| entry["level"] == "SEVERE" && entry["source"] != "network");
-        severe
-            .map(|entry| entry["message"].as_str().unwrap_or_default().to_owned())
+    async fn log(&self, kind: &str) -> Vec<Value> {
+        let body = json!({"type": kind});
+        let log = self.of_session("POST", "/se/log", body).await.unwrap();
+        log.as_array().unwrap().clone()
+    }
+
+    /// What the console has said since the last time, from warnings on.
+    pub async fn complaints(&self) -> Vec<String> {
+        let entries = self.log("browser").await.into_iter();
+        let loud = entries.filter(|entry| matches!(entry["level"].as_str(), Some("SEVERE" | "WARNING")));
+        loud.map(|entry| entry["message"].as_str().unwrap_or_default().to_owned())
             .collect()
+    }
+
+    /// The addresses of all requests since the last time, whoever made them.
+    pub async fn requests(&self) -> Vec<String> {
+        let entries = self.log("performance").await.into_iter();
+        let sent = entries.filter_map(|entry| {
+            let event: Value = serde_json::from_str(entry["message"].as_str()?).ok()?;
+            let message = &event["message"];
+            let url = message["params"]["request"]["url"].as_str()?;
+            (message["method"] == "Network.requestWillBeSent").then(|| url.to_owned())
+        });
+        sent.collect()
     }
 }
 
