@@ -263,7 +263,7 @@ async fn a_person_sees_the_cluster_and_changes_its_leader() {
         .says(
             "what became of it",
             "#note",
-            "Successfully switched over to \\\"pg3\\\"",
+            "Successfully switched over to \"pg3\"",
         )
         .await;
     stage.asks(false).await;

@@ -104,6 +104,10 @@ impl Browser {
             .await
             .unwrap_or_else(|why| panic!("{why}"));
         browser.session = answer["sessionId"].as_str().unwrap().to_owned();
+        // Its first page is the browser's own, which loads and says what it likes.
+        browser.open("about:blank").await;
+        browser.requests().await;
+        browser.complaints().await;
         browser
     }
 
@@ -131,9 +135,17 @@ impl Browser {
             .unwrap();
     }
 
-    /// Ends the browser in order.
-    pub async fn close(self) {
-        self.of_session("DELETE", "", json!({})).await.unwrap();
+    /// The driver closes the browser and answers once that is done.
+    fn end_session(&self) -> std::io::Result<()> {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let (session, port) = (&self.session, self.port);
+        write!(
+            stream,
+            "DELETE /session/{session} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
+        )?;
+        stream.read(&mut [0; 64]).map(|_| ())
     }
 
     /// Runs a script in the page and returns what it returns.
@@ -222,6 +234,8 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        // In order where the driver still answers: it knows of processes that are nobody's children.
+        let _ended = self.end_session();
         // The driver and all the processes of its browser are one group.
         if let Ok(group) = i32::try_from(self.driver.id()) {
             let _ = nix::sys::signal::killpg(
