@@ -56,7 +56,7 @@ impl Stage {
             .map(|name| Node::new(base.path(), name, "demo", &[etcd.endpoint()]))
             .collect();
         let dcs = "{postgresql: {parameters: {
-            archive_command: 'push --token=hush1 --PASSWORD=\"hush2 more\" %p scp://u:hush3@h/wal',
+            archive_command: 'push --token=hush1 --PASSWORD=\"hush2 more\" --secret hush4 %p scp://u:hush3@h/wal',
             log_line_prefix: '%m <img src=x onerror=alert(1)> '}}}";
         // Changes need a password, which the page has to ask for.
         for node in &mut nodes {
@@ -290,6 +290,23 @@ async fn a_person_sees_the_cluster_and_changes_its_leader() {
     assert_ne!(started().await.unwrap(), before);
     stage.members("pg3").await;
 
+    // Its data, copied anew.
+    let copied = async || {
+        let (_, status) = stage.nodes[1].get("/patroni").await?;
+        Ok::<_, String>(status["copies"]["made"].as_u64().unwrap_or(0))
+    };
+    let before = copied().await.unwrap();
+    stage.confirm("button[data-act=reinitialize]", Some("pg2")).await;
+    stage
+        .says("what became of it", "#note", "reinitialize started")
+        .await;
+    wait_for("the copy", SOON, async || match copied().await? {
+        made if made > before => Ok(()),
+        made => Err(made.to_string()),
+    })
+    .await;
+    stage.members("pg3").await;
+
     // Pause and resume.
     stage.confirm("#pause[data-act=pause]", None).await;
     stage.hidden("paused", false).await;
@@ -332,7 +349,7 @@ async fn what_is_old_is_called_old_and_nobody_acts_on_it() {
         .says(
             "that pg2 is silent",
             "#stale:not([hidden])",
-            "pg2 has not answered for",
+            "pg2 does not answer.",
         )
         .await;
     stage.says("how old it is", "#stale:not([hidden])", "s old").await;
@@ -349,7 +366,7 @@ async fn what_is_old_is_called_old_and_nobody_acts_on_it() {
         .says(
             "that the store is away",
             "#stale:not([hidden])",
-            "pg2 cannot read the store",
+            "pg2 does not reach the DCS.",
         )
         .await;
     stage

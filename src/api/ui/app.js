@@ -1,8 +1,8 @@
 // Looks again and again, and says how old what it shows is.
 
 const EVERY = 1000, SELDOM = 4000, HIDDEN_EVERY = 5000, WITHIN = 3000, OLD_AFTER = 4;
-let view = null, why = {}, config = null, status = null, me = null;
-// When this member last answered, and when it had last seen the store then; in ms of this page's clock.
+let view = null, why = Object.create(null), config = null, status = null, me = null;
+// When this member last answered, and when it had last seen the DCS then; in ms of this page's clock.
 let answered = 0, seen = 0, because = null;
 
 async function get(path) {
@@ -24,8 +24,8 @@ async function look() {
     if (Array.isArray(cluster.members)) {
       view = cluster;
       seen = answered - 1000 * (cluster.seen_seconds_ago ?? 0);
-      because = cluster.seen_seconds_ago == null ? null : "store";
-    } else because = cluster.refused ?? "it does not say why";
+      because = cluster.seen_seconds_ago == null ? null : `${me} does not reach the DCS.`;
+    } else because = `${me} cannot show the cluster: ${cluster.refused ?? "it does not say why"}.`;
   } catch { /* how long ago the last answer was tells all */ }
   show();
 }
@@ -34,7 +34,7 @@ async function lookAtWords() {
   let words = null;
   try { words = await get("/why"); } catch { return; }
   if (!Array.isArray(words)) return;
-  why = Object.fromEntries(words.map((word) => [word.member, word]));
+  why = Object.assign(Object.create(null), Object.fromEntries(words.map((word) => [word.member, word])));
   show();
 }
 
@@ -74,13 +74,15 @@ function freshness() {
   const now = performance.now(), who = me || "this member";
   const silence = answered ? (now - answered) / 1000 : now / 1000, age = seen ? (now - seen) / 1000 : 0;
   const limit = document.hidden ? OLD_AFTER + 3 * HIDDEN_EVERY / 1000 : OLD_AFTER;
-  let text = null;
-  if (silence >= limit) text = `${answered ? `${who} has not answered for ${lasting(silence)}.` : "No answer from this member yet."}${seen ? ` What is shown is ${lasting(age)} old.` : ""}`;
-  else if (because === "store") text = `${who} cannot read the store. What is shown is ${lasting(age)} old.`;
-  else if (because) text = `${who} cannot show the cluster: ${because}.${seen ? ` What is shown is ${lasting(age)} old.` : ""}`;
-  const old = text != null;
+  let what = because;
+  if (silence >= limit) what = answered ? `${who} does not answer.` : "No answer from this member yet.";
+  const old = what != null;
   $("stale").hidden = !old;
-  if (old) say($("stale"), text);
+  if (old) {
+    // Read out once; the age goes up every second.
+    say($("stale").firstElementChild, what);
+    say($("stale").lastElementChild, seen ? `What is shown is ${lasting(age)} old.` : "");
+  }
   document.body.classList.toggle("old", old);
   // Nobody acts on what is not so any more.
   for (const node of document.querySelectorAll(".act")) node.disabled = silence >= limit;

@@ -1,6 +1,6 @@
-// Who led when: a lane for every member that has led, a bar for every timeline.
+// Who led when: a lane for every member that is there or has led, a bar for every timeline.
 
-const SPANS = [["1 h", 3600], ["1 day", 86400], ["1 week", 604800], ["30 days", 2592000], ["All", Infinity]];
+const SPANS = [["15 min", 900], ["1 h", 3600], ["1 day", 86400], ["1 week", 604800], ["30 days", 2592000], ["All", Infinity]];
 const STEPS = [1, 5, 15, 30, 60, 300, 900, 1800, 3600, 10800, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000, 7776000, 31536000];
 let rows = [], chosen = null;
 
@@ -40,14 +40,14 @@ function drawHistory() {
   const list = changes(), now = Date.now(), place = $("history");
   $("range").hidden = !list.length;
   if (!list.length) {
-    if (news("history", "none")) place.replaceChildren(el("p", { class: "hint" }, rows.length ? "The store does not say when the leader changed." : "The leader has not changed since the cluster began."));
+    if (news("history", "none")) place.replaceChildren(el("p", { class: "hint" }, rows.length ? "The history does not say when the leader changed." : "The leader has not changed since the cluster began."));
     return;
   }
   const span = spanFor(list, now), width = Math.max(280, place.clientWidth);
   ranges(span);
   // Bars grow with time: not oftener than anybody could see.
   const tick = Math.max(1000, (Number.isFinite(span) ? span * 1000 : now - list[0].at) / width);
-  if (!news("history", [list, span, width, Math.floor(now / tick)])) return;
+  if (!news("history", [list, view?.members.map((member) => member.name), span, width, Math.floor(now / tick)])) return;
   const begin = Number.isFinite(span) ? now - span * 1000 : list[0].at - Math.max((now - list[0].at) * 0.08, 2000);
   const figure = timeAxis(list, begin, now, width);
   const old = place.querySelector("details");
@@ -55,7 +55,7 @@ function drawHistory() {
 }
 
 function timeAxis(list, begin, now, width) {
-  const lanes = [...new Set(list.map((change) => change.name))].sort();
+  const lanes = [...new Set([...list.map((change) => change.name), ...(view?.members ?? []).map((member) => member.name)])].sort();
   const L = Math.min(160, 24 + 8 * Math.max(...lanes.map((name) => name.length))), R = 14, T = 10, LANE = 38, BAR = 20;
   const foot = T + lanes.length * LANE, height = foot + 28;
   const x = (at) => L + (width - L - R) * (Math.max(at, begin) - begin) / (now - begin);

@@ -124,7 +124,7 @@ function fillRow(row, member, cluster) {
   const failure = why[member.name]?.failure;
   say(state.lastElementChild, [member.reason, failure && maskedText(failure)].filter(Boolean).join(": "));
   say(timeline, member.timeline == null ? "" : String(member.timeline));
-  say(behind.firstElementChild, leads(member) ? "" : bytes(member.replay_lag));
+  say(behind.firstElementChild, leads(member) ? "–" : bytes(member.replay_lag));
   say(behind.lastElementChild, leads(member) || member.receive_lag === member.replay_lag ? "" : `received ${bytes(member.receive_lag)}`);
   const word = chances(member);
   say(chance.firstElementChild, word.text, word.tone);
@@ -149,7 +149,7 @@ function members(cluster) {
   });
   for (const row of known.values()) row.remove();
   const words = Object.values(why);
-  const promises = [["Replication", words.find((word) => word.promise)?.promise], ["Without the store", words.find((word) => word.without_dcs)?.without_dcs]];
+  const promises = [["Replication", words.find((word) => word.promise)?.promise], ["Without the DCS", words.find((word) => word.without_dcs)?.without_dcs]];
   if (news("promise", promises)) {
     $("promise").replaceChildren(...promises.filter(([, text]) => text).map(([name, text]) => el("p", {}, el("b", {}, name), ` ${text}`)));
   }

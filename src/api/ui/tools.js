@@ -57,20 +57,23 @@ function lasting(seconds) {
 }
 
 // Settings that people put passwords into: whole values by their names, parts of texts by their shape.
-const SECRET = /pass(word|wd|phrase|file)?|secret|token|credential|private_?key/i;
-const NO_SECRET = /^(password_encryption|md5_password_warnings|check_passwords?|passwordcheck\..*)$/i;
-const ASSIGNED = /([\w-]*(?:pass(?:word|wd|phrase)?|secrets?|token)\s*[=:]\s*)('(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.)*"|[^\s,;&]+)/gi;
-const IN_URL = /([a-z][a-z0-9+.-]*:\/\/[^\s:@\/]*:)[^\s@]*@/gi;
+const SECRET = /pass|secret|token|credential|private_?key|access_?key/i;
+const NO_SECRET = /^(password_encryption|md5_password_warnings|passwordcheck\..*)$/i;
+const QUOTED = String.raw`'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.)*"|[^\s,;&]+`;
+const WORDS = "(?:pass(?:word|wd|phrase)?|secret|token|access_?key)";
+const ASSIGNED = new RegExp(`([\\w-]*${WORDS}[\\w-]*["']?\\s*[=:]\\s*)(${QUOTED})`, "gi");
+const OPTION = new RegExp(`(--?[\\w-]*${WORDS}[\\w-]*\\s+)(${QUOTED})`, "gi");
+const IN_URL = /([a-z][a-z0-9+.-]*:\/\/[^\s:@\/]*:)\S*@/gi;
 const HIDDEN = "•••";
 
-const maskedText = (text) => text.replace(ASSIGNED, `$1${HIDDEN}`).replace(IN_URL, `$1${HIDDEN}@`);
+const maskedText = (text) => text.replace(ASSIGNED, `$1${HIDDEN}`).replace(OPTION, `$1${HIDDEN}`).replace(IN_URL, `$1${HIDDEN}@`);
 
-function masked(value, key = "") {
-  if (Array.isArray(value)) return value.map((one) => masked(one, key));
+function masked(value, hide = false) {
+  if (Array.isArray(value)) return value.map((one) => masked(one, hide));
   if (value && typeof value === "object") {
-    return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, masked(one, name)]));
+    return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, masked(one, hide || (SECRET.test(name) && !NO_SECRET.test(name)))]));
   }
-  if (SECRET.test(key) && !NO_SECRET.test(key) && value !== null && typeof value !== "boolean") return HIDDEN;
+  if (hide && value !== null && typeof value !== "boolean") return HIDDEN;
   return typeof value === "string" ? maskedText(value) : value;
 }
 
