@@ -20,206 +20,267 @@ mod etcd;
 #[path = "common/node.rs"]
 #[allow(dead_code, reason = "shared with the cluster ring, which uses more of it")]
 mod node;
+#[path = "ui/stage.rs"]
+mod stage;
 
-use std::{path::Path, time::Duration};
-
-use browser::Browser;
-use node::{Node, descendants, wait_for};
+use node::wait_for;
 use serde_json::{Value, json};
-
-const SOON: Duration = Duration::from_secs(60);
-
-/// What the table says: name, role, state.
-const ROWS: &str =
-    "return [...document.querySelectorAll('#members tbody tr')].map(r => [r.dataset.member, r.dataset.role,
-    r.cells[2].textContent])";
-
-async fn shows(browser: &Browser, what: &str, wanted: impl Fn(&Value) -> bool, script: &str) -> Value {
-    wait_for(what, SOON, async || {
-        let found = browser.run(script).await?;
-        if wanted(&found) {
-            Ok(found)
-        } else {
-            Err(found.to_string())
-        }
-    })
-    .await
-}
-
-/// Clicks, types the word that is asked for, and confirms.
-async fn confirm(browser: &Browser, button: &str, word: &str) {
-    browser.click(button).await;
-    wait_for("the question", SOON, async || {
-        match browser.run("return document.getElementById('ask').open").await? {
-            Value::Bool(true) => Ok(()),
-            other => Err(other.to_string()),
-        }
-    })
-    .await;
-    let closed = browser
-        .run("return document.getElementById('ask-go').disabled")
-        .await;
-    assert_eq!(
-        closed,
-        Ok(json!(true)),
-        "nothing happens before the word is typed"
-    );
-    browser.type_into("#ask-word", word).await;
-    browser.click("#ask-go").await;
-}
-
-fn keep(name: &str, png: &[u8]) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/.cache/ui");
-    std::fs::create_dir_all(&dir).unwrap();
-    std::fs::write(dir.join(name), png).unwrap();
-}
+use stage::{PASSWORD, SOON, Stage};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_sees_the_cluster_and_changes_its_leader() {
-    let base = tempfile::Builder::new().prefix("howdah-").tempdir().unwrap();
-    std::fs::set_permissions(base.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let etcd = etcd::Server::start();
-    let mut nodes: Vec<Node> = ["pg1", "pg2", "pg3"]
-        .iter()
-        .map(|name| Node::new(base.path(), name, "demo", &[etcd.endpoint()]))
-        .collect();
-    // Changes need a password, which the page has to ask for.
-    for node in &mut nodes {
-        node.set("HOWDAH_RESTAPI_USERNAME", "admin")
-            .set("HOWDAH_RESTAPI_PASSWORD", "a \u{e4}:b");
-    }
-    nodes[0].start();
-    nodes[0].wait_primary(SOON).await;
-    for node in &mut nodes[1..] {
-        node.start();
-    }
-    for node in &nodes[1..] {
-        node.wait_streaming(SOON).await;
-    }
-    let page = format!("http://127.0.0.1:{}/ui", nodes[1].api_port);
-    let browser = Browser::start().await;
-    browser.open(&page).await;
-
-    let healthy = |rows: &Value, leader: &str| {
-        let wanted = |name: &str| match name == leader {
-            true => json!([name, "leader", "running"]),
-            false => json!([name, "replica", "streaming"]),
-        };
-        *rows == json!([wanted("pg1"), wanted("pg2"), wanted("pg3")])
-    };
-    shows(&browser, "all members", |rows| healthy(rows, "pg1"), ROWS).await;
-    let drawn = "return document.querySelectorAll('#topology rect').length + ' ' +
-        document.querySelectorAll('#topology path').length";
-    shows(
-        &browser,
-        "who follows whom",
-        |found| *found == json!("3 2"),
-        drawn,
-    )
-    .await;
-    let why = "return document.querySelector('#members tr[data-member=pg3] .why').textContent";
-    shows(
-        &browser,
-        "why pg3 could lead",
-        |text| text.as_str().is_some_and(|t| t.starts_with("could lead")),
-        why,
-    )
-    .await;
-    let config = "return document.getElementById('config').textContent";
-    shows(
-        &browser,
-        "the configuration",
-        |text| text.as_str().is_some_and(|t| t.contains("loop_wait: 1")),
-        config,
-    )
-    .await;
-    let none = "return document.getElementById('history').textContent";
-    shows(
-        &browser,
-        "no history",
-        |text| text.as_str().is_some_and(|t| t.contains("has not changed")),
-        none,
-    )
-    .await;
-    let asked = "return performance.getEntriesByType('resource').every(e => new URL(e.name).origin === location.origin)";
-    assert_eq!(
-        browser.run(asked).await,
-        Ok(json!(true)),
-        "nothing from elsewhere"
+    let stage = Stage::set().await;
+    let browser = &stage.browser;
+    stage.open(1).await;
+    let drawn = "return [document.querySelectorAll('#topology .card').length,
+        [...document.querySelectorAll('#topology .edge.flows')].map(e => e.dataset.from + '>' + e.dataset.to).sort()]";
+    stage
+        .is("who reads from whom", drawn, json!([3, ["pg1>pg2", "pg1>pg3"]]))
+        .await;
+    stage
+        .says(
+            "why pg3 could lead",
+            "#members tr[data-member=pg3] .why",
+            "could lead",
+        )
+        .await;
+    stage
+        .says(
+            "why pg1 leads",
+            "#members tr[data-member=pg1] .why",
+            "it holds the lock",
+        )
+        .await;
+    stage.says("what is promised", "#promise", "asynchronous").await;
+    stage.says("no history", "#history", "has not changed").await;
+    stage.says("the configuration", "#config", "loop_wait: 1").await;
+    let config = browser
+        .run("return document.getElementById('config').textContent")
+        .await
+        .unwrap();
+    let config = config.as_str().unwrap();
+    assert!(
+        config.contains("--token=•••") && config.contains("u:•••@h/wal"),
+        "{config}"
     );
+    assert!(!config.contains("hush"), "{config}");
+    assert!(
+        config.contains("<img src=x onerror=alert(1)>"),
+        "text stays text: {config}"
+    );
+    assert_eq!(
+        browser
+            .run("return document.querySelectorAll('img').length")
+            .await,
+        Ok(json!(0))
+    );
+    let others = "return [...document.querySelectorAll('#members a')].map(a => a.href)";
+    let wanted = json!([
+        format!("{}/ui", stage.origin(0)),
+        format!("{}/ui", stage.origin(2))
+    ]);
+    stage.is("links to the pages of the others", others, wanted).await;
+
+    // Nothing came from elsewhere, and nothing was complained of.
+    let ours = format!("{}/", stage.origin(1));
+    let asked = browser.requests().await;
+    assert!(asked.contains(&format!("{ours}cluster")), "{asked:?}");
+    let foreign: Vec<_> = asked
+        .iter()
+        .filter(|url| !url.starts_with(&ours) && !url.starts_with("data:"))
+        .collect();
+    assert!(foreign.is_empty(), "{foreign:?}");
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
 
     // A switchover: the word, the password, and it happens.
-    confirm(&browser, "button[data-act='switch over'][data-member=pg3]", "pg3").await;
-    let login = "return !document.getElementById('ask-login').hidden";
-    shows(
-        &browser,
-        "the question for the password",
-        |found| *found == json!(true),
-        login,
-    )
+    stage
+        .confirm("button[data-act=switchover][data-member=pg3]", Some("pg3"))
+        .await;
+    stage.sign_in("wrong").await;
+    stage
+        .says("that the password is wrong", "#ask-said", "not accepted")
+        .await;
+    stage.sign_in(PASSWORD).await;
+    stage.nodes[2].wait_primary(SOON).await;
+    stage.members("pg3").await;
+    stage
+        .says(
+            "what became of it",
+            "#note",
+            "Successfully switched over to \"pg3\"",
+        )
+        .await;
+    stage.asks(false).await;
+    let bars = "return document.querySelectorAll('#history svg .span').length";
+    stage.is("the change on the time axis", bars, json!(1)).await;
+    stage
+        .is(
+            "the lines from the new leader",
+            drawn,
+            json!([3, ["pg3>pg1", "pg3>pg2"]]),
+        )
+        .await;
+
+    // A restart of the member whose page it is; the password is remembered by the page.
+    let started = async || {
+        let (_, status) = stage.nodes[1].get("/patroni").await?;
+        Ok::<_, String>(status["postmaster_start_time"].clone())
+    };
+    let before = started().await.unwrap();
+    stage.confirm("button[data-act=restart]", Some("pg2")).await;
+    stage
+        .says("what became of it", "#note", "restarted successfully")
+        .await;
+    assert_ne!(started().await.unwrap(), before);
+    stage.members("pg3").await;
+
+    // Its data, copied anew.
+    let copied = async || {
+        let (_, status) = stage.nodes[1].get("/patroni").await?;
+        Ok::<_, String>(status["copies"]["made"].as_u64().unwrap_or(0))
+    };
+    let before = copied().await.unwrap();
+    stage.confirm("button[data-act=reinitialize]", Some("pg2")).await;
+    stage
+        .says("what became of it", "#note", "reinitialize started")
+        .await;
+    wait_for("the copy", SOON, async || match copied().await? {
+        made if made > before => Ok(()),
+        made => Err(made.to_string()),
+    })
     .await;
-    browser.type_into("#ask-user", "admin").await;
-    browser.type_into("#ask-password", "a \u{e4}:b").await;
-    browser.click("#ask-go").await;
-    nodes[2].wait_primary(SOON).await;
-    shows(&browser, "the new leader", |rows| healthy(rows, "pg3"), ROWS).await;
-    let span = "return document.querySelectorAll('#history .span').length";
-    shows(
-        &browser,
-        "the change on the time axis",
-        |found| *found == json!(1),
-        span,
-    )
-    .await;
-    let closed = "return !document.getElementById('ask').open";
-    shows(
-        &browser,
-        "the end of the question",
-        |found| *found == json!(true),
-        closed,
-    )
-    .await;
-    keep("light.png", &browser.screenshot(1180, 1240).await);
+    stage.members("pg3").await;
+
+    // Pause and resume.
+    stage.confirm("#pause[data-act=pause]", None).await;
+    stage.hidden("paused", false).await;
+    stage.asks(false).await;
+    stage.confirm("#pause[data-act=resume]", None).await;
+    stage.hidden("paused", true).await;
+
+    // Forgotten is forgotten.
+    stage.browser.click("#forget").await;
+    stage.confirm("#pause[data-act=pause]", None).await;
+    stage.hidden("ask-login", false).await;
+    stage.browser.click("#ask-no").await;
+    stage.asks(false).await;
+
+    // What the browser itself says of the refusals above is all there is.
+    let complaints = browser.complaints().await;
+    let unexpected: Vec<_> = complaints.iter().filter(|text| !text.contains(" 401 ")).collect();
+    assert!(unexpected.is_empty(), "{unexpected:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_old_is_called_old_and_nobody_acts_on_it() {
+    let stage = Stage::set().await;
+    stage.open(1).await;
+    stage.hidden("stale", true).await;
+    let usable = "return [...document.querySelectorAll('#members button')].map(b => !b.disabled)";
+    let all = |wanted: bool| {
+        move |found: &Value| {
+            found
+                .as_array()
+                .is_some_and(|all| all.len() > 3 && all.iter().all(|one| *one == wanted))
+        }
+    };
+    stage
+        .shows("buttons that can be pressed", usable, all(true))
+        .await;
+
+    stage.signal_all(1, nix::sys::signal::Signal::SIGSTOP);
+    stage
+        .says(
+            "that pg2 is silent",
+            "#stale:not([hidden])",
+            "pg2 does not answer.",
+        )
+        .await;
+    stage.says("how old it is", "#stale:not([hidden])", "s old").await;
+    stage
+        .shows("buttons that cannot be pressed", usable, all(false))
+        .await;
+    stage.signal_all(1, nix::sys::signal::Signal::SIGCONT);
+    stage.hidden("stale", true).await;
+    stage.members("pg1").await;
+
+    // The member answers, the store does not: an older view, and the page says so.
+    stage.etcd.freeze();
+    stage
+        .says(
+            "that the store is away",
+            "#stale:not([hidden])",
+            "pg2 does not reach the DCS.",
+        )
+        .await;
+    stage
+        .shows("buttons that can be pressed", usable, all(true))
+        .await;
+    stage.etcd.thaw();
+    stage.hidden("stale", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_fits_dark_light_and_small_screens_and_other_pages_change_nothing() {
+    let stage = Stage::set().await;
+    let browser = &stage.browser;
+    browser.prefers("light").await;
+    stage.open(1).await;
+    stage.confirm("button[data-act='hand over']", Some("pg1")).await;
+    stage.sign_in(PASSWORD).await;
+    stage
+        .says("what became of it", "#note", "Successfully switched over")
+        .await;
+    stage.hidden("stale", true).await;
+    stage.says("who could lead", "#members", "could lead").await;
+    let leader = "return document.querySelector('#members tr[data-role=leader]')?.dataset.member";
+    let leader = stage
+        .shows("another leader", leader, |name| {
+            *name != "pg1" && name.is_string()
+        })
+        .await;
+    stage.members(leader.as_str().unwrap()).await;
+    stage
+        .is(
+            "the change",
+            "return document.querySelectorAll('#history svg .span').length",
+            json!(1),
+        )
+        .await;
+    let light = stage.background().await;
+    stage.keep("light.png").await;
+    browser.prefers("dark").await;
+    let dark = stage.background().await;
+    assert_ne!(light, dark, "as the system prefers it");
+    stage.keep("dark.png").await;
     browser.click("#theme").await;
-    keep("dark.png", &browser.screenshot(1180, 1240).await);
-    keep("phone.png", &browser.screenshot(390, 1500).await);
+    assert_eq!(stage.background().await, light, "as the person prefers it");
+    browser.open(&format!("{}/ui", stage.origin(1))).await;
+    assert_eq!(stage.background().await, light, "and it is remembered");
+    browser.click("#theme").await;
 
-    // Pause and resume; the password is remembered by the page.
-    confirm(&browser, "#pause", "demo").await;
-    let button = "return document.getElementById('pause').textContent";
-    shows(&browser, "the pause", |text| *text == json!("Resume"), button).await;
-    shows(
-        &browser,
-        "the end of the question",
-        |found| *found == json!(true),
-        closed,
-    )
-    .await;
-    confirm(&browser, "#pause", "demo").await;
-    shows(
-        &browser,
-        "the end of the pause",
-        |text| *text == json!("Pause"),
-        button,
-    )
-    .await;
+    browser.resize(390, 844).await;
+    stage.members(leader.as_str().unwrap()).await;
+    let over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth";
+    stage.is("nothing beyond the edge", over, json!(0)).await;
+    stage.keep("phone.png").await;
 
-    // What is old is called old.
-    let stale = "return document.getElementById('stale').hidden";
-    assert_eq!(browser.run(stale).await, Ok(json!(true)));
-    let frozen: Vec<i32> = std::iter::once(nodes[1].init_pid())
-        .chain(descendants(nodes[1].init_pid()))
-        .collect();
-    for pid in &frozen {
-        nodes[1].signal(*pid, "STOP");
-    }
-    shows(&browser, "the warning", |hidden| *hidden == json!(false), stale).await;
-    for pid in &frozen {
-        let _gone = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(*pid),
-            nix::sys::signal::Signal::SIGCONT,
-        );
-    }
-    assert_eq!(browser.errors().await, Vec::<String>::new());
-    browser.close().await;
+    // Another site in the same browser: that it may not read the answer is not enough.
+    let target = stage.origin(1);
+    browser.open(&format!("{}/liveness", stage.origin(0))).await;
+    let attack = format!(
+        "return fetch('{target}/reload', {{method: 'POST', mode: 'no-cors', credentials: 'include'}}).then(a => a.type)"
+    );
+    assert_eq!(browser.run(&attack).await, Ok(json!("opaque")), "it was sent");
+    assert!(stage.nodes[1].log().contains("another site's page sent it"));
+    let frame = format!(
+        "const f = document.createElement('iframe'); f.src = '{target}/ui'; document.documentElement.append(f);
+         return new Promise(done => f.onload = () => done(f.contentDocument === null))"
+    );
+    assert_eq!(browser.run(&frame).await, Ok(json!(true)));
+    let refused = browser.complaints().await;
+    assert!(
+        refused.iter().any(|text| text.contains("frame-ancestors")),
+        "{refused:?}"
+    );
 }

@@ -101,6 +101,8 @@ impl Default for Limits {
 }
 
 #[cfg(test)]
+mod page_tests;
+#[cfg(test)]
 pub(crate) mod test_server;
 #[cfg(test)]
 mod tests;

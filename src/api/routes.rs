@@ -145,6 +145,9 @@ async fn route(
     let path = request.uri().path();
     let segment = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     if *request.method() == Method::GET {
+        if segment == "ui" {
+            return ui::page(request.headers());
+        }
         let _busy = activity.begin();
         return get(api, path, segment, request.uri().query().unwrap_or_default()).await;
     }
@@ -237,7 +240,6 @@ async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
         "cluster" | "history" | "config" => show(api, segment).await,
         "log" => levels::show(api),
         "metrics" => metrics(api),
-        "ui" => ui::page(),
         "why" => why(api).await,
         "openapi.json" => openapi(),
         "failsafe" => failsafe::topology(&api.handle.current()).unwrap_or_else(Reply::from),
@@ -251,12 +253,21 @@ async fn get(api: &Api, path: &str, segment: &str, query: &str) -> Reply {
 
 /// Of the members last seen: whether the DCS answers now makes no difference to who can be asked.
 async fn why(api: &Api) -> Reply {
-    let snapshot = api.handle.current();
-    let members = snapshot.dcs.iter().flat_map(|view| &view.cluster.members);
-    let members: Vec<_> = members
-        .map(|member| (member.name.clone(), member.data.api_url.clone()))
-        .collect();
-    reply::object(200, &why::all(&api.options.client, &members).await)
+    let ask = async {
+        let snapshot = api.handle.fresh(FRESH, FRESH_WITHIN).await;
+        let members = snapshot.dcs.iter().flat_map(|view| &view.cluster.members);
+        // This one knows without a network what it would answer.
+        let others: Vec<_> = members
+            .filter(|member| member.name != snapshot.member)
+            .map(|member| (member.name.clone(), member.data.api_url.clone()))
+            .collect();
+        let mut words = why::all(&api.options.client, &others).await;
+        let status = Value::Object(render::patroni(&snapshot, Boottime::now()));
+        words.push(why::word(&snapshot.member, Ok(&status)));
+        words.sort_by(|one, other| one.member.cmp(&other.member));
+        words
+    };
+    reply::object(200, &api.why.or_ask(ask).await)
 }
 
 fn metrics(api: &Api) -> Reply {

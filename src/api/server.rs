@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Options, routes};
+use super::{Options, routes, why};
 use crate::agent::handle::AgentHandle;
 
 /// What handlers share.
@@ -30,6 +30,7 @@ use crate::agent::handle::AgentHandle;
 pub(super) struct Api {
     pub(super) handle: AgentHandle,
     pub(super) options: Options,
+    pub(super) why: why::Latest,
 }
 
 /// How busy a connection is: requests whose handler runs. An idle one may be evicted.
@@ -99,7 +100,11 @@ pub async fn serve(
 ) {
     let limits = options.limits;
     let shared = Shared {
-        api: Arc::new(Api { handle, options }),
+        api: Arc::new(Api {
+            handle,
+            options,
+            why: why::Latest::default(),
+        }),
         connections: Arc::default(),
         tasks: TaskTracker::new(),
         shutdown,

@@ -97,13 +97,17 @@ impl Browser {
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
             "goog:chromeOptions": {"args": arguments},
-            "goog:loggingPrefs": {"browser": "ALL"},
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }}});
         let answer = browser
             .call("POST", "/session", wanted)
             .await
             .unwrap_or_else(|why| panic!("{why}"));
         browser.session = answer["sessionId"].as_str().unwrap().to_owned();
+        // Its first page is the browser's own, which loads and says what it likes.
+        browser.open("about:blank").await;
+        browser.requests().await;
+        browser.complaints().await;
         browser
     }
 
@@ -131,9 +135,17 @@ impl Browser {
             .unwrap();
     }
 
-    /// Ends the browser in order.
-    pub async fn close(self) {
-        self.of_session("DELETE", "", json!({})).await.unwrap();
+    /// The driver closes the browser and answers once that is done.
+    fn end_session(&self) -> std::io::Result<()> {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let (session, port) = (&self.session, self.port);
+        write!(
+            stream,
+            "DELETE /session/{session} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
+        )?;
+        stream.read(&mut [0; 64]).map(|_| ())
     }
 
     /// Runs a script in the page and returns what it returns.
@@ -163,33 +175,67 @@ impl Browser {
         self.act(selector, "value", &json!({"text": text})).await;
     }
 
-    /// A PNG of the page in a window of this size.
-    pub async fn screenshot(&self, width: u32, height: u32) -> Vec<u8> {
+    /// A command of the browser's own protocol.
+    async fn cdp(&self, command: &str, params: Value) -> Value {
+        let body = json!({"cmd": command, "params": params});
+        self.of_session("POST", "/goog/cdp/execute", body).await.unwrap()
+    }
+
+    /// What the system prefers: `dark` or `light`.
+    pub async fn prefers(&self, scheme: &str) {
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        self.cdp("Emulation.setEmulatedMedia", json!({"features": features}))
+            .await;
+    }
+
+    /// The size of the window; a narrow one is a phone's.
+    pub async fn resize(&self, width: u32, height: u32) {
+        let metrics =
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
+        self.cdp("Emulation.setDeviceMetricsOverride", metrics).await;
+    }
+
+    /// A PNG of the whole page.
+    pub async fn screenshot(&self) -> Vec<u8> {
         use base64::Engine as _;
-        let rect = json!({"width": width, "height": height});
-        self.of_session("POST", "/window/rect", rect).await.unwrap();
-        let png = self.of_session("GET", "/screenshot", json!({})).await.unwrap();
+        let params = json!({"format": "png", "captureBeyondViewport": true});
+        let png = self.cdp("Page.captureScreenshot", params).await;
         base64::engine::general_purpose::STANDARD
-            .decode(png.as_str().unwrap())
+            .decode(png["data"].as_str().unwrap())
             .unwrap()
     }
 
-    /// What the page complained of, but for requests that were refused or not answered: the browser logs those itself.
-    pub async fn errors(&self) -> Vec<String> {
-        let log = self
-            .of_session("POST", "/se/log", json!({"type": "browser"}))
-            .await
-            .unwrap();
-        let entries = log.as_array().unwrap().iter();
-        let severe = entries.filter(|entry| entry["level"] == "SEVERE" && entry["source"] != "network");
-        severe
-            .map(|entry| entry["message"].as_str().unwrap_or_default().to_owned())
+    async fn log(&self, kind: &str) -> Vec<Value> {
+        let body = json!({"type": kind});
+        let log = self.of_session("POST", "/se/log", body).await.unwrap();
+        log.as_array().unwrap().clone()
+    }
+
+    /// What the console has said since the last time, from warnings on.
+    pub async fn complaints(&self) -> Vec<String> {
+        let entries = self.log("browser").await.into_iter();
+        let loud = entries.filter(|entry| matches!(entry["level"].as_str(), Some("SEVERE" | "WARNING")));
+        loud.map(|entry| entry["message"].as_str().unwrap_or_default().to_owned())
             .collect()
+    }
+
+    /// The addresses of all requests since the last time, whoever made them.
+    pub async fn requests(&self) -> Vec<String> {
+        let entries = self.log("performance").await.into_iter();
+        let sent = entries.filter_map(|entry| {
+            let event: Value = serde_json::from_str(entry["message"].as_str()?).ok()?;
+            let message = &event["message"];
+            let url = message["params"]["request"]["url"].as_str()?;
+            (message["method"] == "Network.requestWillBeSent").then(|| url.to_owned())
+        });
+        sent.collect()
     }
 }
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        // In order where the driver still answers: it knows of processes that are nobody's children.
+        let _ended = self.end_session();
         // The driver and all the processes of its browser are one group.
         if let Ok(group) = i32::try_from(self.driver.id()) {
             let _ = nix::sys::signal::killpg(
