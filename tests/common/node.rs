@@ -268,7 +268,23 @@ impl Node {
 
     /// GET on the REST API: status code and body.
     pub async fn get(&self, path: &str) -> Result<(u16, Value), String> {
-        http_at(&self.host, self.api_port, "GET", path, None).await
+        let answer = http_at(&self.host, self.api_port, "GET", path, None).await;
+        answer.map_err(|error| {
+            if self.has_ended() {
+                format!("{error}, howdah has ended")
+            } else {
+                error
+            }
+        })
+    }
+
+    /// Whether its first process is gone and nobody has asked for its status yet.
+    fn has_ended(&self) -> bool {
+        let stat = |child: &Child| fs::read_to_string(format!("/proc/{}/stat", child.id()));
+        let state = |stat: String| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
+        self.child
+            .as_ref()
+            .is_some_and(|child| stat(child).is_ok_and(state))
     }
 
     pub async fn request(&self, method: &str, path: &str, body: Value) -> Result<(u16, Value), String> {
@@ -358,7 +374,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("---- log of {} ----\n{}", self.name, tail(&self.log()));
+            eprintln!("---- end of the log of {} ----\n{}", self.name, tail(&self.log()));
         }
         self.kill_node();
     }
