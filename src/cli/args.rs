@@ -96,6 +96,13 @@ pub enum Command {
     Flush(FlushArgs),
     /// Make the DCS forget a cluster; its data stays
     Remove(RemoveArgs),
+    /// Replace the pods of a StatefulSet that are not up to date: replicas first, the leader last
+    #[cfg(feature = "kubernetes")]
+    #[command(
+        after_help = "For a StatefulSet with the update strategy OnDelete; the Helm chart runs it after an upgrade. It needs \
+                            the rights to get the StatefulSet, and to list and delete its pods."
+    )]
+    Rollout(RolloutArgs),
 }
 
 /// Only the cluster.
@@ -243,6 +250,20 @@ pub struct RemoveArgs {
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     pub format: Format,
+}
+
+/// `rollout`.
+#[cfg(feature = "kubernetes")]
+#[derive(Debug, Clone, Default, Args)]
+pub struct RolloutArgs {
+    /// Name of the StatefulSet
+    pub statefulset: String,
+    /// Its namespace; that of this pod unless given
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// Give up when nothing has happened for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub timeout: u64,
 }
 
 /// `list`.
@@ -440,6 +461,8 @@ impl Command {
     pub fn needs_store(&self) -> bool {
         match self {
             Self::Health(_) => false,
+            #[cfg(feature = "kubernetes")]
+            Self::Rollout(_) => false,
             Self::Version(args) => !args.members.is_empty(),
             _ => true,
         }

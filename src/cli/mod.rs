@@ -19,6 +19,8 @@ mod lead;
 mod member_jobs;
 mod members;
 mod remove;
+#[cfg(feature = "kubernetes")]
+mod rollout;
 mod slots;
 mod source;
 mod standby;
@@ -37,6 +39,8 @@ use jiff::Zoned;
 use serde_json::Value;
 use tokio::time::Instant;
 
+#[cfg(feature = "kubernetes")]
+pub use args::RolloutArgs;
 pub use args::{
     ClusterArg, Command, DemoteClusterArgs, DsnArgs, EditConfigArgs, ExplainArgs, FailoverArgs, FlushArgs,
     Format, HealthArgs, HistoryArgs, PauseArgs, PromoteClusterArgs, QueryArgs, ReinitArgs, ReloadArgs,
@@ -152,6 +156,8 @@ async fn run_with(command: Command, context: &Context, ui: &mut dyn Ui) -> anyho
         }
         Command::Flush(args) => Box::pin(flush::flush(context, ui, args)).await,
         Command::Remove(args) => Box::pin(remove::remove(context, ui, args)).await,
+        #[cfg(feature = "kubernetes")]
+        Command::Rollout(args) => Box::pin(rollout::rollout(context, ui, args)).await,
     };
     match done {
         Err(error) if matches!(error.downcast_ref(), Some(CliError::Aborted)) => {

@@ -2,7 +2,8 @@
 //!
 //! Here: options and the [`Dcs`] face. Beside it: `access` and `pool` (credentials, API servers, what an answer means),
 //! `layout` and `object` (which objects, and the keys in them), `observed` (until when a lock counts), `lock`, `keys`,
-//! `member` (our pod), `service` (where the leader's Service leads), `watch` (the wake-ups), `rights`, `servers`.
+//! `member` (our pod), `service` (where the leader's Service leads), `watch` (the wake-ups), `rights`, `servers`; and
+//! `workload` (the StatefulSet of the pods, for the command line).
 //!
 //! There are no leases in the API server that end by themselves: a lock ends when everybody has seen it unchanged for
 //! its ttl. So each member watches it all the time, and a member that has just started waits for a whole ttl before it
@@ -23,6 +24,7 @@ mod rights;
 mod servers;
 mod service;
 mod watch;
+mod workload;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -47,6 +49,7 @@ pub use self::{
     layout::{Mode, Port},
     member::Labels,
     rights::Right,
+    workload::{Pod, StatefulSet, Workloads},
 };
 use super::{Dcs, DcsError, Key, Lock, When, Written};
 use crate::{

@@ -153,7 +153,8 @@ impl Server {
         }
     }
 
-    fn log(&self) -> String {
+    /// The last lines of its log.
+    pub(crate) fn log(&self) -> String {
         let text = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")

@@ -26,9 +26,22 @@ pub struct Witness {
 impl Witness {
     /// `first` separates the ids of several witnesses.
     pub fn start(port: u16, first: i64) -> Self {
+        let mut server = tokio_postgres::Config::new();
+        server
+            .host("127.0.0.1")
+            .port(port)
+            .user("postgres")
+            .password(PASSWORD)
+            .dbname("postgres")
+            .connect_timeout(Duration::from_secs(1));
+        Self::on(server, first)
+    }
+
+    /// The same on any server.
+    pub fn on(server: tokio_postgres::Config, first: i64) -> Self {
         let acks = Arc::new(Mutex::new(Vec::new()));
         let sessions = Arc::new(Mutex::new(0));
-        let task = tokio::spawn(run(port, first, acks.clone(), sessions.clone()));
+        let task = tokio::spawn(run(server, first, acks.clone(), sessions.clone()));
         Self { acks, sessions, task }
     }
 
@@ -76,10 +89,15 @@ impl Drop for Witness {
     }
 }
 
-async fn run(port: u16, first: i64, acks: Arc<Mutex<Vec<Ack>>>, sessions: Arc<Mutex<u32>>) {
+async fn run(
+    server: tokio_postgres::Config,
+    first: i64,
+    acks: Arc<Mutex<Vec<Ack>>>,
+    sessions: Arc<Mutex<u32>>,
+) {
     let mut id = first;
     loop {
-        if let Some(client) = connect(port).await {
+        if let Some(client) = connect(&server).await {
             *sessions.lock().expect("not poisoned") += 1;
             while let Ok(1) = client.execute("INSERT INTO witness VALUES ($1)", &[&id]).await {
                 acks.lock().expect("not poisoned").push(Ack {
@@ -95,17 +113,8 @@ async fn run(port: u16, first: i64, acks: Arc<Mutex<Vec<Ack>>>, sessions: Arc<Mu
     }
 }
 
-async fn connect(port: u16) -> Option<tokio_postgres::Client> {
-    let connect = tokio_postgres::Config::new()
-        .host("127.0.0.1")
-        .port(port)
-        .user("postgres")
-        .password(PASSWORD)
-        .dbname("postgres")
-        .connect_timeout(Duration::from_secs(1))
-        .connect(tokio_postgres::NoTls)
-        .await;
-    let (client, connection) = connect.ok()?;
+async fn connect(server: &tokio_postgres::Config) -> Option<tokio_postgres::Client> {
+    let (client, connection) = server.connect(tokio_postgres::NoTls).await.ok()?;
     tokio::spawn(connection);
     client
         .batch_execute("CREATE TABLE IF NOT EXISTS witness (id bigint)")

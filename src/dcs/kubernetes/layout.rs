@@ -171,12 +171,11 @@ impl Layout {
 
     /// The query that selects the cluster's own objects.
     pub(super) fn selector(&self) -> String {
-        let terms: Vec<String> = self
-            .labels
-            .iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        format!("labelSelector={}", encoded(&terms.join(",")))
+        selector(
+            self.labels
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str())),
+        )
     }
 
     /// Changes an object. `version`: only if it is still that one.
@@ -210,6 +209,12 @@ impl Layout {
         object["kind"] = kind.name().into();
         object
     }
+}
+
+/// The query that selects objects with these labels.
+pub(super) fn selector<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let terms: Vec<String> = labels.map(|(name, value)| format!("{name}={value}")).collect();
+    format!("labelSelector={}", encoded(&terms.join(",")))
 }
 
 /// For a query: what is not plain is percent-encoded.

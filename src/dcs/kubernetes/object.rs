@@ -31,6 +31,9 @@ pub(super) struct Meta {
     pub(super) uid: String,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) annotations: BTreeMap<String, String>,
+    /// Raised by each change of the spec.
+    pub(super) generation: i64,
+    pub(super) deletion_timestamp: Option<String>,
 }
 
 /// Any object; what its kind does not have is null.

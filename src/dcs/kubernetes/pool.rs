@@ -242,6 +242,15 @@ impl Pool {
         Self::wrote(&self.ask(Method::POST, path, Some(body), deadline).await?)
     }
 
+    pub(super) async fn delete(
+        &self,
+        path: &str,
+        body: &Value,
+        deadline: Instant,
+    ) -> Result<Wrote, DcsError> {
+        Self::wrote(&self.ask(Method::DELETE, path, Some(body), deadline).await?)
+    }
+
     fn wrote(reply: &Reply) -> Result<Wrote, DcsError> {
         Ok(match reply.status {
             StatusCode::NOT_FOUND => Wrote::Missing,
