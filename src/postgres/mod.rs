@@ -39,6 +39,7 @@ pub mod replslot;
 pub mod restore_wal;
 pub mod rewind;
 pub mod roles;
+pub mod socketlock;
 pub mod staging;
 pub mod tablespaces;
 pub mod units;

@@ -5,14 +5,14 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
     time::Duration,
 };
 
 use serde_json::json;
 
 use crate::{
-    Cluster,
+    Cluster, SOON,
     node::{self, Node, code, own, wait_for},
 };
 
@@ -430,4 +430,45 @@ async fn a_replica_is_made_without_a_leader_from_a_backup() {
     })
     .await;
     assert_eq!(node.log().matches("begins job=\"restore\"").count(), 1);
+}
+
+/// Killed containers leave it behind, and where pids are few another program has the pid soon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lock_file_of_a_socket_whose_server_is_gone_does_not_keep_a_new_one_from_starting() {
+    let mut cluster = Cluster::prepare(&["pg1"]);
+    let (sockets, further) = (cluster.base.path().join("s1"), cluster.base.path().join("s2"));
+    let node = &mut cluster.nodes[0];
+    // Of the same user as postgres: of another one PostgreSQL knows that it is no server.
+    let mut stranger = as_postgres("sleep", "600");
+    let lock = |dir: &Path| dir.join(format!(".s.PGSQL.{}.lock", node.pg_port));
+    for dir in [&sockets, &further] {
+        fs::create_dir(dir).expect("a folder");
+        fs::write(
+            lock(dir),
+            format!("{}\n/gone\n1767600001\n{}\n", stranger.id(), node.pg_port),
+        )
+        .expect("a lock");
+        own(dir);
+    }
+    let dirs = format!("{}, {}", sockets.display(), further.display());
+    let parameters = format!("{{unix_socket_directories: '{dirs}'}}");
+    node.set("HOWDAH_POSTGRESQL_PARAMETERS", &parameters).start();
+    node.wait_primary(SOON).await;
+    let spared = stranger.try_wait().expect("wait").is_none();
+    stranger.kill().expect("kill");
+    stranger.wait().expect("wait");
+    assert!(spared, "the stranger must not be touched");
+}
+
+fn as_postgres(program: &str, argument: &str) -> Child {
+    use std::os::unix::process::CommandExt as _;
+    let mut command = Command::new(program);
+    command.arg(argument);
+    if nix::unistd::geteuid().is_root() {
+        let user = nix::unistd::User::from_name("postgres")
+            .expect("users")
+            .expect("user postgres");
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    command.spawn().expect("a process")
 }

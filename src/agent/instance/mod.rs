@@ -51,6 +51,7 @@ use crate::{
         guc::Known,
         postmaster::{NotReady, Postmaster, StartSpec, StopLadder, StopMode},
         query::{Address, LeaderProbe, Monitor, Target, leader_probe},
+        socketlock,
         staging::OldData,
     },
 };
@@ -330,6 +331,7 @@ impl Instance {
         if cancel.is_cancelled() {
             return Err(Failure::Cancelled("cancelled before the start".to_owned()));
         }
+        remove_stale_socket_locks(&settings);
         self.postmaster.start(spec).await.map_err(|error| chain(&error))?;
         // Cancel-safe: waiting changes nothing; a cancelled start leaves a starting postmaster, which the loop sees.
         let ready = tokio::select! {
@@ -561,6 +563,21 @@ impl Instance {
             }
         }
         standby.ok_or_else(|| errors.join("; "))
+    }
+}
+
+/// Best effort: where it does not work PostgreSQL's own words name the file.
+fn remove_stale_socket_locks(settings: &Settings) {
+    for dir in std::iter::once(&settings.socket_dir).chain(&settings.further_socket_dirs) {
+        match socketlock::remove_stale(dir, settings.port) {
+            Ok(None) => {}
+            Ok(Some(pid)) => info!(
+                pid,
+                dir = %dir.display(),
+                "removed the lock file of a socket: the server that left it is gone and its pid was used again"
+            ),
+            Err(error) => warn!(%error, dir = %dir.display(), "cannot check the lock file of the socket"),
+        }
     }
 }
 

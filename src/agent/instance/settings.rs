@@ -36,8 +36,10 @@ pub struct Settings {
     pub listen_addresses: String,
     /// Port.
     pub port: u16,
-    /// Directory of the Unix socket.
+    /// Directory of the Unix socket that we connect to.
     pub socket_dir: PathBuf,
+    /// Others that postgres puts a socket into.
+    pub further_socket_dirs: Vec<PathBuf>,
     /// Data directory.
     pub data_dir: PathBuf,
     /// Directory of the configuration files.
@@ -136,12 +138,14 @@ impl Settings {
             .into_iter()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
+        let (socket_dir, further_socket_dirs) = socket_dirs(&postgresql.parameters, parent);
         Self {
             member: config.name.clone(),
             scope: config.scope.clone(),
             listen_addresses: postgresql.listen.addresses(),
             port: postgresql.listen.port,
-            socket_dir: socket_dir(&postgresql.parameters, parent),
+            socket_dir,
+            further_socket_dirs,
             data_dir: postgresql.data_dir.clone(),
             config_dir: postgresql.config_dir.clone(),
             config_base_name: postgresql.config_base_name.clone(),
@@ -190,16 +194,17 @@ fn account(login: &config::Login) -> Account {
     }
 }
 
-/// The configured directory, else the first usual one that can be written, else one beside the data: a read-only
-/// root file system without a tmpfs must not keep postgres from starting.
-fn socket_dir(parameters: &Map<String, Value>, beside_data: &Path) -> PathBuf {
+/// The configured directories, else the first usual one that can be written, else one beside the data: a read-only
+/// root file system without a tmpfs must not keep postgres from starting. The first, and the others.
+fn socket_dirs(parameters: &Map<String, Value>, beside_data: &Path) -> (PathBuf, Vec<PathBuf>) {
     let configured = parameters.get("unix_socket_directories").and_then(Value::as_str);
-    let first = configured
-        .and_then(|list| list.split(',').next())
-        .map(str::trim)
-        .filter(|dir| dir.starts_with('/'));
-    if let Some(dir) = first {
-        return PathBuf::from(dir);
+    let mut listed = configured
+        .into_iter()
+        .flat_map(|list| list.split(',').map(str::trim))
+        .filter(|dir| dir.starts_with('/'))
+        .map(PathBuf::from);
+    if let Some(first) = listed.next() {
+        return (first, listed.collect());
     }
     let writable =
         |dir: &&Path| nix::unistd::access(*dir, nix::unistd::AccessFlags::W_OK).is_ok() && dir.is_dir();
@@ -208,5 +213,8 @@ fn socket_dir(parameters: &Map<String, Value>, beside_data: &Path) -> PathBuf {
         Path::new("/run/howdah"),
         Path::new("/tmp"),
     ];
-    usual.into_iter().find(writable).unwrap_or(beside_data).to_owned()
+    (
+        usual.into_iter().find(writable).unwrap_or(beside_data).to_owned(),
+        Vec::new(),
+    )
 }
