@@ -15,4 +15,5 @@ pub mod model;
 pub mod postgres;
 pub mod priorities;
 pub mod telemetry;
+pub mod tls;
 pub mod watchdog;

@@ -13,7 +13,7 @@ use std::{
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use howdah::{
-    agent::{instance::Settings, start},
+    agent::{instance::Settings, member_tls, start},
     cli,
     client::Client,
     config::{Config, LogFormat, ProcessEnv, ThisHost, bracketed, check},
@@ -62,7 +62,7 @@ struct Which {
         hide_env_values = true
     )]
     dcs_url: Option<String>,
-    /// Accepted; members' REST APIs are spoken to without TLS
+    /// Do not verify the certificates of members' REST APIs
     #[arg(short = 'k', long)]
     insecure: bool,
 }
@@ -439,11 +439,12 @@ fn run_cli(command: cli::Command, which: &Which) -> Exit {
         let given = Config::load(&env, &ThisHost);
         let loaded = given.or_else(|_| Config::load(&env.without_password(), &ThisHost));
         let context = match loaded {
-            Ok(loaded) => context(loaded, needs_store),
+            Ok(loaded) => context(loaded, needs_store, which.insecure),
             Err(_) if alone => cli::Context {
                 scope: String::new(),
                 dcs: None,
                 client: Client::new(None),
+                local: Client::new(None),
                 local_api: "http://127.0.0.1:8008".to_owned(),
                 login: None,
                 loaded: None,
@@ -462,14 +463,26 @@ fn run_cli(command: cli::Command, which: &Which) -> Exit {
     })
 }
 
-fn context(loaded: howdah::config::Loaded, needs_store: bool) -> cli::Context {
+fn context(loaded: howdah::config::Loaded, needs_store: bool, insecure: bool) -> cli::Context {
     let config = &loaded.config;
     let host = config.restapi.listen.specific().unwrap_or("127.0.0.1");
+    let credentials = start::credentials(config.ctl.authentication.as_ref());
+    let client = Client::new(credentials.as_ref());
+    client.set_tls(member_tls::of_command_line(config, insecure));
+    // What this host says of itself needs no name in a certificate.
+    let local = Client::new(credentials.as_ref());
+    local.set_tls(member_tls::towards_this_host(config));
     cli::Context {
         scope: config.scope.clone(),
         dcs: needs_store.then(|| start::store_client(config).ok()).flatten(),
-        client: Client::new(start::credentials(config.ctl.authentication.as_ref()).as_ref()),
-        local_api: format!("http://{}:{}", bracketed(host), config.restapi.listen.port),
+        client,
+        local,
+        local_api: format!(
+            "{}://{}:{}",
+            config.restapi.scheme(),
+            bracketed(host),
+            config.restapi.listen.port
+        ),
         login: Some(Settings::from_config(config).superuser_target()),
         loaded: Some(Arc::new(loaded)),
         silent: cli::Silence::default(),

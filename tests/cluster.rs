@@ -36,6 +36,8 @@
 
 #[path = "cluster/bootstrap.rs"]
 mod bootstrap;
+#[path = "common/certificates.rs"]
+mod certificates;
 #[path = "cluster/cli.rs"]
 mod cli;
 #[path = "cluster/comeback.rs"]
@@ -70,6 +72,8 @@ mod proxy;
 mod readme;
 #[path = "cluster/refusals.rs"]
 mod refusals;
+#[path = "cluster/rest_tls.rs"]
+mod rest_tls;
 #[path = "cluster/secrets.rs"]
 mod secrets;
 #[path = "cluster/slots.rs"]

@@ -23,7 +23,10 @@ use howdah::{
     dcs::{
         Dcs, DcsError, Hold, Key, Lock, When, Written,
         consul::{Consistency, Consul, Options, Service},
-        dial::Tls,
+    },
+    tls::{
+        client::{Check, Tls},
+        files::Identity,
     },
 };
 use rustix::process::Signal;
@@ -202,8 +205,12 @@ async fn tls_works_with_a_client_certificate_and_not_without() {
     }));
     let good = Tls {
         cacert: Some(file("ca.crt")),
-        identity: Some((file("client.crt"), file("client.key"))),
-        verify: true,
+        identity: Some(Identity {
+            cert: file("client.crt"),
+            key: file("client.key"),
+            password: None,
+        }),
+        check: Check::Whole,
     };
     let with = |tls: Tls| {
         Consul::new(Options {
@@ -222,7 +229,7 @@ async fn tls_works_with_a_client_certificate_and_not_without() {
     held(a.renew().await);
     with(Tls {
         cacert: None,
-        verify: false,
+        check: Check::Nothing,
         ..good.clone()
     })
     .cluster()

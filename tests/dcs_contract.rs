@@ -19,11 +19,15 @@ mod common {
     #[allow(dead_code, reason = "tests of Consul alone use the rest")]
     pub(crate) mod consul;
     pub(crate) mod etcd;
+    pub(crate) mod garbler;
     #[allow(dead_code, reason = "tests of Kubernetes alone use the rest")]
     pub(crate) mod kubernetes;
     #[allow(dead_code, reason = "tests of ZooKeeper alone use the rest")]
     pub(crate) mod zookeeper;
 }
+
+#[path = "contract/garbled.rs"]
+mod garbled;
 
 use std::{
     sync::Arc,
@@ -133,7 +137,11 @@ impl Place {
     }
 
     fn member(&self, name: &str) -> Arc<dyn Dcs> {
-        let options = kubernetes::Options {
+        kubernetes::Kubernetes::new(self.options(name)).unwrap()
+    }
+
+    fn options(&self, name: &str) -> kubernetes::Options {
+        kubernetes::Options {
             mode: self.mode,
             namespace: Some(self.namespace.clone()),
             scope: "demo".into(),
@@ -150,8 +158,7 @@ impl Place {
             retriable_http_codes: vec![],
             ttl: TTL,
             retry_timeout: RETRY,
-        };
-        kubernetes::Kubernetes::new(options).unwrap()
+        }
     }
 
     async fn remove(&self, path: &str) {

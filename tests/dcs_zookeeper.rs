@@ -23,8 +23,11 @@ use howdah::{
     clock::Boottime,
     dcs::{
         Dcs, DcsError, Hold, Key, Lock, When, Written,
-        dial::Tls,
         zookeeper::{Acl, Options, ZooKeeper},
+    },
+    tls::{
+        client::{Check, Tls},
+        files::Identity,
     },
 };
 use tokio::time::sleep;
@@ -199,8 +202,12 @@ async fn tls_works_with_a_client_certificate_and_not_without() {
     ));
     let good = Tls {
         cacert: Some(file("ca.crt")),
-        identity: Some((file("client.crt"), file("client.key"))),
-        verify: true,
+        identity: Some(Identity {
+            cert: file("client.crt"),
+            key: file("client.key"),
+            password: None,
+        }),
+        check: Check::Whole,
     };
     let with = |tls: Tls| {
         ZooKeeper::new(Options {
@@ -215,7 +222,7 @@ async fn tls_works_with_a_client_certificate_and_not_without() {
     a.cluster().await.unwrap();
     with(Tls {
         cacert: None,
-        verify: false,
+        check: Check::Nothing,
         ..good.clone()
     })
     .cluster()

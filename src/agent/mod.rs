@@ -20,6 +20,7 @@ mod jobs;
 mod keep_dynamic;
 pub mod lease;
 mod leaving;
+pub mod member_tls;
 mod namesake;
 mod observe;
 mod orderly_stop;
@@ -87,7 +88,7 @@ pub struct Identity {
     pub tags: Tags,
     /// `postgres://host:port/database`.
     pub conn_url: String,
-    /// `http://host:port/patroni`.
+    /// `http://host:port/patroni`, `https` with TLS.
     pub api_url: String,
     /// Address of a pooler.
     pub proxy_url: Option<String>,
@@ -105,7 +106,11 @@ impl Identity {
             scope: config.scope.clone(),
             tags: config.tags.clone(),
             conn_url: url(&postgresql.connect_address),
-            api_url: format!("http://{}/patroni", at(&config.restapi.connect_address)),
+            api_url: format!(
+                "{}://{}/patroni",
+                config.restapi.scheme(),
+                at(&config.restapi.connect_address)
+            ),
             proxy_url: postgresql.proxy_address.as_ref().map(url),
         }
     }

@@ -6,6 +6,7 @@ use super::{Agent, Identity};
 use crate::{
     agent::instance::Settings,
     config::{Authentication, Config, Loaded, Log, Login, Postgresql, RestApi, vars::Effect},
+    tls,
 };
 
 /// The way to a configuration that is read again, and to those outside of the loop who use it.
@@ -89,6 +90,7 @@ fn in_force(started: &Config, later: Config) -> Config {
         restapi: RestApi {
             listen: old.restapi.listen,
             connect_address: old.restapi.connect_address,
+            tls: tls_in_force(old.restapi.tls, later.restapi.tls),
             ..later.restapi
         },
         ctl: later.ctl,
@@ -114,6 +116,20 @@ fn in_force(started: &Config, later: Config) -> Config {
     }
 }
 
+/// TLS is neither switched on nor off without a new start, because everybody knows the API by its URL.
+fn tls_in_force(
+    old: Option<tls::server::Settings>,
+    later: Option<tls::server::Settings>,
+) -> Option<tls::server::Settings> {
+    let old = old?;
+    let Some(later) = later else { return Some(old) };
+    let identity = tls::files::Identity {
+        cert: old.identity.cert,
+        ..later.identity
+    };
+    Some(tls::server::Settings { identity, ..later })
+}
+
 /// The roles keep their names: they were made in the database under these.
 fn renamed(login: Login, old: &Login) -> Login {
     Login {
@@ -126,6 +142,25 @@ fn renamed(login: Login, old: &Login) -> Login {
 mod tests {
     use super::*;
     use crate::config::{FixedHost, MapEnv};
+
+    #[test]
+    fn tls_stays_as_it_was_switched_but_what_it_asks_for_changes() {
+        let tls = |vars: &[(&str, &str)]| load(vars).config.restapi.tls;
+        let cert = ("HOWDAH_RESTAPI_CERTFILE", "/a");
+        let other = [
+            ("HOWDAH_RESTAPI_CERTFILE", "/b"),
+            ("HOWDAH_RESTAPI_KEYFILE", "/k"),
+            ("HOWDAH_RESTAPI_CIPHERS", "AES256"),
+        ];
+        assert_eq!(tls_in_force(None, tls(&[cert])), None);
+        assert_eq!(tls_in_force(tls(&[cert]), None), tls(&[cert]));
+        let now = tls_in_force(tls(&[cert]), tls(&other)).expect("TLS");
+        assert_eq!(now.identity.cert, std::path::Path::new("/a"));
+        assert_eq!(
+            (now.identity.key, now.ciphers.as_deref()),
+            ("/k".into(), Some("AES256"))
+        );
+    }
 
     fn load(more: &[(&str, &str)]) -> Loaded {
         let base = [("HOWDAH_NAME", "pg1"), ("POSTGRES_PASSWORD", "secret")];

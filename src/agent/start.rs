@@ -13,6 +13,7 @@ use super::{
     instance::{Instance, Settings, chain},
     keep_dynamic,
     lease::{Fence, Lease},
+    member_tls,
     signals::{Early, Signals},
     stores,
 };
@@ -35,6 +36,7 @@ use crate::{
         staging,
     },
     telemetry::LevelHandle,
+    tls::{self, server::InForce},
     watchdog::Watchdog,
 };
 
@@ -109,7 +111,7 @@ pub async fn run(loaded: Loaded, guard: Guard, level: LevelHandle) -> Exit {
     };
     let config = &loaded.config;
     info!(version = VERSION, member = %config.name, scope = config.scope, "howdah starts");
-    match assemble(loaded, guard, level, early).await {
+    match Box::pin(assemble(loaded, guard, level, early)).await {
         Ok(running) => Box::pin(running.run()).await,
         Err(refusal) => {
             error!(status = refusal.exit.code(), "cannot start: {refusal}");
@@ -127,6 +129,10 @@ struct Running {
     listeners: Vec<tokio::net::TcpListener>,
     handle: AgentHandle,
     options: api::Options,
+    certificate: (
+        watch::Receiver<Option<tls::server::Settings>>,
+        watch::Sender<Option<InForce>>,
+    ),
     embedded: Option<embedded::Embedded>,
 }
 
@@ -137,6 +143,8 @@ impl Running {
         let shutdown = CancellationToken::new();
         let serving = api::serve(self.listeners, self.handle, self.options, shutdown.clone());
         let mut api = tokio::spawn(serving);
+        let (settings, in_force) = self.certificate;
+        let certificate = tokio::spawn(tls::server::keep(settings, in_force, shutdown.clone()));
         let mut keeper = tokio::spawn(Arc::clone(&self.lease).keep());
         let watchdog = Arc::clone(&self.fences.1);
         let timer = tokio::spawn(async move { watchdog.keep().await });
@@ -148,6 +156,7 @@ impl Running {
         };
         keeper.abort();
         timer.abort();
+        certificate.abort();
         if exit == Exit::Internal {
             // Postgres goes on, and so do the fence and etcd, for the agent that init starts next.
             if let Some(embedded) = self.embedded {
@@ -226,6 +235,7 @@ async fn assemble(
     }
     let identity = Identity::of(&config);
     let http = Client::new(credentials(config.ctl.authentication.as_ref()).as_ref());
+    http.set_tls(member_tls::between_members(&config));
     let namesake = match guard.adopted() {
         Some(_) => Namesake::None,
         None => Namesake::before_listening(&http, &identity.api_url, &identity.member, &identity.scope).await,
@@ -277,8 +287,11 @@ async fn assemble(
     let signals = Signals::install(early, Arc::clone(&guard), Arc::clone(&level), handle.clone())
         .map_err(|error| refuse(Exit::Os, format!("cannot install signal handlers: {error}")))?;
     let (access, current) = watch::channel(api::Access::load(&config.restapi).await);
+    let (tls_settings, settings) = watch::channel(config.restapi.tls.clone());
+    let in_force = watch::Sender::new(first_certificate(&config)?);
     let options = api::Options {
         access: current,
+        tls: in_force.subscribe(),
         client: http.clone(),
         levels: Arc::clone(&level),
         limits: api::Limits {
@@ -292,6 +305,8 @@ async fn assemble(
         apply: Box::new(move |config| {
             level.set(&config.log.directives());
             client.set_credentials(credentials(config.ctl.authentication.as_ref()).as_ref());
+            client.set_tls(member_tls::between_members(config));
+            tls_settings.send_replace(config.restapi.tls.clone());
             let (access, restapi) = (access.clone(), config.restapi.clone());
             // Looks names up, which the loop must not wait for.
             tokio::spawn(async move { access.send_replace(api::Access::load(&restapi).await) });
@@ -325,7 +340,19 @@ async fn assemble(
         listeners,
         handle,
         options,
+        certificate: (settings, in_force),
         embedded,
+    })
+}
+
+/// A certificate that cannot be used keeps a member from starting: nobody could ask it anything.
+fn first_certificate(config: &Config) -> Result<Option<InForce>, Refusal> {
+    let loaded = config.restapi.tls.as_ref().map(tls::server::Settings::load);
+    loaded.transpose().map_err(|error| {
+        refuse(
+            Exit::Config,
+            format!("the REST API cannot speak TLS: {error} (HOWDAH_RESTAPI_CERTFILE and those beside it)"),
+        )
     })
 }
 

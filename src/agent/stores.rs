@@ -28,15 +28,6 @@ pub(super) fn open(config: &Config, user: For) -> Result<Arc<dyn Dcs>, DcsError>
     }
 }
 
-#[cfg(any(feature = "consul", feature = "zookeeper"))]
-fn tls(settings: &config::StoreTls) -> crate::dcs::dial::Tls {
-    crate::dcs::dial::Tls {
-        cacert: settings.cacert.clone(),
-        identity: settings.identity.clone(),
-        verify: settings.verify,
-    }
-}
-
 #[cfg(not(feature = "consul"))]
 fn consul(_config: &Config, _settings: &config::Consul, _user: For) -> Result<Arc<dyn Dcs>, DcsError> {
     Err(DcsError::Config(
@@ -50,7 +41,7 @@ fn consul(config: &Config, settings: &config::Consul, user: For) -> Result<Arc<d
     let service = settings.service.as_ref().filter(|_| user == For::Member);
     let consul = Consul::new(Options {
         host: settings.host.clone(),
-        tls: settings.tls.as_ref().map(tls),
+        tls: settings.tls.clone(),
         token: settings.token.as_ref().map(|token| token.reveal().to_owned()),
         dc: settings.dc.clone(),
         consistency: match settings.consistent {
@@ -88,7 +79,7 @@ fn zookeeper(config: &Config, settings: &config::ZooKeeper, user: For) -> Result
     let zookeeper = ZooKeeper::new(Options {
         hosts: settings.hosts.clone(),
         chroot: settings.chroot.clone(),
-        tls: settings.tls.as_ref().map(tls),
+        tls: settings.tls.clone(),
         auth: auth
             .map(|(scheme, credential)| (scheme.clone(), credential.reveal().to_owned()))
             .collect(),

@@ -1,5 +1,4 @@
-//! Who may change something (contract: REST API §2; client certificates are not offered yet), and what every answer
-//! carries: the part of the configuration that a reload replaces.
+//! Who may change something (contract: REST API §2), and what every answer carries: the part of the configuration that a reload replaces.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -28,11 +27,37 @@ pub struct Access {
     headers: HeaderMap,
 }
 
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Peer {
+    /// Its address.
+    pub(super) address: IpAddr,
+    /// Whether a certificate is wanted of whoever changes something, and none was shown.
+    pub(super) lacks_certificate: bool,
+}
+
+impl From<IpAddr> for Peer {
+    fn from(address: IpAddr) -> Self {
+        Self {
+            address,
+            lacks_certificate: false,
+        }
+    }
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
 /// Why a request that would change something is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Denied {
     /// 403: it comes from elsewhere.
     Address,
+    /// 403: it has shown no certificate.
+    Certificate,
     /// 401, with its text.
     Credentials(&'static str),
 }
@@ -85,17 +110,24 @@ impl Access {
     /// members may be out of reach.
     pub(super) async fn check(
         &self,
-        peer: IpAddr,
+        peer: Peer,
         headers: &HeaderMap,
         cluster: Option<&Cluster>,
         ask_members: bool,
     ) -> Result<(), Denied> {
+        let Peer {
+            address: peer,
+            lacks_certificate,
+        } = peer;
         let members = self.members && ask_members;
         let from_here = (!self.limited && !members)
             || self.networks.iter().any(|network| network.contains(peer))
             || (members && is_member(peer, cluster).await);
         if !from_here {
             return Err(Denied::Address);
+        }
+        if lacks_certificate {
+            return Err(Denied::Certificate);
         }
         match (&self.credentials, headers.get(header::AUTHORIZATION)) {
             (None, _) => Ok(()),
@@ -205,7 +237,12 @@ mod tests {
         ] {
             let peer_address: IpAddr = peer.parse().expect("an IP");
             let checked = access(networks, members)
-                .check(peer_address, &HeaderMap::new(), Some(&cluster), ask_members)
+                .check(
+                    peer_address.into(),
+                    &HeaderMap::new(),
+                    Some(&cluster),
+                    ask_members,
+                )
                 .await;
             assert_eq!(
                 checked.is_ok(),

@@ -58,13 +58,15 @@ pub use server::serve;
 
 use tokio::sync::watch;
 
-use crate::{client::Client, telemetry::LevelHandle};
+use crate::{client::Client, telemetry::LevelHandle, tls::server::InForce};
 
 /// What the server needs besides the agent.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Who may change something; a reload sends another.
     pub access: watch::Receiver<Access>,
+    /// How TLS is spoken on the next connection; `None`: it is not.
+    pub tls: watch::Receiver<Option<InForce>>,
     /// For asking other members.
     pub client: Client,
     /// How much is logged.
@@ -76,6 +78,8 @@ pub struct Options {
 /// Bounds that keep one client from being everybody's problem.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
+    /// Time for a handshake of TLS.
+    pub handshake_within: Duration,
     /// Open connections; above that the longest idle one makes room.
     pub connections_max: usize,
     /// Time for a request's head to arrive, also the time a connection may be idle.
@@ -91,6 +95,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            handshake_within: Duration::from_secs(10),
             connections_max: 512,
             head_within: Duration::from_secs(30),
             body_within: Duration::from_secs(10),

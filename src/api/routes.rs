@@ -1,6 +1,6 @@
 //! Which handler answers, what a request must bring, and the handlers that change nothing.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, header};
@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use serde_json::{Map, Value};
 
 use super::{
-    access::{Access, Denied},
+    access::{Access, Denied, Peer},
     actions,
     cluster::ClusterView,
     failsafe, health, levels,
@@ -106,12 +106,7 @@ enum Body {
 }
 
 /// Answers one request.
-pub(super) async fn answer(
-    api: &Api,
-    request: Request<Incoming>,
-    peer: IpAddr,
-    activity: &Activity,
-) -> Reply {
+pub(super) async fn answer(api: &Api, request: Request<Incoming>, peer: Peer, activity: &Activity) -> Reply {
     // One load of the configuration for the whole request.
     let access = api.options.access.borrow().clone();
     let kind = kind_of(request.method(), request.uri().path());
@@ -138,7 +133,7 @@ fn kind_of(method: &Method, path: &str) -> &'static str {
 async fn route(
     api: &Api,
     request: Request<Incoming>,
-    peer: IpAddr,
+    peer: Peer,
     access: &Access,
     activity: &Activity,
 ) -> Reply {
@@ -176,6 +171,10 @@ async fn route(
         Err(Denied::Address) => {
             tracing::warn!(%peer, ?change, "request denied: the address is not on the allowlist");
             return reply::denied();
+        }
+        Err(Denied::Certificate) => {
+            tracing::warn!(%peer, ?change, "request denied: no client certificate was shown");
+            return reply::text(403, "client certificate required");
         }
         Err(Denied::Credentials(reason)) => return reply::unauthorized(reason),
     }
@@ -273,6 +272,9 @@ async fn why(api: &Api) -> Reply {
 fn metrics(api: &Api) -> Reply {
     let snapshot = api.handle.current();
     let hold = api.handle.lease().hold();
+    if let Some(ends) = api.options.tls.borrow().as_ref().and_then(|tls| tls.expires) {
+        api.handle.metrics().restapi_certificate_ends(ends);
+    }
     reply::metrics(
         api.handle
             .metrics()

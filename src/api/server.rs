@@ -19,10 +19,14 @@ use std::{
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Options, routes, why};
+use super::{Options, access::Peer, routes, why};
 use crate::agent::handle::AgentHandle;
 
 /// What handlers share.
@@ -176,6 +180,38 @@ async fn connection(
     if let Err(error) = tune(&stream) {
         tracing::debug!(%error, "socket options");
     }
+    let tls = api.options.tls.borrow().clone();
+    let Some(tls) = tls else {
+        return requests(stream, peer.into(), api, activity, shutdown).await;
+    };
+    // It costs nobody else anything: this is the task of this connection, and one that is idle may be evicted.
+    let handshake = TlsAcceptor::from(tls.config).accept(stream);
+    match tokio::time::timeout(api.options.limits.handshake_within, handshake).await {
+        Ok(Ok(stream)) => {
+            let shown = stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .is_some_and(|chain| !chain.is_empty());
+            let peer = Peer {
+                address: peer,
+                lacks_certificate: tls.wants_certificate && !shown,
+            };
+            Box::pin(requests(stream, peer, api, activity, shutdown)).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "REST API: no TLS with this client"),
+        Err(_) => tracing::debug!(%peer, "REST API: a client does not finish its TLS handshake"),
+    }
+}
+
+/// Answers what comes on a connection.
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    peer: Peer,
+    api: Arc<Api>,
+    activity: Activity,
+    shutdown: CancellationToken,
+) {
     let limits = api.options.limits;
     let service = service_fn(move |request| {
         let (api, activity) = (api.clone(), activity.clone());

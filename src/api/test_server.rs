@@ -174,6 +174,7 @@ pub(crate) struct Server {
 
 pub(super) fn limits() -> Limits {
     Limits {
+        handshake_within: Duration::from_millis(300),
         connections_max: 4,
         // Longer than any test thinks: a pooled connection must not be closed just as it is used.
         head_within: Duration::from_secs(1),
@@ -210,6 +211,7 @@ pub(super) async fn server_with(
     let (access, current) = watch::channel(Access::with_credentials(credentials));
     let options = Options {
         access: current,
+        tls: watch::channel(None).1,
         client: client.clone(),
         levels: Arc::new(crate::telemetry::LevelHandle::detached("info")),
         limits,

@@ -73,14 +73,19 @@ fn names(with_members: bool) -> Vec<String> {
     }
     let host = config.restapi.listen.specific().unwrap_or("127.0.0.1");
     let url = format!(
-        "http://{}:{}/cluster",
+        "{}://{}:{}/cluster",
+        config.restapi.scheme(),
         bracketed(host),
         config.restapi.listen.port
     );
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return names;
     };
-    let answer = runtime.block_on(async { Client::new(None).get(&url, WITHIN).await });
+    let answer = runtime.block_on(async {
+        let client = Client::new(None);
+        client.set_tls(crate::agent::member_tls::towards_this_host(&config));
+        client.get(&url, WITHIN).await
+    });
     let view = answer.ok().and_then(|answer| answer.json());
     let members = view.as_ref().and_then(|view| view["members"].as_array());
     let members = members.into_iter().flatten();

@@ -66,6 +66,8 @@ pub struct Context {
     pub dcs: Option<Arc<dyn Dcs>>,
     /// For members' REST APIs, with the credentials they ask for.
     pub client: Client,
+    /// For the REST API on this host, whatever name its certificate has.
+    pub local: Client,
     /// Base URL of the REST API on this host, e.g. `http://127.0.0.1:8008`.
     pub local_api: String,
     /// How the superuser logs in at a member, whichever; `None` where no cluster is configured.
@@ -282,7 +284,7 @@ async fn health(context: &Context, ui: &mut dyn Ui, args: HealthArgs) -> Exit {
         ("liveness", "alive")
     };
     let url = format!("{}/{path}", context.local_api);
-    match context.client.get(&url, Duration::from_secs(3)).await {
+    match context.local.get(&url, Duration::from_secs(3)).await {
         Ok(answer) if answer.status == 200 => {
             ui.say(word);
             Exit::Ok

@@ -43,9 +43,7 @@ impl Source {
                 age.as_secs()
             ));
         }
-        let status = context
-            .ask_status(&format!("{}/patroni", context.local_api))
-            .await;
+        let status = from_rest(context, "/patroni").await;
         let identity = status
             .ok()
             .and_then(|status| status["database_system_identifier"].as_str().map(str::to_owned));
@@ -118,7 +116,7 @@ async fn from_dcs(context: &Context, ui: &mut dyn Ui) -> Option<Cluster> {
 /// worth showing.
 async fn remembered(context: &Context) -> anyhow::Result<ClusterView> {
     let url = format!("{}/cluster", context.local_api);
-    let answer = context.client.get(&url, REST_WITHIN).await?;
+    let answer = context.local.get(&url, REST_WITHIN).await?;
     let view = answer.json().as_ref().and_then(ClusterView::from_json);
     match (view, answer.status) {
         (Some(view), _) => Ok(view),
@@ -129,7 +127,7 @@ async fn remembered(context: &Context) -> anyhow::Result<ClusterView> {
 
 async fn from_rest(context: &Context, path: &str) -> anyhow::Result<Value> {
     let url = format!("{}{path}", context.local_api);
-    let answer = context.client.get(&url, REST_WITHIN).await?;
+    let answer = context.local.get(&url, REST_WITHIN).await?;
     if answer.status != 200 {
         anyhow::bail!("{url} answered {}: {}", answer.status, answer.text());
     }

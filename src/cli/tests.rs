@@ -28,6 +28,7 @@ async fn world() -> World {
         scope: "demo".into(),
         dcs: Some(server.store.clone()),
         client: server.client.clone(),
+        local: server.client.clone(),
         local_api: format!("http://{}", server.address),
         login: None,
         loaded: None,

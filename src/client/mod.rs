@@ -1,4 +1,4 @@
-//! A small HTTP client: members asking members, the CLI asking a member. Plain HTTP only.
+//! A small HTTP client: members asking members, the CLI asking a member.
 //!
 //! Connections are pooled and every call has a deadline. What an answer means is the caller's business.
 
@@ -13,11 +13,14 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use serde_json::Value;
+
+use crate::tls::client::{Check, Tls};
 
 pub use credentials::Credentials;
 pub use probe::probe_peers;
@@ -56,10 +59,18 @@ impl Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Not a URL we can call.
-    #[error("'{url}' is not an http:// URL")]
+    #[error("'{url}' is neither an http:// nor an https:// URL")]
     Url {
         /// As given.
         url: String,
+    },
+    /// What TLS needs is not there.
+    #[error("cannot talk to {url}: {reason}")]
+    Tls {
+        /// Who was to be asked.
+        url: String,
+        /// Which file, and what is wrong with it.
+        reason: String,
     },
     /// Nothing, or not everything, within the time allowed.
     #[error("no answer from {url} within {waited:?}")]
@@ -79,29 +90,46 @@ pub enum ClientError {
     },
 }
 
+type Body = Full<Bytes>;
+
+/// Pools of connections.
+#[derive(Debug, Clone)]
+struct Connections {
+    plain: legacy::Client<HttpConnector, Body>,
+    /// How TLS is spoken, or why not.
+    tls: Result<legacy::Client<HttpsConnector<HttpConnector>, Body>, String>,
+    like: Tls,
+}
+
+/// What a client that was told nothing checks: the question is encrypted, whoever answers it.
+const UNCHECKED: Tls = Tls {
+    cacert: None,
+    identity: None,
+    check: Check::Nothing,
+};
+
 /// The client. Cheap to clone; clones share connections and credentials.
 #[derive(Debug, Clone)]
 pub struct Client {
-    inner: legacy::Client<HttpConnector, Full<Bytes>>,
+    connections: Arc<RwLock<Connections>>,
     authorization: Arc<RwLock<Option<HeaderValue>>>,
 }
 
 impl Client {
-    /// A client that sends these credentials with every request.
+    /// A client that sends these credentials with every request, and checks no server's certificate.
     #[must_use]
     pub fn new(credentials: Option<&Credentials>) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        // Every call has its own deadline; on a slow way the first packet alone may take seconds.
-        connector.set_connect_timeout(Some(CONNECT_MAX));
-        let inner = legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_MAX)
-            .pool_max_idle_per_host(2)
-            .build(connector);
         Self {
-            inner,
+            connections: Arc::new(RwLock::new(Connections::new(UNCHECKED))),
             authorization: Arc::new(RwLock::new(credentials.and_then(Credentials::header))),
+        }
+    }
+
+    /// TLS like this from the next request on, for all clones.
+    pub fn set_tls(&self, tls: Tls) {
+        if self.connections().like != tls {
+            let others = Connections::new(tls);
+            *self.connections.write().unwrap_or_else(PoisonError::into_inner) = others;
         }
     }
 
@@ -120,9 +148,8 @@ impl Client {
         timeout: Duration,
     ) -> Result<Answer, ClientError> {
         let bad_url = || ClientError::Url { url: url.to_owned() };
-        if !url.starts_with("http://") {
-            return Err(bad_url());
-        }
+        let connections = self.connections();
+
         let mut builder = Request::builder().method(method).uri(url);
         let authorization = self
             .authorization
@@ -142,11 +169,16 @@ impl Client {
             reason: chain(error),
         };
         let exchange = async {
-            let answer = self
-                .inner
-                .request(request)
-                .await
-                .map_err(|error| transport(&error))?;
+            let answer = match (request.uri().scheme_str(), &connections.tls) {
+                (Some("http"), _) => connections.plain.request(request),
+                (Some("https"), Ok(tls)) => tls.request(request),
+                (Some("https"), Err(reason)) => {
+                    let (url, reason) = (url.to_owned(), reason.clone());
+                    return Err(ClientError::Tls { url, reason });
+                }
+                _ => return Err(bad_url()),
+            };
+            let answer = answer.await.map_err(|error| transport(&error))?;
             let status = answer.status().as_u16();
             let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
             let body = body.map_err(|error| transport(&*error))?.to_bytes();
@@ -160,9 +192,39 @@ impl Client {
         })
     }
 
+    fn connections(&self) -> Connections {
+        let present = self.connections.read();
+        present.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// GET.
     pub async fn get(&self, url: &str, timeout: Duration) -> Result<Answer, ClientError> {
         self.send(Method::GET, url, None, timeout).await
+    }
+}
+
+impl Connections {
+    fn new(like: Tls) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.set_nodelay(true);
+        // Every call has its own deadline; on a slow way the first packet alone may take seconds.
+        tcp.set_connect_timeout(Some(CONNECT_MAX));
+        let mut pools = legacy::Client::builder(TokioExecutor::new());
+        pools
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_MAX)
+            .pool_max_idle_per_host(2);
+        let plain = pools.build(tcp.clone());
+        // The connector around it knows what https means.
+        tcp.enforce_http(false);
+        let tls = like.config().map(|config| {
+            let connector = HttpsConnectorBuilder::new()
+                .with_tls_config(config)
+                .https_only()
+                .enable_http1();
+            pools.build(connector.wrap_connector(tcp))
+        });
+        Self { plain, tls, like }
     }
 }
 
@@ -185,8 +247,22 @@ mod tests {
     async fn errors_name_the_url_and_the_cause() {
         let client = Client::new(None);
         let second = Duration::from_secs(5);
-        let error = client.get("https://h/", second).await.expect_err("no TLS");
-        assert_eq!(error.to_string(), "'https://h/' is not an http:// URL");
+        let error = client
+            .get("ftp://h/", second)
+            .await
+            .expect_err("another protocol");
+        assert_eq!(
+            error.to_string(),
+            "'ftp://h/' is neither an http:// nor an https:// URL"
+        );
+        client.set_tls(Tls {
+            cacert: Some("/nowhere".into()),
+            check: Check::Whole,
+            ..UNCHECKED
+        });
+        let error = client.get("https://127.0.0.1:1/", second).await;
+        let error = error.expect_err("no authorities").to_string();
+        assert!(error.contains("https://127.0.0.1:1/: read /nowhere"), "{error}");
         let error = client.get("http://a b/", second).await.expect_err("no URL");
         assert!(matches!(error, ClientError::Url { .. }));
         let error = client

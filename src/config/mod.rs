@@ -40,7 +40,7 @@ pub use settings::{Origin, Setting, Settings};
 pub use types::{
     Authentication, Bootstrap, Callbacks, Config, Consul, ConsulService, Credentials, Ctl, DcsConfig,
     Embedded, Etcd3, Kubernetes, KubernetesMode, KubernetesPort, Log, LogFormat, LogLevel, Login, Peer,
-    Postgresql, RestApi, RoleSettings, StoreTls, Watchdog, WatchdogDriver, WatchdogMode, ZooKeeper,
+    Postgresql, RestApi, RoleSettings, Watchdog, WatchdogDriver, WatchdogMode, ZooKeeper,
 };
 
 /// A configuration and how it came about.

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use serde_json::{Map, Value};
 
 use super::{Address, Allowed, Listen, Secret};
-use crate::model::{BootstrapMethod, MemberName, RoleScope, Tags, Timing};
+use crate::{
+    model::{BootstrapMethod, MemberName, RoleScope, Tags, Timing},
+    tls,
+};
 
 /// The configuration of one member.
 #[derive(Debug, Clone, PartialEq)]
@@ -139,6 +142,16 @@ pub struct RestApi {
     pub allowlist_include_members: bool,
     /// Headers of every answer.
     pub extra_headers: BTreeMap<String, String>,
+    /// With TLS, what it shows and asks for.
+    pub tls: Option<tls::server::Settings>,
+}
+
+impl RestApi {
+    /// `http` or `https`.
+    #[must_use]
+    pub const fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
 }
 
 /// Requests to the REST API of other members.
@@ -146,6 +159,12 @@ pub struct RestApi {
 pub struct Ctl {
     /// What they show; that of our own REST API unless given.
     pub authentication: Option<Credentials>,
+    /// Certificates are not verified.
+    pub insecure: bool,
+    /// PEM file with the authorities of the members' certificates; that of our own REST API unless given.
+    pub cacert: Option<PathBuf>,
+    /// Certificate to show to them.
+    pub identity: Option<tls::files::Identity>,
 }
 
 /// The store of the cluster.
@@ -163,24 +182,13 @@ pub enum DcsConfig {
     ZooKeeper(ZooKeeper),
 }
 
-/// TLS towards a store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoreTls {
-    /// Authorities of the servers' certificates; `None`: those of the system.
-    pub cacert: Option<PathBuf>,
-    /// Certificate and key to show to the servers.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// Whether the servers' certificates are checked.
-    pub verify: bool,
-}
-
 /// Consul as the store (contract: DCS layout §7).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Consul {
     /// The agent, `host:port`.
     pub host: String,
     /// TLS, if it is spoken.
-    pub tls: Option<StoreTls>,
+    pub tls: Option<tls::client::Tls>,
     /// ACL token.
     pub token: Option<Secret>,
     /// Datacenter; `None`: the agent's own.
@@ -212,7 +220,7 @@ pub struct ZooKeeper {
     /// What is put in front of all paths; empty, or with a slash in front.
     pub chroot: String,
     /// TLS, if it is spoken.
-    pub tls: Option<StoreTls>,
+    pub tls: Option<tls::client::Tls>,
     /// Credentials by scheme (`digest`: `user:password`).
     pub auth: Vec<(String, Secret)>,
     /// Scheme, id and permission bits of every node that is made; empty: everybody may do everything.

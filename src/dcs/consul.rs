@@ -37,11 +37,11 @@ use self::{
     session::Session,
     txn::{Outcome, Step},
 };
-use super::{
-    Dcs, DcsError, Key, Lock, When, Written,
-    dial::{Place, Tls},
+use super::{Dcs, DcsError, Key, Lock, When, Written, dial::Place};
+use crate::{
+    model::{Cluster, Entry, Version},
+    tls::client::Tls,
 };
-use crate::model::{Cluster, Entry, Version};
 
 const PORT: u16 = 8500;
 

@@ -42,11 +42,11 @@ use self::{
     jute::{Change, Reader, Stat, code},
     wire::{Ask, Ensemble, Reply, Wire},
 };
-use super::{
-    Dcs, DcsError, Key, Lock, When, Written,
-    dial::{Place, Tls},
+use super::{Dcs, DcsError, Key, Lock, When, Written, dial::Place};
+use crate::{
+    model::{Cluster, MemberName, Version},
+    tls::client::Tls,
 };
-use crate::model::{Cluster, MemberName, Version};
 
 const PORT: u16 = 2181;
 

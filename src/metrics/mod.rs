@@ -23,7 +23,7 @@ use std::{
 };
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::{
@@ -87,6 +87,7 @@ pub struct Metrics {
     gaps: HistogramVec,
     fsync: Histogram,
     requests: IntCounterVec,
+    certificates: IntGaugeVec,
     volume: RwLock<Option<volume::Look>>,
 }
 
@@ -114,7 +115,16 @@ impl Metrics {
             registry.register(Box::new(counters.clone()))?;
             Ok::<_, prometheus::Error>(counters)
         };
+        let certificates = IntGaugeVec::new(
+            Opts::new(
+                "howdah_certificate_expiry_timestamp_seconds",
+                "When a certificate of this member ends, in seconds since 1970, by what it is for.",
+            ),
+            &["of"],
+        )?;
+        registry.register(Box::new(certificates.clone()))?;
         Ok(Arc::new(Self {
+            certificates,
             turns: histogram(
                 "howdah_loop_duration_seconds",
                 "Duration of one turn of the agent's loop.",
@@ -211,6 +221,12 @@ impl Metrics {
             .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(look);
     }
 
+    /// When the certificate ends that the REST API shows, in seconds since 1970.
+    pub fn restapi_certificate_ends(&self, at: u64) {
+        let at = i64::try_from(at).unwrap_or(i64::MAX);
+        self.certificates.with_label_values(&["restapi"]).set(at);
+    }
+
     /// The whole answer to a scrape.
     #[must_use]
     pub fn render(&self, snapshot: &Snapshot, hold: Option<&Hold>, now: Boottime) -> String {
@@ -300,6 +316,7 @@ mod tests {
         metrics.called("renew", "ok", Duration::ZERO);
         metrics.role_changed(Role::Replica, Role::Primary);
         metrics.answered("health", 200);
+        metrics.restapi_certificate_ends(1_800_000_000);
         metrics.looked_at_volume(volume::Look {
             free_bytes: 1,
             size_bytes: 2,

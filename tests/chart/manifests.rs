@@ -264,3 +264,25 @@ fn every_variation_is_a_configuration_without_mistakes() {
         assert!(!checked.contains("unknown"), "{name}: {checked}");
     }
 }
+
+/// The Prometheus operator finds the Service by its labels and the port by its name.
+#[test]
+fn what_prometheus_is_told_of_is_there() {
+    let objects = rendered("monitored", &[]);
+    let monitors = of_kind(&objects, "ServiceMonitor");
+    assert_eq!(monitors.len(), 1);
+    let spec = &monitors[0]["spec"];
+    let wanted = spec["selector"]["matchLabels"].as_object().expect("labels");
+    let services = of_kind(&objects, "Service").into_iter().filter(|service| {
+        let labels = &service["metadata"]["labels"];
+        wanted.iter().all(|(name, value)| labels[name] == *value)
+    });
+    let services: Vec<&Value> = services.collect();
+    assert_eq!(services.len(), 1, "{wanted:?}");
+    let port = &spec["endpoints"][0]["port"];
+    let ports = services[0]["spec"]["ports"].as_array().expect("ports");
+    assert!(
+        ports.iter().any(|named| named["name"] == *port),
+        "{port} of {ports:?}"
+    );
+}

@@ -344,8 +344,9 @@ async fn an_upgrade_costs_one_switchover(release: &mut Release) {
         .await;
 }
 
-/// A change with which no member starts: one replica is lost to it, no more, and the next change brings it back.
-async fn a_broken_upgrade_stops_at_its_first_member_and_is_mended_by_the_next(release: &mut Release) {
+/// A change with which no member starts: one replica is lost to it, no more, and brought back. (By a rollback: the next
+/// upgrade would leave what a failed one has added, because Helm compares with the last that succeeded.)
+async fn a_broken_upgrade_stops_at_its_first_member_and_is_taken_back(release: &mut Release) {
     let leader = release.healthy(3).await;
     let (timeline, before) = (release.timeline(), release.pods());
     let seen = release.watch(leader.clone()).await;
@@ -371,9 +372,9 @@ async fn a_broken_upgrade_stops_at_its_first_member_and_is_mended_by_the_next(re
         replaced.len() == 1 && *replaced[0] != *leader,
         "replaced: {replaced:?}, leader: {leader}"
     );
-    release.helm("upgrade", &[]).expect("the next upgrade");
+    release.cluster.helm(&["rollback", "pg"]).expect("helm rollback");
     release.healthy(3).await;
-    assert_eq!(release.timeline(), timeline + 1, "one switchover in all");
+    assert_eq!(release.timeline(), timeline, "nobody handed over");
     release
         .survived(seen, "a broken upgrade and its end", HANDED_OVER, false)
         .await;
@@ -426,7 +427,7 @@ async fn a_release_is_installed_broken_scaled_upgraded_and_removed() {
     its_leaders_node_is_drained(&mut release).await;
     it_is_scaled_to_five_and_back(&mut release).await;
     an_upgrade_costs_one_switchover(&mut release).await;
-    a_broken_upgrade_stops_at_its_first_member_and_is_mended_by_the_next(&mut release).await;
+    a_broken_upgrade_stops_at_its_first_member_and_is_taken_back(&mut release).await;
     its_data_outlives_it(&mut release).await;
     println!("everything: {:?}", begun.elapsed());
 }

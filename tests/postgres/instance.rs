@@ -98,6 +98,7 @@ fn settings(root: &Path, name: &str) -> Settings {
         listen_addresses: "127.0.0.1".into(),
         port: free_port(),
         socket_dir: root.to_owned(),
+        further_socket_dirs: vec![],
         config_dir: data_dir.clone(),
         data_dir,
         config_base_name: "postgresql".into(),

@@ -7,6 +7,7 @@ mod postgresql;
 mod roles;
 mod stores;
 mod timing;
+mod tls;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -203,13 +204,20 @@ impl Builder {
     }
 
     fn restapi(&mut self) -> RestApi {
+        let tls = self.restapi_tls();
+        let mut extra_headers = self.extra_headers("restapi.http_extra_headers");
+        let over_tls = self.extra_headers("restapi.https_extra_headers");
+        if tls.is_some() {
+            extra_headers.extend(over_tls);
+        }
         RestApi {
             listen: self.listen("restapi.listen"),
             connect_address: self.address("restapi.connect_address", 8008),
             authentication: self.credentials("restapi.authentication"),
             allowlist: self.allowlist(),
             allowlist_include_members: self.flag("restapi.allowlist_include_members"),
-            extra_headers: self.extra_headers(),
+            extra_headers,
+            tls,
         }
     }
 
@@ -228,7 +236,7 @@ impl Builder {
         allowlist
     }
 
-    fn extra_headers(&mut self) -> BTreeMap<String, String> {
+    fn extra_headers(&mut self, path: &str) -> BTreeMap<String, String> {
         // How long an answer is, and how the connection goes on, is not for others to say.
         const OURS: &[&str] = &[
             "content-length",
@@ -237,14 +245,14 @@ impl Builder {
             "connection",
         ];
         let mut extra_headers = BTreeMap::new();
-        for (name, value) in self.all.settings.map("restapi.http_extra_headers") {
+        for (name, value) in self.all.settings.map(path) {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             let valid = http::HeaderName::from_bytes(name.as_bytes()).is_ok()
                 && http::HeaderValue::from_str(&text).is_ok()
                 && !OURS.contains(&name.to_ascii_lowercase().as_str());
             if !valid {
                 self.inconsistent(
-                    &["restapi.http_extra_headers"],
+                    &[path],
                     &format!("{name:?} with this value is no HTTP header that can be added"),
                 );
             }
@@ -257,6 +265,9 @@ impl Builder {
         let own = self.credentials("ctl.authentication");
         Ctl {
             authentication: own.or_else(|| restapi.authentication.clone()),
+            insecure: self.flag("ctl.insecure"),
+            cacert: self.file("ctl.cacert").or_else(|| self.file("restapi.cafile")),
+            identity: self.identity("ctl.certfile", "ctl.keyfile", "ctl.keyfile_password"),
         }
     }
 

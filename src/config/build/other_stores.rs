@@ -6,8 +6,9 @@ use super::Builder;
 use crate::config::{
     Secret,
     address::Address,
-    types::{Consul, ConsulService, StoreTls, ZooKeeper},
+    types::{Consul, ConsulService, ZooKeeper},
 };
+use crate::tls::client::{Check, Tls};
 
 const CONSUL_PORT: u16 = 8500;
 const ZOOKEEPER_PORT: u16 = 2181;
@@ -213,24 +214,15 @@ impl Builder {
         acls
     }
 
-    fn store_tls(&mut self, section: &str, on: bool) -> Option<StoreTls> {
+    fn store_tls(&mut self, section: &str, on: bool) -> Option<Tls> {
         let at = |part: &str| format!("{section}.{part}");
         let cacert = self.path(&at("cacert"));
-        let identity = match (self.path(&at("cert")), self.path(&at("key"))) {
-            (Some(cert), Some(key)) => Some((cert, key)),
-            // As Patroni does: the key may live in the certificate's file.
-            (Some(cert), None) => Some((cert.clone(), cert)),
-            (None, None) => None,
-            (None, Some(_)) => {
-                self.missing(&at("cert"), "its key is given");
-                None
-            }
-        };
+        let identity = self.identity(&at("cert"), &at("key"), &at("key_password"));
         let verify = self.all.settings.flag(&at("verify")).unwrap_or(true);
-        on.then_some(StoreTls {
+        on.then_some(Tls {
             cacert,
             identity,
-            verify,
+            check: if verify { Check::Whole } else { Check::Nothing },
         })
     }
 }

@@ -7,6 +7,7 @@ mod files;
 mod names;
 mod output;
 mod stores;
+mod tls;
 mod values;
 
 use super::{vars::Effect, *};

@@ -195,12 +195,8 @@ fn what_this_build_cannot_do_is_said() {
         "EXHIBITOR_HOSTS: Exhibitor as DCS is not supported in this build",
     );
     refused(
-        &[("HOWDAH_RESTAPI_CERTFILE", "/c")],
-        "HOWDAH_RESTAPI_CERTFILE: TLS for the REST API is not supported in this build",
-    );
-    refused(
-        &[("HOWDAH_RESTAPI_HTTPS_EXTRA_HEADERS", "X-A: b")],
-        "HOWDAH_RESTAPI_HTTPS_EXTRA_HEADERS: TLS for the REST API is not supported in this build",
+        &[("HOWDAH_ETCD3_SRV", "example.com")],
+        "HOWDAH_ETCD3_SRV: etcd discovery by DNS SRV is not supported in this build",
     );
     refused(
         &[("HOWDAH_CONFIGURATION", "raft: {self_addr: a}")],

@@ -1,4 +1,5 @@
 use super::*;
+use crate::tls::client::Check;
 
 fn etcd(vars: &[(&str, &str)]) -> Etcd3 {
     match good(vars).config.dcs {
@@ -340,8 +341,9 @@ fn consul_is_asked_where_patroni_would_ask_it() {
     ]);
     assert_eq!(found.host, "c1:8500");
     let tls = found.tls.clone().expect("https");
-    assert!(!tls.verify);
-    assert_eq!(tls.identity, Some(("/c.pem".into(), "/c.pem".into())));
+    assert_eq!(tls.check, Check::Nothing);
+    let identity = tls.identity.expect("a certificate");
+    assert_eq!((identity.cert, identity.key), ("/c.pem".into(), "/c.pem".into()));
     assert_eq!(found.service.clone().expect("registered").tags, ["a", "b"]);
     assert!(found.consistent && !format!("{found:?}").contains("s3cret"));
     let stale = good(&[
@@ -426,12 +428,5 @@ fn what_does_not_fit_consul_or_zookeeper_is_said() {
             ("HOWDAH_ZOOKEEPER_SET_ACLS", "{a: [FLY]}"),
         ],
         "HOWDAH_ZOOKEEPER_SET_ACLS: a: [\"FLY\"] is no list of permissions (allowed: CREATE, READ, WRITE, DELETE, ADMIN, ALL)",
-    );
-    refused(
-        &[
-            ("HOWDAH_ZOOKEEPER_HOSTS", "z1"),
-            ("HOWDAH_ZOOKEEPER_KEY_PASSWORD", "x"),
-        ],
-        "HOWDAH_ZOOKEEPER_KEY_PASSWORD: an encrypted key is not supported in this build",
     );
 }

@@ -14,10 +14,7 @@ use crate::config::kind::SECONDS_MAX;
 const MANY: i64 = i64::MAX;
 /// Timeouts the whole cluster depends on.
 const DAY: i64 = 86_400;
-const REST_TLS: &str = "TLS for the REST API is";
-const CTL_TLS: &str = "TLS towards the REST API is";
 const SRV: &str = "etcd discovery by DNS SRV is";
-const ENCRYPTED_KEY: &str = "an encrypted key is";
 const CITUS: &str = "Citus is";
 
 const fn v(
@@ -238,22 +235,22 @@ pub static SECTIONS: &[Section] = &[
         v("RESTAPI_ALLOWLIST", "restapi.allowlist", List, Unset, Reload, "Hosts and networks that may send requests which change something; empty allows all"),
         v("RESTAPI_ALLOWLIST_INCLUDE_MEMBERS", "restapi.allowlist_include_members", Bool, Fixed("false"), Reload, "Members of the cluster may, too"),
         v("RESTAPI_HTTP_EXTRA_HEADERS", "restapi.http_extra_headers", Map, Unset, Reload, "Headers to add to every answer"),
-        v("RESTAPI_CERTFILE", "restapi.certfile", Path, Unset, Unsupported(REST_TLS), "Certificate of the REST API"),
-        v("RESTAPI_KEYFILE", "restapi.keyfile", Path, Unset, Unsupported(REST_TLS), "Key of the certificate"),
-        v("RESTAPI_KEYFILE_PASSWORD", "restapi.keyfile_password", Secret, Unset, Unsupported(REST_TLS), "Password of the key"),
-        v("RESTAPI_CAFILE", "restapi.cafile", Path, Unset, Unsupported(REST_TLS), "Authorities of client certificates"),
-        v("RESTAPI_CIPHERS", "restapi.ciphers", Text, Unset, Unsupported(REST_TLS), "Ciphers allowed"),
-        v("RESTAPI_VERIFY_CLIENT", "restapi.verify_client", Choice(&["none", "optional", "required"]), Unset, Unsupported(REST_TLS), "Whether clients need a certificate"),
-        v("RESTAPI_HTTPS_EXTRA_HEADERS", "restapi.https_extra_headers", Map, Unset, Unsupported(REST_TLS), "Headers to add to every answer over TLS"),
+        v("RESTAPI_CERTFILE", "restapi.certfile", Path, Unset, Start, "Certificate of the REST API, which then speaks TLS only; other content of the file is used within seconds"),
+        v("RESTAPI_KEYFILE", "restapi.keyfile", Path, Computed("the certificate's file"), Reload, "Key of the certificate"),
+        v("RESTAPI_KEYFILE_PASSWORD", "restapi.keyfile_password", Secret, Unset, Reload, "Password of the key"),
+        v("RESTAPI_CAFILE", "restapi.cafile", Path, Unset, Reload, "Authorities of client certificates, and of the other members' REST APIs"),
+        v("RESTAPI_CIPHERS", "restapi.ciphers", Text, Unset, Reload, "Ciphers allowed, as OpenSSL writes them; those of TLS 1.3 always are"),
+        v("RESTAPI_VERIFY_CLIENT", "restapi.verify_client", Choice(&["none", "optional", "required"]), Fixed("none"), Reload, "Whether clients need a certificate: those that change something (optional), or all (required)"),
+        v("RESTAPI_HTTPS_EXTRA_HEADERS", "restapi.https_extra_headers", Map, Unset, Reload, "Headers to add to every answer over TLS"),
     ]},
     Section { title: "Command line", vars: &[
         v("CTL_USERNAME", "ctl.authentication.username", Text, Computed("that of the REST API"), Reload, "User for requests to the REST API of other members"),
         v("CTL_PASSWORD", "ctl.authentication.password", Secret, Computed("that of the REST API"), Reload, "Its password"),
-        v("CTL_INSECURE", "ctl.insecure", Bool, Unset, Nothing, "Do not verify certificates; there is no TLS between members yet"),
-        v("CTL_CACERT", "ctl.cacert", Path, Unset, Unsupported(CTL_TLS), "Authorities of the REST API's certificate"),
-        v("CTL_CERTFILE", "ctl.certfile", Path, Unset, Unsupported(CTL_TLS), "Client certificate"),
-        v("CTL_KEYFILE", "ctl.keyfile", Path, Unset, Unsupported(CTL_TLS), "Key of the client certificate"),
-        v("CTL_KEYFILE_PASSWORD", "ctl.keyfile_password", Secret, Unset, Unsupported(CTL_TLS), "Password of that key"),
+        v("CTL_INSECURE", "ctl.insecure", Bool, Fixed("false"), Reload, "Do not verify the certificates of REST APIs; agents among each other do not look at names in any case"),
+        v("CTL_CACERT", "ctl.cacert", Path, Computed("those of the REST API's clients"), Reload, "Authorities of the REST APIs' certificates"),
+        v("CTL_CERTFILE", "ctl.certfile", Path, Unset, Reload, "Client certificate to show to REST APIs"),
+        v("CTL_KEYFILE", "ctl.keyfile", Path, Computed("the certificate's file"), Reload, "Key of the client certificate"),
+        v("CTL_KEYFILE_PASSWORD", "ctl.keyfile_password", Secret, Unset, Reload, "Password of that key"),
     ]},
     Section { title: "etcd", vars: &[
         v("ETCD3_HOSTS", "etcd3.hosts", List, Unset, Start, "Endpoints of an external etcd, host:port each; without any, the image's own etcd is used"),
@@ -301,7 +298,7 @@ pub static SECTIONS: &[Section] = &[
         v("ZOOKEEPER_CACERT", "zookeeper.cacert", Path, Unset, Start, "Authorities of the servers' certificates"),
         v("ZOOKEEPER_CERT", "zookeeper.cert", Path, Unset, Start, "Client certificate"),
         v("ZOOKEEPER_KEY", "zookeeper.key", Path, Computed("in the file of the certificate"), Start, "Key of the client certificate"),
-        v("ZOOKEEPER_KEY_PASSWORD", "zookeeper.key_password", Secret, Unset, Unsupported(ENCRYPTED_KEY), "Password of that key"),
+        v("ZOOKEEPER_KEY_PASSWORD", "zookeeper.key_password", Secret, Unset, Start, "Password of that key"),
         v("ZOOKEEPER_VERIFY", "zookeeper.verify", Bool, Fixed("yes"), Start, "Check the servers' certificates and the names in them"),
         v("ZOOKEEPER_AUTH_DATA", "zookeeper.auth_data", Secrets, Unset, Start, "Credentials by scheme: {digest: 'user:password'}"),
         v("ZOOKEEPER_SET_ACLS", "zookeeper.set_acls", Map, Unset, Start, "Who may do what with the nodes that are made: {'CN=pg': [ALL], 'digest:user:hash': [READ]}"),

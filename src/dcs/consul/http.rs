@@ -14,9 +14,12 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::lock;
-use crate::dcs::{
-    DcsError,
-    dial::{Place, Tls, dial},
+use crate::{
+    dcs::{
+        DcsError,
+        dial::{Place, dial},
+    },
+    tls::client::Tls,
 };
 
 /// Longer answers are nobody's cluster.

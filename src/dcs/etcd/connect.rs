@@ -10,13 +10,7 @@ use super::{
     Options,
     fault::{Fault, classify},
 };
-
-/// Where distributions keep the authorities of the system.
-const SYSTEM_AUTHORITIES: [&str; 3] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
+use crate::tls::files::SYSTEM_AUTHORITIES;
 
 /// The part of the options a connection needs.
 #[derive(Clone, Default)]

@@ -25,8 +25,9 @@ use crate::{
     clock::Boottime,
     dcs::{
         DcsError,
-        dial::{Place, Stream, Tls, dial},
+        dial::{Place, Stream, dial},
     },
+    tls::client::Tls,
 };
 
 /// The server's own limit (`jute.maxbuffer`) is a megabyte; a list of children may be somewhat longer.
