@@ -331,7 +331,8 @@ impl Consul {
         let path = self.query("/v1/txn", &[]);
         let reply = self.put(path, txn::body(steps), deadline).await?;
         let body: Value = serde_json::from_slice(&reply.body).map_err(|_| self.nonsense(&reply))?;
-        match (txn::outcome(reply.status == StatusCode::OK, &body), reply.broken) {
+        let outcome = txn::outcome(reply.status == StatusCode::OK, steps, &body);
+        match (outcome.ok_or_else(|| self.nonsense(&reply))?, reply.broken) {
             (Outcome::Done(index), _) => Ok(Some(index)),
             (Outcome::Refused, Some(error)) => Err(Failure::Unsure(error)),
             (Outcome::Refused, None) => Ok(None),
@@ -447,14 +448,13 @@ impl Consul {
 
 /// `None` if it is not what Consul says.
 fn stored(reply: &Reply, base: &str) -> Option<Vec<Stored>> {
+    // Consul's own 404 has no text and an index. Somebody else's is no proof that there is nothing.
     if reply.status == StatusCode::NOT_FOUND {
-        return Some(Vec::new());
+        return (reply.index > 0 && reply.body.is_empty()).then(Vec::new);
     }
     let pairs: Vec<Pair> = serde_json::from_slice(&reply.body).ok()?;
     let stored = |pair: Pair| {
-        let value = STANDARD
-            .decode(pair.value.unwrap_or_default())
-            .unwrap_or_default();
+        let value = STANDARD.decode(pair.value.unwrap_or_default()).ok()?;
         Some(Stored {
             path: pair.key.strip_prefix(base)?.to_owned(),
             value: String::from_utf8_lossy(&value).into_owned(),
@@ -463,7 +463,8 @@ fn stored(reply: &Reply, base: &str) -> Option<Vec<Stored>> {
             session: pair.session.filter(|session| !session.is_empty()),
         })
     };
-    Some(pairs.into_iter().filter_map(stored).collect())
+    // All of it or nothing: what was not asked for is the answer to something else.
+    pairs.into_iter().map(stored).collect()
 }
 
 /// A path whose key and parameters are encoded; parameters with a name of two values are left out if they have none.
@@ -614,11 +615,10 @@ mod tests {
     #[test]
     fn what_consul_stores_is_read_relative_to_the_cluster() {
         let body = r#"[{"Key":"service/demo/leader","Value":"YQ==","CreateIndex":7,"ModifyIndex":9,"Session":"x"},
-            {"Key":"service/demo/","Value":null,"CreateIndex":1,"ModifyIndex":1},
-            {"Key":"service/other","Value":"","CreateIndex":1,"ModifyIndex":1}]"#;
+            {"Key":"service/demo/","Value":null,"CreateIndex":1,"ModifyIndex":1}]"#;
         let reply = |status, body: &'static str| Reply {
             status,
-            index: 9,
+            index: if body.contains('<') { 0 } else { 9 },
             body: body.into(),
             broken: None,
         };
@@ -634,6 +634,20 @@ mod tests {
             ("a", 9, Some("x"))
         );
         assert_eq!(stored(&reply(StatusCode::NOT_FOUND, ""), "s/"), Some(Vec::new()));
-        assert_eq!(stored(&reply(StatusCode::OK, "<html>"), "s/"), None);
+        for (status, nonsense) in [
+            (StatusCode::OK, "<html>"),
+            (StatusCode::NOT_FOUND, "<html>not here</html>"),
+            (StatusCode::OK, "{}"),
+            (
+                StatusCode::OK,
+                r#"[{"Key":"service/other","Value":"","CreateIndex":1,"ModifyIndex":1}]"#,
+            ),
+            (
+                StatusCode::OK,
+                r#"[{"Key":"s/leader","Value":"=","CreateIndex":1,"ModifyIndex":1}]"#,
+            ),
+        ] {
+            assert_eq!(stored(&reply(status, nonsense), "s/"), None, "{nonsense}");
+        }
     }
 }

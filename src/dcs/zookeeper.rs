@@ -491,9 +491,10 @@ fn final_if_sent(failure: Failure) -> Failure {
 
 /// Of `exists`: `None` if it does not.
 fn stat_of(reply: Option<Reply>) -> Result<Option<Stat>, Failure> {
+    let newest = reply.as_ref().map_or(0, |reply| reply.zxid);
     match reply.map(|reply| reply.result) {
         Some(Ok(bytes)) => {
-            let stat = jute::stat(&mut Reader(&bytes));
+            let stat = jute::stat(&bytes, newest, None);
             stat.map(Some).ok_or_else(|| nonsense("zookeeper".into()))
         }
         Some(Err(code::NO_NODE)) => Ok(None),
@@ -504,11 +505,14 @@ fn stat_of(reply: Option<Reply>) -> Result<Option<Stat>, Failure> {
 
 /// Of `getData`: `None` if it does not exist.
 fn node_of(reply: Option<Reply>) -> Result<Option<Node>, Failure> {
+    let newest = reply.as_ref().map_or(0, |reply| reply.zxid);
     match reply.map(|reply| reply.result) {
         Some(Ok(bytes)) => {
             let mut reader = Reader(&bytes);
-            let read = reader.text().zip(jute::stat(&mut reader));
-            let (value, stat) = read.ok_or_else(|| nonsense("zookeeper".into()))?;
+            let value = reader.buffer().map(<[u8]>::to_vec);
+            let stat = jute::stat(reader.0, newest, value.as_ref().map(Vec::len));
+            let (value, stat) = value.zip(stat).ok_or_else(|| nonsense("zookeeper".into()))?;
+            let value = String::from_utf8_lossy(&value).into_owned();
             Ok(Some(Node { value, stat }))
         }
         Some(Err(code::NO_NODE)) => Ok(None),

@@ -68,7 +68,7 @@ async fn ask(client: &Client, node: &Node, path: &str) -> Result<Answer, String>
 
 async fn change(client: &Client, node: &Node, method: Method, path: &str) -> (u16, String) {
     let url = format!("https://127.0.0.1:{}{path}", node.api_port);
-    let body = json!({});
+    let body = json!({"loop_wait": 1});
     let answer = client
         .send(method, &url, Some(&body), WITHIN)
         .await
@@ -156,6 +156,17 @@ async fn changes_need_a_certificate_and_members_go_on_without_the_store() {
     let second = leader(&anybody, &cluster, Some(first)).await;
     everybody_streams(&anybody, &cluster).await;
 
+    wait_for("the members to be ready for an outage", SOON, async || {
+        let page = ask(&anybody, &cluster.nodes[second], "/metrics").await?.text();
+        match page
+            .lines()
+            .any(|line| line.starts_with("howdah_failsafe_ready{") && line.ends_with(" 1"))
+        {
+            true => Ok(()),
+            false => Err("they are not".to_owned()),
+        }
+    })
+    .await;
     // Three ttl: without the consent of the others, who are asked over TLS, it would have stopped.
     let before = timeline(&cluster.nodes[second]).await;
     cluster.etcd.kill();

@@ -195,7 +195,7 @@ fn what_this_build_cannot_do_is_said() {
         "EXHIBITOR_HOSTS: Exhibitor as DCS is not supported in this build",
     );
     refused(
-        &[("HOWDAH_ETCD3_SRV", "example.com")],
+        &[("HOWDAH_ETCD3_HOSTS", "e1"), ("HOWDAH_ETCD3_SRV", "example.com")],
         "HOWDAH_ETCD3_SRV: etcd discovery by DNS SRV is not supported in this build",
     );
     refused(

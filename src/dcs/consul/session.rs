@@ -265,14 +265,17 @@ impl Consul {
         let sent_at = Boottime::now();
         let reply = self.put(path, String::new(), deadline).await?;
         // A try that broke off may have been the one that was carried out: nothing later than the first counts.
-        if reply.status == http::StatusCode::NOT_FOUND {
+        // Others answer with 404, too; Consul says which session there is none of.
+        if reply.status == http::StatusCode::NOT_FOUND && reply.text().contains(id) {
             return Err(Failure::SessionGone(id.to_owned()));
         }
         let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-        let Some(ttl) = body[0]["TTL"].as_str().and_then(go_duration) else {
+        let ours = body[0]["ID"] == *id;
+        let ttl = body[0]["TTL"].as_str().and_then(go_duration);
+        let Some(ttl) = ttl.filter(|_| ours) else {
             return Err(Failure::Dcs(DcsError::Answer {
                 endpoint: self.agent.endpoint(),
-                reason: format!("a session without a TTL: {}", reply.text()),
+                reason: format!("not the session that was renewed: {}", reply.text()),
             }));
         };
         let alive = Alive {

@@ -40,6 +40,14 @@ impl Step {
         };
         json!({"KV": kv})
     }
+
+    /// The key that it writes.
+    fn written(&self) -> Option<&str> {
+        match self {
+            Self::Set(key, _) | Self::Swap(key, _, _) | Self::Lock(key, _, _) => Some(key),
+            Self::Absent(_) | Self::Unchanged(..) | Self::LockedBy(..) | Self::Delete(_) => None,
+        }
+    }
 }
 
 /// The body of a transaction.
@@ -58,26 +66,35 @@ pub(super) enum Outcome {
     SessionGone,
 }
 
-/// Reads the answer to a transaction that was carried out (200) or not (409).
-pub(super) fn outcome(done: bool, body: &Value) -> Outcome {
-    if done {
-        let indexes = body["Results"].as_array().into_iter().flatten();
-        let newest = indexes
-            .filter_map(|result| result["KV"]["ModifyIndex"].as_u64())
-            .max();
-        return Outcome::Done(newest.unwrap_or(0));
+/// Reads the answer to a transaction that was carried out (200) or not (409). `None`: it is the answer to something else,
+/// which must not be taken for success.
+pub(super) fn outcome(done: bool, steps: &[Step], body: &Value) -> Option<Outcome> {
+    if !["Results", "Errors"].iter().all(|name| body.get(name).is_some()) {
+        return None;
     }
-    let mut errors = body["Errors"].as_array().into_iter().flatten();
+    if done {
+        let results: Vec<&Value> = body["Results"].as_array().into_iter().flatten().collect();
+        let answers = |key: &str| results.iter().any(|result| result["KV"]["Key"] == *key);
+        let mut written = steps.iter().filter_map(Step::written);
+        if !body["Errors"].is_null() || !written.all(answers) {
+            return None;
+        }
+        let indexes = results
+            .iter()
+            .filter_map(|result| result["KV"]["ModifyIndex"].as_u64());
+        return Some(Outcome::Done(indexes.max().unwrap_or(0)));
+    }
+    let mut errors = body["Errors"].as_array()?.iter();
     let gone = errors.any(|error| {
         error["What"]
             .as_str()
             .is_some_and(|what| what.contains("invalid session"))
     });
-    if gone {
+    Some(if gone {
         Outcome::SessionGone
     } else {
         Outcome::Refused
-    }
+    })
 }
 
 #[cfg(test)]
@@ -103,12 +120,27 @@ mod tests {
 
     #[test]
     fn an_answer_tells_the_index_or_why_not() {
-        let done =
-            json!({"Results": [{"KV": {"ModifyIndex": 7}}, {"KV": {"ModifyIndex": 9}}], "Errors": null});
-        assert_eq!(outcome(true, &done), Outcome::Done(9));
+        let steps = [
+            Step::Delete("s/failover".into()),
+            Step::Lock("s/leader".into(), "a".into(), "id".into()),
+            Step::Set("s/status".into(), "1".into()),
+        ];
+        let result = |key: &str, index: u64| json!({"KV": {"Key": key, "ModifyIndex": index}});
+        let both = [result("s/leader", 7), result("s/status", 9)];
+        let done = json!({"Results": both, "Errors": null});
+        assert_eq!(outcome(true, &steps, &done), Some(Outcome::Done(9)));
+        let other = json!({"Results": both[1..], "Errors": null});
+        for nonsense in [json!({}), json!([]), json!("ok"), other] {
+            assert_eq!(outcome(true, &steps, &nonsense), None, "{nonsense}");
+            assert_ne!(
+                outcome(false, &steps, &nonsense),
+                Some(Outcome::SessionGone),
+                "{nonsense}"
+            );
+        }
         let refused = json!({"Results": null, "Errors": [{"OpIndex": 0, "What": "key \"s/leader\" exists"}]});
-        assert_eq!(outcome(false, &refused), Outcome::Refused);
+        assert_eq!(outcome(false, &steps, &refused), Some(Outcome::Refused));
         let gone = json!({"Results": null, "Errors": [{"OpIndex": 1, "What": "invalid session \"x\""}]});
-        assert_eq!(outcome(false, &gone), Outcome::SessionGone);
+        assert_eq!(outcome(false, &steps, &gone), Some(Outcome::SessionGone));
     }
 }

@@ -270,20 +270,33 @@ pub(super) struct Stat {
     pub(super) owner: i64,
 }
 
-pub(super) fn stat(reader: &mut Reader<'_>) -> Option<Stat> {
-    let _czxid = reader.long()?;
+/// A node's `Stat` and nothing behind it. Nothing in the protocol tells a garbled answer from a good one, so what must be true
+/// of one is looked at: `newest` is the last transaction its server had seen, `size` that of the value that came along.
+pub(super) fn stat(bytes: &[u8], newest: i64, size: Option<usize>) -> Option<Stat> {
+    let mut reader = Reader(bytes);
+    let czxid = reader.long()?;
     let mzxid = reader.long()?;
     let _times = (reader.long()?, reader.long()?);
     let version = reader.int()?;
     let _others = (reader.int()?, reader.int()?);
     let owner = reader.long()?;
-    let _sizes = (reader.int()?, reader.int()?);
-    let _pzxid = reader.long()?;
-    Some(Stat {
+    let length = usize::try_from(reader.int()?).ok()?;
+    let children = reader.int()?;
+    let pzxid = reader.long()?;
+    let in_order = 0 < czxid && czxid <= mzxid.min(pzxid) && mzxid.max(pzxid) <= newest;
+    let fits = size.is_none_or(|size| size == length) && version >= 0 && children >= 0;
+    (in_order && fits && reader.0.is_empty()).then_some(Stat {
         mzxid,
         version,
         owner,
     })
+}
+
+/// One that nothing is known about: only its length counts.
+fn skip_stat(reader: &mut Reader<'_>) -> Option<()> {
+    const LENGTH: usize = 68;
+    reader.0 = reader.0.get(LENGTH..)?;
+    Some(())
 }
 
 /// The answer to a transaction: done, or the error of the first step that failed.
@@ -297,7 +310,7 @@ pub(super) fn outcome(bytes: &[u8]) -> Option<Result<(), i32>> {
         }
         match op {
             op::CREATE => _ = reader.text()?,
-            op::SET_DATA => _ = stat(&mut reader)?,
+            op::SET_DATA => skip_stat(&mut reader)?,
             op::DELETE | op::CHECK => {}
             op::ERROR => {
                 let error = reader.int()?;
