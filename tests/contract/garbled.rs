@@ -16,7 +16,7 @@ use super::{
 /// How many answers are spoilt.
 const ENOUGH: usize = 10_000;
 /// So many holders, each of a lock of its own, because each needs a moment after a spoilt answer.
-const HOLDERS: usize = 48;
+const HOLDERS: usize = 96;
 const TTL: Duration = Duration::from_secs(12);
 const RETRY: Duration = Duration::from_secs(2);
 /// Three times as long for renewals among spoilt answers and for the one after them, there is lease time left.
