@@ -188,7 +188,7 @@ lint() {
     have shellcheck || apt_install shellcheck || true
     # Missing, it fails: a lint that did not run found nothing.
     check 'shellcheck' shellcheck --external-sources --check-sourced \
-        docker/build docker/engine compose/up compose/down tests/run tests/kubernetes/build tests/kubernetes/cluster .ci/run
+        docker/build docker/engine compose/up compose/down tests/run tests/bench/run tests/kubernetes/build tests/kubernetes/cluster .ci/run
     # Needs the compose plugin only, no engine.
     if plugins_answer; then
         check 'compose/embedded.yml' docker compose --file compose/embedded.yml config --quiet

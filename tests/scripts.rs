@@ -11,6 +11,16 @@
     reason = "tests: a panic is a failure, and temporary data is written plainly"
 )]
 
+// What the benchmark prints; it is a program and cannot run tests of its own.
+#[path = "bench/report.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    clippy::cast_precision_loss,
+    reason = "the benchmark uses the rest"
+)]
+mod report;
+
 use std::{
     collections::BTreeMap,
     fs,

@@ -150,12 +150,14 @@ impl Node {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let howdah = env!("CARGO_BIN_EXE_howdah");
+        // The benchmark measures the one that is released.
+        let howdah = std::env::var("HOWDAH_TEST_PROGRAM");
+        let howdah = howdah.unwrap_or_else(|_| env!("CARGO_BIN_EXE_howdah").to_owned());
         let mut command = match self.wrapper.split_first() {
-            None => Command::new(howdah),
+            None => Command::new(&howdah),
             Some((program, rest)) => {
                 let mut command = Command::new(program);
-                command.args(rest).arg(howdah);
+                command.args(rest).arg(&howdah);
                 command
             }
         };

@@ -179,12 +179,31 @@ impl Patroni {
         }
     }
 
+    /// The daemon itself.
+    pub fn daemon_pid(&self) -> Option<i32> {
+        i32::try_from(self.child.as_ref()?.id()).ok()
+    }
+
+    /// Kills the daemon alone and starts another at once.
+    #[allow(dead_code, reason = "the benchmark does")]
+    pub fn restart_daemon(&mut self) {
+        let mut child = self.child.take().expect("running");
+        child.kill().expect("kill patroni");
+        child.wait().expect("wait for patroni");
+        self.start();
+    }
+
     /// SIGTERM and wait for the end, of PostgreSQL too.
     pub async fn stop(&mut self, limit: Duration) {
-        let mut child = self.child.take().expect("running");
-        let pid = child.id().to_string();
+        let pid = self.daemon_pid().expect("running").to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status();
         assert!(sent.expect("run kill").success());
+        self.wait_end(limit).await;
+    }
+
+    /// Waits for the end of what has been told to end.
+    pub async fn wait_end(&mut self, limit: Duration) {
+        let mut child = self.child.take().expect("running");
         wait_for(
             &format!("{} to exit", self.seat.name),
             limit,
