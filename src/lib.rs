@@ -10,6 +10,7 @@ pub mod exit;
 pub mod guard;
 pub mod ha;
 pub mod init;
+pub mod logfile;
 pub mod metrics;
 pub mod model;
 pub mod postgres;

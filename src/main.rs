@@ -24,6 +24,7 @@ use howdah::{
         log::LogWriter,
         privileges::{self, Part},
     },
+    logfile::LogFile,
     priorities::{self, Ordinary},
     telemetry,
 };
@@ -282,14 +283,30 @@ fn run_agent() -> Exit {
         Err(exit) => return exit,
     };
     // Standard error is often a pipe to a collector; when that hangs, the lease must go on being renewed.
-    let Ok(writer) = LogWriter::stderr() else {
-        return Exit::Os;
-    };
     let config = &loaded.config;
+    let writer = match log_writer(config) {
+        Ok(writer) => writer,
+        Err(exit) => return exit,
+    };
     let level = telemetry::install_with(&config.log.directives(), format(config), writer.clone());
     let exit = run_configured(loaded, mask, level);
     writer.flush(Duration::from_millis(200));
     exit
+}
+
+#[expect(clippy::print_stderr, reason = "there is no log yet")]
+fn log_writer(config: &Config) -> Result<LogWriter, Exit> {
+    let writer = match &config.log.file {
+        None => LogWriter::stderr().map_err(|_| Exit::Os)?,
+        Some(settings) => LogFile::open(settings.clone())
+            .and_then(LogWriter::file)
+            .map_err(|error| {
+                let dir = settings.dir.display();
+                eprintln!("howdah: HOWDAH_LOG_DIR: cannot write a log file in {dir}: {error}");
+                Exit::Io
+            })?,
+    };
+    Ok(writer.with_fields(&config.log.static_fields))
 }
 
 fn run_configured(

@@ -84,6 +84,8 @@ mod standby;
 mod stop;
 #[path = "cluster/sync.rs"]
 mod sync;
+#[path = "cluster/voter.rs"]
+mod voter;
 #[path = "common/witness.rs"]
 mod witness;
 

@@ -253,6 +253,71 @@ async fn three_peers_survive_a_loss_and_take_back_a_member_without_its_disk() {
     writable(&own, Duration::from_secs(20)).await;
 }
 
+async fn members_of(etcd: &Embedded) -> Vec<String> {
+    let mut admin = etcd_client::Client::connect([&etcd.endpoints()[0]], None)
+        .await
+        .unwrap();
+    let listed = admin.member_list().await.unwrap();
+    let mut names: Vec<String> = listed
+        .members()
+        .iter()
+        .map(|member| member.name().to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Each by nothing but being started with another list of peers.
+#[tokio::test]
+async fn a_cluster_of_one_grows_to_three_and_a_lost_member_is_replaced_by_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = peers(&["pg1", "pg2", "pg3", "pg4"]);
+    // As by default: whoever is alone is reached by nobody, and so at another address.
+    let alone = Peer {
+        peer_port: free_port(),
+        ..all[0].clone()
+    };
+    let first = Embedded::start(options(dir.path(), &[alone], "pg1"))
+        .await
+        .unwrap();
+    let dcs = client(first.endpoints(), "pg1");
+    writable(&dcs, Duration::from_secs(5)).await;
+    assert!(matches!(dcs.acquire().await.unwrap(), Lock::Held(_)));
+    assert!(first.stop(Duration::from_secs(5)).await);
+
+    let limit = Duration::from_secs(40);
+    let mut running = vec![];
+    let mut reapers = vec![];
+    for name in ["pg1", "pg2", "pg3"] {
+        let etcd = Embedded::start(options(dir.path(), &all[..3], name))
+            .await
+            .unwrap();
+        until("being accepted by the peers", limit, || etcd.pid().is_some()).await;
+        reapers.push(Reaper(etcd.pid().into_iter().collect()));
+        let own = client(&etcd.endpoints()[..1], name);
+        writable(&own, limit).await;
+        let leader = own.cluster().await.unwrap().leader.map(|leader| leader.name.0);
+        assert_eq!(leader.as_deref(), Some("pg1"), "{name} knows what was before");
+        running.push(etcd);
+    }
+    assert_eq!(members_of(&running[0]).await, ["pg1", "pg2", "pg3"]);
+
+    let lost = running.pop().unwrap();
+    assert!(lost.stop(Duration::from_secs(5)).await);
+    std::fs::remove_dir_all(dir.path().join("pg3")).unwrap();
+    let now = [all[0].clone(), all[1].clone(), all[3].clone()];
+    let fourth = Embedded::start(options(dir.path(), &now, "pg4")).await.unwrap();
+    until("being accepted by the peers", limit, || fourth.pid().is_some()).await;
+    reapers.push(Reaper(fourth.pid().into_iter().collect()));
+    let own = client(&fourth.endpoints()[..1], "pg4");
+    writable(&own, limit).await;
+    assert_eq!(members_of(&fourth).await, ["pg1", "pg2", "pg4"]);
+
+    // It votes: one of the others may go.
+    assert!(running.pop().unwrap().stop(Duration::from_secs(5)).await);
+    writable(&own, limit).await;
+}
+
 #[tokio::test]
 async fn a_member_that_was_removed_joins_anew_and_its_data_is_kept() {
     let dir = tempfile::tempdir().unwrap();

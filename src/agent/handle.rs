@@ -131,6 +131,8 @@ pub struct Local {
     pub scheduled_restart: Option<ScheduledRestart>,
     /// Copies of another member's data since the agent began.
     pub copies: Copies,
+    /// The copy that is being made now, if any.
+    pub copying: Option<Copying>,
     /// Why it neither streams nor is a primary, once that has lasted for some seconds.
     pub trouble: Option<Trouble>,
     /// What in the cluster's configuration is not used as it was written.
@@ -173,6 +175,15 @@ pub struct Copies {
     pub made: u32,
     /// Given up.
     pub failed: u32,
+}
+
+/// How far a copy of another member's data is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Copying {
+    /// Bytes copied.
+    pub done_bytes: u64,
+    /// Bytes expected; an estimate.
+    pub total_bytes: u64,
 }
 
 /// The last good read of the DCS.

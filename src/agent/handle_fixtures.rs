@@ -70,6 +70,7 @@ fn member(name: &str, role: Role, xlog: Xlog) -> Snapshot {
             pending_restart: Map::new(),
             scheduled_restart: None,
             copies: Copies::default(),
+            copying: None,
             trouble: None,
             remarks: Vec::new(),
             watchdog_failed: false,

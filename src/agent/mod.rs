@@ -36,6 +36,7 @@ pub mod start;
 mod stores;
 mod stuck_senders;
 mod sync;
+mod voter;
 
 use std::{
     collections::VecDeque,
@@ -291,6 +292,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             pending_restart: Map::new(),
             scheduled_restart: None,
             copies: handle::Copies::default(),
+            copying: None,
             trouble: None,
             remarks: Vec::new(),
             watchdog_failed: false,

@@ -9,8 +9,8 @@ use tracing::{debug, info};
 use super::{
     Agent, Progress,
     handle::{
-        Answer, DcsView, Local as LocalStatus, Outlook, ReplicationState, Snapshot, Trouble, WIRE_VERSION,
-        Walsender, Xlog,
+        Answer, Copying, DcsView, Local as LocalStatus, Outlook, ReplicationState, Snapshot, Trouble,
+        WIRE_VERSION, Walsender, Xlog,
     },
 };
 use crate::{
@@ -85,6 +85,7 @@ impl Agent {
                 pending_restart: self.pending_restart.clone(),
                 scheduled_restart: self.scheduled_restart.clone(),
                 copies: self.copies,
+                copying: self.copying(),
                 trouble: self.trouble(now),
                 remarks: self.remarks.clone(),
                 watchdog_failed: self.no_watchdog.is_some(),
@@ -103,6 +104,19 @@ impl Agent {
             sync_mode: ha::sync::kind(&self.dynamic).into(),
             standby_cluster,
             outlook: self.outlook.clone(),
+        }
+    }
+
+    fn copying(&self) -> Option<Copying> {
+        match *self.progress.borrow() {
+            Some(Progress::Clone {
+                done_bytes,
+                total_bytes,
+            }) => Some(Copying {
+                done_bytes,
+                total_bytes,
+            }),
+            _ => None,
         }
     }
 

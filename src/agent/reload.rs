@@ -85,6 +85,8 @@ fn in_force(started: &Config, later: Config) -> Config {
         tags: later.tags,
         log: Log {
             format: old.log.format,
+            file: old.log.file,
+            static_fields: old.log.static_fields,
             ..later.log
         },
         restapi: RestApi {

@@ -15,13 +15,13 @@ use super::{
     lease::{Fence, Lease},
     member_tls,
     signals::{Early, Signals},
-    stores,
+    stores, voter,
 };
 use crate::{
     api,
     client::{Client, Credentials},
     clock::Boottime,
-    config::{self, Config, DcsConfig, Loaded, ProcessEnv, ThisHost, bin_dir, bracketed},
+    config::{self, Config, DcsConfig, Loaded, MemberRole, ProcessEnv, ThisHost, bin_dir, bracketed},
     dcs::{Dcs, embedded, etcd},
     exit::Exit,
     guard::Guard,
@@ -44,11 +44,11 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    exit: Exit,
+    pub(super) exit: Exit,
     message: String,
 }
 
-fn refuse(exit: Exit, message: impl Into<String>) -> Refusal {
+pub(super) fn refuse(exit: Exit, message: impl Into<String>) -> Refusal {
     Refusal {
         exit,
         message: message.into(),
@@ -59,11 +59,11 @@ fn refuse(exit: Exit, message: impl Into<String>) -> Refusal {
 const REQUESTS: usize = 64;
 /// etcd ends within this or is killed. With the limits of releasing the lock (2 s), of removing the member key (1 s) and
 /// of the API (beside etcd) it leaves postgres two of the eight seconds that fit into Docker's ten.
-const ETCD_STOP: Duration = Duration::from_secs(3);
+pub(super) const ETCD_STOP: Duration = Duration::from_secs(3);
 /// Callbacks that still run at the end, per lane.
 const CALLBACK_STOP: Duration = Duration::from_secs(1);
 /// Requests in flight end within this or are abandoned.
-const API_STOP: Duration = Duration::from_millis(800);
+pub(super) const API_STOP: Duration = Duration::from_millis(800);
 
 impl Fence for Guard {
     fn arm(&self, until: Boottime, lease: i64) {
@@ -111,6 +111,9 @@ pub async fn run(loaded: Loaded, guard: Guard, level: LevelHandle) -> Exit {
     };
     let config = &loaded.config;
     info!(version = VERSION, member = %config.name, scope = config.scope, "howdah starts");
+    if config.role == MemberRole::Voter {
+        return voter::run(config, guard, level, early).await;
+    }
     match Box::pin(assemble(loaded, guard, level, early)).await {
         Ok(running) => Box::pin(running.run()).await,
         Err(refusal) => {
@@ -346,7 +349,7 @@ async fn assemble(
 }
 
 /// A certificate that cannot be used keeps a member from starting: nobody could ask it anything.
-fn first_certificate(config: &Config) -> Result<Option<InForce>, Refusal> {
+pub(super) fn first_certificate(config: &Config) -> Result<Option<InForce>, Refusal> {
     let loaded = config.restapi.tls.as_ref().map(tls::server::Settings::load);
     loaded.transpose().map_err(|error| {
         refuse(
@@ -480,15 +483,15 @@ fn port_is_free(config: &Config) -> Result<(), Refusal> {
 }
 
 /// The store as opened.
-struct Store {
-    dcs: Arc<dyn Dcs>,
+pub(super) struct Store {
+    pub(super) dcs: Arc<dyn Dcs>,
     /// What the store counts with for the ttl configured.
     ttl: Duration,
     /// The image's etcd, if it is that.
-    embedded: Option<embedded::Embedded>,
+    pub(super) embedded: Option<embedded::Embedded>,
 }
 
-async fn store(config: &Config) -> Result<Store, Refusal> {
+pub(super) async fn store(config: &Config) -> Result<Store, Refusal> {
     let (options, embedded) = match &config.dcs {
         DcsConfig::Etcd3(etcd3) => (remote(config, etcd3), None),
         DcsConfig::Embedded(own) => {

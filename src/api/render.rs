@@ -117,6 +117,9 @@ fn howdah(snapshot: &Snapshot) -> Value {
     for (key, value) in local.trouble.iter().flat_map(Trouble::to_json) {
         put(&key, value);
     }
+    if let Some(copying) = local.copying {
+        put("copying", json!(copying));
+    }
     if !local.remarks.is_empty() {
         put("config", local.remarks.clone().into());
     }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{
     CliError, Context, ReinitArgs, ReloadArgs, RestartArgs, RoleFilter,
     members::Look,
+    progress::Copied,
     source::Source,
     targets::{confirmed, named},
     ui::{Ui, ask, confirm},
@@ -24,6 +25,8 @@ use crate::{
 /// A restart answers when it is over.
 const RESTART_WITHIN: Duration = Duration::from_secs(3600);
 const SHORT: Duration = Duration::from_secs(15);
+/// A line of progress where lines are kept.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// A clone of a large database takes hours.
 const CLONE_WITHIN: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -261,10 +264,25 @@ async fn wait_for_clone(
         "Waiting for reinitialize to complete on: {}",
         member.name
     ));
+    // On a terminal the line changes with every look; elsewhere each is one to keep.
+    let pause = if ui.is_terminal() {
+        Duration::from_secs(1)
+    } else {
+        Duration::from_secs(2)
+    };
+    let mut told: Option<(Copied, tokio::time::Instant)> = None;
     while begun.elapsed() < CLONE_WITHIN {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let status = context.ask_status(&member.api_url).await;
-        match status.ok().and_then(|status| outcome(before, &status)) {
+        tokio::time::sleep(pause).await;
+        let status = context.ask_status(&member.api_url).await.ok();
+        if let Some(copied) = status.as_ref().and_then(Copied::of) {
+            let due = told.is_none_or(|(_, at)| ui.is_terminal() || at.elapsed() >= TELL_EVERY);
+            if due {
+                let line = copied.line(told.map(|(before, at)| (before, at.elapsed())));
+                ui.progress(&format!("{}: {line}", member.name));
+                told = Some((copied, tokio::time::Instant::now()));
+            }
+        }
+        match status.and_then(|status| outcome(before, &status)) {
             Some(true) => {
                 ui.say(&format!("Reinitialize is completed on: {}", member.name));
                 return Ok(true);

@@ -18,6 +18,7 @@ mod flush;
 mod lead;
 mod member_jobs;
 mod members;
+mod progress;
 mod remove;
 #[cfg(feature = "kubernetes")]
 mod rollout;

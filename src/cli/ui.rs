@@ -27,6 +27,14 @@ pub(super) trait Ui: Send {
     fn secret(&mut self, prompt: &str) -> io::Result<Option<String>> {
         self.read(prompt)
     }
+    /// A line that the next one of its kind replaces.
+    fn progress(&mut self, line: &str) {
+        self.say(line);
+    }
+    /// Whether there is a place for lines that replace each other.
+    fn is_terminal(&self) -> bool {
+        false
+    }
     /// Shows this in the place of what was shown last by it.
     fn redraw(&mut self, text: &str) {
         self.say(text);
@@ -38,12 +46,32 @@ pub(super) trait Ui: Send {
 pub(super) struct Console {
     gone: bool,
     drawn: bool,
+    /// The last line has no end yet.
+    in_line: bool,
 }
 
 impl Ui for Console {
     fn say(&mut self, text: &str) {
+        let after_progress = if std::mem::take(&mut self.in_line) {
+            "\n"
+        } else {
+            ""
+        };
         // A reader that went away (`| head`) is no reason to panic, but one to stop.
-        self.gone |= writeln!(io::stdout(), "{text}").is_err();
+        self.gone |= writeln!(io::stdout(), "{after_progress}{text}").is_err();
+    }
+
+    fn progress(&mut self, line: &str) {
+        if !self.is_terminal() {
+            return self.say(line);
+        }
+        let mut out = io::stdout();
+        self.in_line = true;
+        self.gone |= write!(out, "\r{line}\x1b[K").and_then(|()| out.flush()).is_err();
+    }
+
+    fn is_terminal(&self) -> bool {
+        io::stdout().is_terminal()
     }
 
     fn warn(&mut self, text: &str) {

@@ -39,8 +39,8 @@ pub use secret::Secret;
 pub use settings::{Origin, Setting, Settings};
 pub use types::{
     Authentication, Bootstrap, Callbacks, Config, Consul, ConsulService, Credentials, Ctl, DcsConfig,
-    Embedded, Etcd3, Kubernetes, KubernetesMode, KubernetesPort, Log, LogFormat, LogLevel, Login, Peer,
-    Postgresql, RestApi, RoleSettings, Watchdog, WatchdogDriver, WatchdogMode, ZooKeeper,
+    Embedded, Etcd3, Kubernetes, KubernetesMode, KubernetesPort, Log, LogFormat, LogLevel, Login, MemberRole,
+    Peer, Postgresql, RestApi, RoleSettings, Watchdog, WatchdogDriver, WatchdogMode, ZooKeeper,
 };
 
 /// A configuration and how it came about.

@@ -6,9 +6,20 @@ use serde_json::{Map, Value};
 
 use super::{Address, Allowed, Listen, Secret};
 use crate::{
+    logfile,
     model::{BootstrapMethod, MemberName, RoleScope, Tags, Timing},
     tls,
 };
+
+/// What this process is here for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MemberRole {
+    /// It has data and may lead.
+    #[default]
+    Member,
+    /// It runs the image's etcd and has no PostgreSQL.
+    Voter,
+}
 
 /// The configuration of one member.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +30,8 @@ pub struct Config {
     pub scope: String,
     /// First part of the keys in the DCS, without slashes around it.
     pub namespace: String,
+    /// What it is here for.
+    pub role: MemberRole,
     /// Tags of this member.
     pub tags: Tags,
     /// The log.
@@ -46,6 +59,10 @@ pub struct Log {
     pub format: LogFormat,
     /// Levels of single modules (`howdah::dcs`).
     pub loggers: BTreeMap<String, LogLevel>,
+    /// Where the agent writes it; `None`: to standard error.
+    pub file: Option<logfile::Settings>,
+    /// Members of every line in JSON.
+    pub static_fields: Map<String, Value>,
 }
 
 impl Log {

@@ -11,9 +11,11 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::{Map, Value};
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::mask;
+use crate::logfile::LogFile;
 
 /// Lines in the queue before further ones are dropped.
 const QUEUE: usize = 1024;
@@ -28,12 +30,32 @@ enum Entry {
 pub struct LogWriter {
     queue: SyncSender<Entry>,
     dropped: Arc<AtomicU64>,
+    /// Members of every JSON object, each with a comma behind it.
+    fields: Arc<str>,
 }
 
 impl LogWriter {
     /// Starts the thread, which has every signal blocked and writes to standard error.
     pub fn stderr() -> io::Result<Self> {
         Self::to(io::stderr())
+    }
+
+    /// The same, to a file.
+    pub fn file(file: LogFile) -> io::Result<Self> {
+        Self::to(file)
+    }
+
+    /// Adds these to every line that is a JSON object.
+    #[must_use]
+    pub fn with_fields(self, fields: &Map<String, Value>) -> Self {
+        let each = fields.iter();
+        let fields: String = each
+            .map(|(name, value)| format!("{}:{value},", Value::from(name.as_str())))
+            .collect();
+        Self {
+            fields: fields.into(),
+            ..self
+        }
     }
 
     fn to(mut sink: impl Write + Send + 'static) -> io::Result<Self> {
@@ -47,7 +69,11 @@ impl LogWriter {
             .name("log".into())
             .spawn(move || write_all(&mut sink, &entries, &counter));
         before.thread_set_mask()?;
-        started.map(|_| Self { queue, dropped })
+        started.map(|_| Self {
+            queue,
+            dropped,
+            fields: Arc::from(""),
+        })
     }
 
     /// Waits until what was logged so far is written, at most `bound`. Call it before the process
@@ -91,7 +117,11 @@ impl<'a> MakeWriter<'a> for LogWriter {
 
 impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.queue.try_send(Entry::Line(line.to_vec())).is_err() {
+        let whole = match line.strip_prefix(b"{") {
+            Some(rest) if !self.fields.is_empty() => [b"{", self.fields.as_bytes(), rest].concat(),
+            _ => line.to_vec(),
+        };
+        if self.queue.try_send(Entry::Line(whole)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
@@ -128,6 +158,29 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn fields_are_added_to_objects_and_to_nothing_else() -> io::Result<()> {
+        let (release, go) = mpsc::channel();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        release.send(()).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        let log = LogWriter::to(Stuck {
+            go,
+            written: Arc::clone(&written),
+            waited: false,
+        })?;
+        let fields = serde_json::json!({"dc": "a", "rack": 7});
+        let mut log = log.with_fields(fields.as_object().ok_or(io::ErrorKind::InvalidInput)?);
+        log.write_all(b"{\"level\":\"INFO\"}\n")?;
+        log.write_all(b"plain {}\n")?;
+        log.flush(Duration::from_secs(5));
+        let text = written.lock().map_err(|_| io::ErrorKind::Other)?.clone();
+        assert_eq!(
+            String::from_utf8_lossy(&text),
+            "{\"dc\":\"a\",\"rack\":7,\"level\":\"INFO\"}\nplain {}\n"
+        );
+        Ok(())
     }
 
     #[test]

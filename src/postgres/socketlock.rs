@@ -8,8 +8,8 @@ use std::{fs, io, path::Path};
 
 use super::procfs::{Stat, is_postgres, program};
 
-/// Removes the lock file of `port` in `dir` if the process it names is none of PostgreSQL's; returns that process's id.
-/// A dead process's is left to PostgreSQL, a live server's is not ours to touch.
+/// Removes the lock file of `port` in `dir` if the process it names is none of PostgreSQL's or a zombie; returns that process's
+/// id. The lock of a pid that is not in use is left to PostgreSQL, a live server's is not ours to touch.
 ///
 /// # Errors
 /// The file cannot be read or removed.
@@ -28,7 +28,8 @@ pub fn remove_stale(dir: &Path, port: u16) -> io::Result<Option<i32>> {
         return Ok(None);
     };
     match Stat::read(pid) {
-        Some(stat) if !is_postgres(&program(pid, &stat)) => {}
+        // PostgreSQL asks `kill(pid, 0)`, which a zombie answers, too: where nobody reaps soon, as long as it likes.
+        Some(stat) if stat.is_dead() || !is_postgres(&program(pid, &stat)) => {}
         _ => return Ok(None),
     }
     fs::remove_file(&path)?;
@@ -55,6 +56,25 @@ mod tests {
         assert!(path.exists());
         assert_eq!(remove_stale(dir.path(), 5432).expect("removable"), Some(own));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_zombie_is_no_server() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut child = std::process::Command::new("true").spawn().expect("a process");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        let begun = std::time::Instant::now();
+        while !Stat::read(pid).expect("nobody has waited for it").is_dead() {
+            assert!(
+                begun.elapsed() < std::time::Duration::from_secs(10),
+                "it does not end"
+            );
+            std::thread::yield_now();
+        }
+        let path = lock(dir.path(), &format!("{pid}\n/data\n1767600001\n5432\n"));
+        assert_eq!(remove_stale(dir.path(), 5432).expect("removable"), Some(pid));
+        assert!(!path.exists());
+        child.wait().expect("it has ended");
     }
 
     #[test]

@@ -23,12 +23,15 @@ use super::{
     other_names::nearest,
     secret::Secret,
     types::{
-        Bootstrap, Config, Credentials, Ctl, Log, LogFormat, LogLevel, RestApi, Watchdog, WatchdogDriver,
-        WatchdogMode,
+        Bootstrap, Config, Credentials, Ctl, Log, LogFormat, LogLevel, MemberRole, RestApi, Watchdog,
+        WatchdogDriver, WatchdogMode,
     },
     vars::{self, Default as VarDefault},
 };
-use crate::model::{MemberName, Tags, read_bool, read_int};
+use crate::{
+    logfile,
+    model::{MemberName, Tags, read_bool, read_int},
+};
 
 /// Patroni's stand-in for "no synchronous standby"; nobody may be called so.
 const PLACEHOLDER: &str = "__patroni_strict_sync_replica_placeholder__";
@@ -110,6 +113,7 @@ impl Builder {
             name: MemberName(name),
             scope: self.text("scope"),
             namespace: self.namespace(),
+            role: self.role(),
             tags: self.tags(),
             log: self.log(),
             dcs: self.dcs(&postgresql),
@@ -122,6 +126,23 @@ impl Builder {
         let used = self.used_sections(&config);
         document::settle(&mut self.all, &used);
         config
+    }
+
+    pub(super) fn is_voter(&self) -> bool {
+        self.text("role") == "voter"
+    }
+
+    fn role(&mut self) -> MemberRole {
+        if !self.is_voter() {
+            return MemberRole::Member;
+        }
+        if self.all.settings.list("embedded.peers").len() < 2 {
+            self.inconsistent(
+                &["role"],
+                "a voter is one of several members with the image's etcd; HOWDAH_EMBEDDED_PEERS names them all, this one too",
+            );
+        }
+        MemberRole::Voter
     }
 
     fn namespace(&mut self) -> String {
@@ -200,7 +221,33 @@ impl Builder {
                 LogFormat::Plain
             },
             loggers,
+            file: self.log_file(),
+            static_fields: self.all.settings.map("log.static_fields"),
         }
+    }
+
+    fn log_file(&mut self) -> Option<logfile::Settings> {
+        const MODE: &str = "log.mode";
+        let text = self.text(MODE);
+        // As Patroni does: octal with a zero in front, decimal without.
+        let mode = match text.strip_prefix('0') {
+            Some(octal) => u32::from_str_radix(octal.trim_start_matches('o'), 8),
+            None => text.parse(),
+        };
+        let mode = mode.ok().filter(|mode| *mode > 0 && *mode <= 0o777);
+        if mode.is_none() && !text.is_empty() {
+            self.inconsistent(
+                &[MODE],
+                &format!("{text:?} is no mode of a file (allowed: 0600, 0640, 0644 …)"),
+            );
+        }
+        let number = |path: &str| self.all.settings.int(path).unwrap_or_default();
+        Some(logfile::Settings {
+            bytes_max: u64::try_from(number("log.file_size")).unwrap_or_default(),
+            keep: u32::try_from(number("log.file_num")).unwrap_or(u32::MAX),
+            dir: self.file("log.dir")?,
+            mode,
+        })
     }
 
     fn restapi(&mut self) -> RestApi {

@@ -26,7 +26,7 @@ const OPTIONS: &[&str] = &[
 impl Builder {
     pub(super) fn authentication(&mut self) -> Authentication {
         let password = format!("{ROOT}.superuser.password");
-        if self.all.settings.text(&password).is_none() {
+        if self.all.settings.text(&password).is_none() && !self.is_voter() {
             self.missing(&password, "there is no default password for the superuser");
         }
         let superuser = self.login("superuser", None);

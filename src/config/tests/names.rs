@@ -205,13 +205,16 @@ fn what_this_build_cannot_do_is_said() {
     let loaded = good(&[
         ("HOWDAH_RESTAPI_HTTPS_EXTRA_HEADERS", "{}"),
         ("PATRONI_RESTAPI_VERIFY_CLIENT", "none"),
-        ("PATRONI_LOG_DIR", "/log"),
+        ("PATRONI_LOG_DATEFORMAT", "%s"),
         (
             "HOWDAH_BOOTSTRAP_DCS",
             "{synchronous_mode: on, standby_cluster: {host: h}}",
         ),
     ]);
-    assert_eq!(loaded.warnings, ["PATRONI_LOG_DIR: accepted, but has no effect"]);
+    assert_eq!(
+        loaded.warnings,
+        ["PATRONI_LOG_DATEFORMAT: accepted, but has no effect"]
+    );
 }
 
 #[test]

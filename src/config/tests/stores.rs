@@ -430,3 +430,15 @@ fn what_does_not_fit_consul_or_zookeeper_is_said() {
         "HOWDAH_ZOOKEEPER_SET_ACLS: a: [\"FLY\"] is no list of permissions (allowed: CREATE, READ, WRITE, DELETE, ADMIN, ALL)",
     );
 }
+
+#[test]
+fn a_voter_needs_peers_and_no_password() {
+    let peers = ("HOWDAH_EMBEDDED_PEERS", "pg1,pg2,pg3");
+    let env = MapEnv::new(&[("HOWDAH_NAME", "pg1"), ("HOWDAH_ROLE", "voter"), peers]);
+    let loaded = Config::load(&env, &host()).expect("no mistakes");
+    assert_eq!(loaded.config.role, MemberRole::Voter);
+    refused(
+        &[("HOWDAH_ROLE", "voter")],
+        "HOWDAH_ROLE: a voter is one of several members with the image's etcd; HOWDAH_EMBEDDED_PEERS names them all, this one too",
+    );
+}

@@ -323,3 +323,23 @@ fn what_a_member_says_about_rewinding_becomes_the_cluster_s() {
         Vec::<String>::new()
     );
 }
+
+#[test]
+fn a_log_file_has_a_mode_and_bounds() {
+    let file = |vars: &[(&str, &str)]| good(vars).config.log.file;
+    assert_eq!(
+        file(&[("HOWDAH_LOG_MODE", "0640")]),
+        None,
+        "without a folder there is none"
+    );
+    let found = file(&[("PATRONI_LOG_DIR", "/log")]).expect("a file");
+    assert_eq!((found.mode, found.bytes_max, found.keep), (None, 25_000_000, 4));
+    for (text, mode) in [("0640", 0o640), ("0o600", 0o600), ("420", 0o644)] {
+        let found = file(&[("HOWDAH_LOG_DIR", "/log"), ("HOWDAH_LOG_MODE", text)]).expect("a file");
+        assert_eq!(found.mode, Some(mode), "{text}");
+    }
+    refused(
+        &[("HOWDAH_LOG_DIR", "/log"), ("HOWDAH_LOG_MODE", "rw-")],
+        "HOWDAH_LOG_MODE: \"rw-\" is no mode of a file (allowed: 0600, 0640, 0644 …)",
+    );
+}

@@ -77,9 +77,14 @@ pub(super) async fn start(
             tracing::error!(?result, fifo = %fifo.display(), "lost the log of etcd");
             std::future::pending::<()>().await;
         };
+        let announced = async {
+            rejoin::announce(&plan).await;
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = keep_running(&plan, process, &state, &said, stop) => {}
             () = log => {}
+            () = announced => {}
         }
     });
     Ok((receiver, task))
