@@ -39,7 +39,7 @@ async fn two_members_and_a_voter_survive_the_loss_of_either_member() {
     cluster.nodes[other].wait_streaming(SOON).await;
 
     let voter = &cluster.nodes[2];
-    assert!(!voter.data_dir().exists(), "it has no data");
+    assert!(!voter.data_dir().join("PG_VERSION").exists(), "it has no data");
     assert_eq!(voter.get("/liveness").await.map(|answer| answer.0), Ok(200));
     for path in ["/primary", "/replica", "/readiness"] {
         assert_eq!(voter.get(path).await.map(|answer| answer.0), Ok(503), "{path}");
