@@ -115,6 +115,7 @@ async fn watch_cluster(
 ) {
     let mut changes = dcs.changes();
     let mut next = Instant::now();
+    let mut silent = false;
     loop {
         let look = async {
             sleep_until(next).await;
@@ -124,6 +125,12 @@ async fn watch_cluster(
             // Cancel-safe: it is asked again.
             seen = look => {
                 next = Instant::now() + loop_wait;
+                match (&seen, silent) {
+                    (Err(because), false) => warn!(from = "seen", to = "silent", %because, "the store does not answer"),
+                    (Ok(_), true) => info!(from = "silent", to = "seen", "the store answers again"),
+                    _ => {}
+                }
+                silent = seen.is_err();
                 published.send_modify(|last| *last = Arc::new(shown(last, seen, loop_wait)));
             }
             changed = changes.changed() => match changed {
@@ -151,16 +158,13 @@ fn shown(last: &Snapshot, seen: Result<Cluster, DcsError>, loop_wait: std::time:
         candidacy: Candidacy::Cannot("it is a voter and has no PostgreSQL".to_owned()),
         ..Outlook::unknown()
     };
-    match seen {
-        Ok(cluster) => {
-            snapshot.dcs = Some(DcsView {
-                cluster: Arc::new(cluster),
-                seen_at: now,
-            });
-            let since = SystemTime::now().duration_since(UNIX_EPOCH);
-            snapshot.dcs_last_seen_epoch_s = since.map_or(0, |since| since.as_secs());
-        }
-        Err(error) => warn!(%error, "cannot read the cluster"),
+    if let Ok(cluster) = seen {
+        snapshot.dcs = Some(DcsView {
+            cluster: Arc::new(cluster),
+            seen_at: now,
+        });
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        snapshot.dcs_last_seen_epoch_s = since.map_or(0, |since| since.as_secs());
     }
     snapshot
 }
