@@ -359,6 +359,9 @@ pub struct RestartArgs {
     /// Time postgres may take to start
     #[arg(long)]
     pub timeout: Option<String>,
+    /// With each member, wait until it leads or streams again before the next one's turn
+    #[arg(long)]
+    pub wait: bool,
     /// Ask nothing
     #[arg(long)]
     pub force: bool,

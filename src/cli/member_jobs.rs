@@ -25,6 +25,8 @@ use crate::{
 /// A restart answers when it is over.
 const RESTART_WITHIN: Duration = Duration::from_secs(3600);
 const SHORT: Duration = Duration::from_secs(15);
+/// A member that was restarted streams again within this.
+const WELL_WITHIN: Duration = Duration::from_secs(300);
 /// A line of progress where lines are kept.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// A clone of a large database takes hours.
@@ -141,6 +143,10 @@ pub(super) async fn restart(context: &Context, ui: &mut dyn Ui, args: RestartArg
         match &answer {
             Ok(answer) if answer.status == 200 => {
                 ui.say(&format!("Success: restart on member {}", member.name));
+                if args.wait && !is_well_again(context, ui, member).await {
+                    // The next one might be the last that is well.
+                    return Ok(Exit::Failed);
+                }
             }
             Ok(answer) if answer.status == 202 => {
                 ui.say(&format!("Success: restart scheduled on member {}", member.name));
@@ -159,6 +165,47 @@ pub(super) async fn restart(context: &Context, ui: &mut dyn Ui, args: RestartArg
         }
     }
     Ok(exit)
+}
+
+/// Waits until a member that was restarted leads, or streams again; says which, or that it does not.
+async fn is_well_again(context: &Context, ui: &mut dyn Ui, member: &MemberView) -> bool {
+    let begun = tokio::time::Instant::now();
+    loop {
+        let status = context.ask_status(&member.api_url).await;
+        let said = match &status {
+            Ok(status) => match well(status) {
+                Some(what) => {
+                    ui.say(&format!(
+                        "{} {what} after {:.1} s",
+                        member.name,
+                        begun.elapsed().as_secs_f32()
+                    ));
+                    return true;
+                }
+                None => format!("its state is {}", status["state"].as_str().unwrap_or("unknown")),
+            },
+            Err(error) => error.clone(),
+        };
+        if begun.elapsed() >= WELL_WITHIN {
+            ui.say(&format!(
+                "Failed: {} neither leads nor streams after {} s: {said}",
+                member.name,
+                WELL_WITHIN.as_secs()
+            ));
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// What a member does that is well.
+fn well(status: &Value) -> Option<&'static str> {
+    let running = status["state"] == PgState::Running.as_str();
+    match status["role"].as_str()? {
+        "primary" | "master" if running => Some("leads"),
+        _ if running && status["replication_state"] == "streaming" => Some("streams"),
+        _ => None,
+    }
 }
 
 /// Any index below `count`. The standard library seeds its hashers anew for each process; that is chance enough.
@@ -360,6 +407,26 @@ mod tests {
         ] {
             let got = outcome(before, &status(state, copies));
             assert_eq!(got, expected, "{before:?} {state} {copies:?}");
+        }
+    }
+
+    #[test]
+    fn a_member_is_well_when_it_leads_or_streams() {
+        for (status, expected) in [
+            (json!({"state": "running", "role": "primary"}), Some("leads")),
+            (json!({"state": "running", "role": "master"}), Some("leads")),
+            (
+                json!({"state": "running", "role": "replica", "replication_state": "streaming"}),
+                Some("streams"),
+            ),
+            (
+                json!({"state": "running", "role": "replica", "replication_state": "in archive recovery"}),
+                None,
+            ),
+            (json!({"state": "starting", "role": "primary"}), None),
+            (json!({"state": "running"}), None),
+        ] {
+            assert_eq!(well(&status), expected, "{status}");
         }
     }
 

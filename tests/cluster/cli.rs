@@ -231,6 +231,12 @@ async fn every_command_does_its_work() {
             .contains("restart or switchover")
     );
 
+    let restarted = done(node, &["restart", "--force", "--wait"]).await;
+    assert!(
+        restarted.contains(" leads after ") && restarted.contains(" streams after "),
+        "{restarted}"
+    );
+
     // From elsewhere: nothing but the address of the store.
     let mut bare = Command::new(env!("CARGO_BIN_EXE_howdah"));
     bare.env_clear().env("HOWDAH_SCOPE", "demo").args([
@@ -324,4 +330,25 @@ async fn typing(node: &Node, args: &[&str], input: &str) -> (i32, String, String
         text(&ended.stdout),
         text(&ended.stderr),
     )
+}
+
+/// Slow enough that there is something to see.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_shows_how_far_it_is() {
+    let mut cluster = Cluster::prepare(&["pg1", "pg2"]);
+    for node in &mut cluster.nodes {
+        node.set("HOWDAH_POSTGRESQL_BASEBACKUP", "[{max-rate: 6M}]")
+            .start();
+    }
+    let leader = cluster.healthy().await;
+    let replica = &cluster.nodes[1 - leader].name;
+    let shown = done(&cluster.nodes[leader], &["reinit", replica, "--force", "--wait"]).await;
+    let start = format!("{replica}: ");
+    let line = shown.lines().find(|line| line.starts_with(&start));
+    let line = line.unwrap_or_else(|| panic!("no progress in {shown}"));
+    assert!(line.contains("MiB of ") && line.contains(" %)"), "{line}");
+    assert!(
+        shown.contains(&format!("Reinitialize is completed on: {replica}")),
+        "{shown}"
+    );
 }
