@@ -18,6 +18,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::lease::Lease;
 use crate::{
+    agent::handover::Handover,
     clock::Boottime,
     dcs::Dcs,
     ha::{Reason, slots::Retained, why::Candidacy},
@@ -133,6 +134,8 @@ pub struct Local {
     pub copies: Copies,
     /// The copy that is being made now, if any.
     pub copying: Option<Copying>,
+    /// The last hand-over it took part in.
+    pub handover: Option<Handover>,
     /// Why it neither streams nor is a primary, once that has lasted for some seconds.
     pub trouble: Option<Trouble>,
     /// What in the cluster's configuration is not used as it was written.

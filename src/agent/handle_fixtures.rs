@@ -71,6 +71,7 @@ fn member(name: &str, role: Role, xlog: Xlog) -> Snapshot {
             scheduled_restart: None,
             copies: Copies::default(),
             copying: None,
+            handover: None,
             trouble: None,
             remarks: Vec::new(),
             watchdog_failed: false,

@@ -14,6 +14,7 @@ pub(crate) mod canvass;
 mod duties;
 mod execute;
 pub mod handle;
+pub mod handover;
 pub mod instance;
 mod job;
 mod jobs;
@@ -63,6 +64,7 @@ use crate::{
     watchdog::Watchdog,
 };
 use handle::{Request, RestartOutcome, ScheduledRestart, Snapshot};
+use handover::Side;
 use instance::{Instance, Progress};
 use job::JobSlot;
 use lease::Lease;
@@ -293,6 +295,7 @@ pub fn first_snapshot(identity: &Identity, initial: &Dynamic) -> Snapshot {
             scheduled_restart: None,
             copies: handle::Copies::default(),
             copying: None,
+            handover: None,
             trouble: None,
             remarks: Vec::new(),
             watchdog_failed: false,
@@ -629,6 +632,13 @@ impl Agent {
             (Job::Clone { .. } | Job::Restore, Ok(())) => self.copies.made += 1,
             (Job::Clone { .. } | Job::Restore, Err(_)) => self.copies.failed += 1,
             _ => {}
+        }
+        if let Some(gave) = self
+            .instance
+            .last_handover()
+            .filter(|last| last.side == Side::Gave)
+        {
+            self.metrics.handed_over(&gave);
         }
         self.progress.send_replace(None);
         // The directory may be another one now.

@@ -31,6 +31,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::{
+    handover::{self, Handover, Side},
     instance::Instance,
     jobs::{Context, FORCED_STOP, Until, forced, release, stop_by_force},
     stuck_senders::Senders,
@@ -116,7 +117,8 @@ pub(super) async fn stop(
         because = until.over() => return by_force(context, because).await,
         control = shut_down(instance, before, senders) => control,
     };
-    let shut_down_ms = Boottime::now().since(begun).as_millis();
+    let shut_down = Boottime::now().since(begun);
+    let shut_down_ms = shut_down.as_millis();
     let gives = lock == Lock::GivenAway && control.state == DbState::ShutDown && context.lease.may_be_ours();
     let mut rest = Rest::of(gives);
     let mut released = None;
@@ -129,9 +131,21 @@ pub(super) async fn stop(
         };
         match heir {
             Some(heir) => {
+                let received = Boottime::now().since(begun);
                 // Not in a select: a release that has begun is seen to its end.
                 release(context).await;
                 released = Some(Boottime::now());
+                context.instance.note_handover(Handover::now(
+                    Side::Gave,
+                    vec![
+                        (handover::SHUT_DOWN, shut_down),
+                        (handover::RECEIVED, received.saturating_sub(shut_down)),
+                        (
+                            handover::RELEASED,
+                            Boottime::now().since(begun).saturating_sub(received),
+                        ),
+                    ],
+                ));
                 // Otherwise it is left to expire, as was said.
                 if !context.lease.left_to_expire() {
                     info!(

@@ -86,6 +86,7 @@ impl Agent {
                 scheduled_restart: self.scheduled_restart.clone(),
                 copies: self.copies,
                 copying: self.copying(),
+                handover: self.instance.last_handover(),
                 trouble: self.trouble(now),
                 remarks: self.remarks.clone(),
                 watchdog_failed: self.no_watchdog.is_some(),

@@ -2,7 +2,11 @@
 
 use tracing::{info, warn};
 
-use super::{Agent, execute::Done};
+use super::{
+    Agent,
+    execute::Done,
+    handover::{self, Side},
+};
 use crate::{
     clock::Boottime,
     ha::{DcsView, Local, Standing, View},
@@ -94,6 +98,19 @@ impl Agent {
         };
         let now = Boottime::now();
         self.metrics.promoted(&takeover, now);
+        if let Some(mut handover) = self
+            .instance
+            .last_handover()
+            .filter(|last| last.side == Side::Took)
+        {
+            let promotion = handover.phases.iter().map(|(_, took)| *took).sum();
+            if let Some(since) = takeover.free_since {
+                let taken = now.since(since).saturating_sub(promotion);
+                handover.phases.insert(0, (handover::TAKEN, taken));
+            }
+            self.metrics.handed_over(&handover);
+            self.instance.note_handover(handover);
+        }
         let seconds = |since: Option<Boottime>| since.map(|since| now.since(since).as_secs_f64());
         info!(
             cause = takeover.cause.as_str(),

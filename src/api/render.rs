@@ -117,6 +117,9 @@ fn howdah(snapshot: &Snapshot) -> Value {
     for (key, value) in local.trouble.iter().flat_map(Trouble::to_json) {
         put(&key, value);
     }
+    if let Some(handover) = &local.handover {
+        put("handover", handover.to_json());
+    }
     if let Some(copying) = local.copying {
         put("copying", json!(copying));
     }

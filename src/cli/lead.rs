@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::Method;
-use jiff::{Timestamp, Zoned, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp, Zoned, tz::TimeZone};
 use serde_json::{Map, Value};
 
 use super::{
@@ -271,6 +271,7 @@ async fn carry_out(
         .and_then(|name| view.member(name))
         .and_then(|member| member.api_base());
     let verb = wish.verb();
+    let begun = Timestamp::now();
     let answer = match &base {
         Some(base) => post(context, base, wish).await,
         None => Err(ClientError::Url { url: String::new() }),
@@ -310,7 +311,46 @@ async fn carry_out(
     };
     let after = Source::load(context, ui).await?;
     ui.say(&after.table(Look::PLAIN));
+    if wish.at.is_none() {
+        show_phases(context, ui, &after.view, wish.leader.as_deref(), begun).await;
+    }
     Ok(exit)
+}
+
+/// Where the time went, as far as the members know: software other than this does not.
+async fn show_phases(
+    context: &Context,
+    ui: &mut dyn Ui,
+    view: &ClusterView,
+    old: Option<&str>,
+    begun: Timestamp,
+) {
+    let members = [old.and_then(|name| view.member(name)), view.leader()];
+    let mut words = Vec::new();
+    for (member, side) in members.into_iter().zip(["gave", "took"]) {
+        let Some(member) = member else { continue };
+        let status = context.ask_status(&member.api_url).await.unwrap_or_default();
+        words.extend(phases(&status["howdah"]["handover"], side, begun));
+    }
+    if !words.is_empty() {
+        ui.say(&format!("Phases of the hand-over: {}", words.join(", ")));
+    }
+}
+
+/// Each phase with its milliseconds, if this member was on that side of a hand-over since then.
+fn phases(handover: &Value, side: &str, since: Timestamp) -> Vec<String> {
+    // Clocks of hosts differ somewhat; an earlier hand-over was longer ago.
+    const APART: SignedDuration = SignedDuration::from_secs(2);
+    let at = handover["at"]
+        .as_str()
+        .and_then(|at| at.parse::<Timestamp>().ok());
+    if handover["side"] != *side || at.is_none_or(|at| at < since - APART) {
+        return Vec::new();
+    }
+    let phases = handover["milliseconds"].as_object().into_iter().flatten();
+    phases
+        .map(|(name, took)| format!("{} {took} ms", name.replace('_', " ")))
+        .collect()
 }
 
 async fn post(context: &Context, base: &str, wish: &Wish) -> Result<Answer, ClientError> {

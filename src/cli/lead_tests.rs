@@ -1,5 +1,7 @@
 //! The dialogues, answer by answer.
 
+use serde_json::json;
+
 use super::*;
 use crate::{
     agent::handle::fixtures::{HEALTHY, cluster},
@@ -157,4 +159,20 @@ fn a_failover_needs_a_candidate_and_names_what_it_demotes() {
         shown.starts_with("Are you sure you want to failover to the asynchronous node n2?"),
         "{shown}"
     );
+}
+
+#[test]
+fn phases_of_this_hand_over_are_shown_and_none_of_another() {
+    let at = |text: &str| text.parse::<Timestamp>().expect("a time");
+    let begun = at("2026-01-05T08:00:01Z");
+    let handover = |time: &str, side: &str| json!({"side": side, "at": time, "milliseconds": {"shut_down": 110.5, "released": 3.0}});
+    let soon = handover("2026-01-05T08:00:01.250Z", "gave");
+    assert_eq!(
+        phases(&soon, "gave", begun),
+        ["shut down 110.5 ms", "released 3.0 ms"]
+    );
+    assert_eq!(phases(&soon, "took", begun), [""; 0], "the other side");
+    let before = handover("2026-01-05T07:00:00Z", "gave");
+    assert_eq!(phases(&before, "gave", begun), [""; 0], "the last time");
+    assert_eq!(phases(&Value::Null, "gave", begun), [""; 0], "other software");
 }

@@ -23,11 +23,12 @@ use std::{
 };
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::{
-    agent::handle::Snapshot,
+    agent::{handle::Snapshot, handover::Handover},
     clock::Boottime,
     dcs::Hold,
     model::{MemberName, Role},
@@ -88,6 +89,7 @@ pub struct Metrics {
     fsync: Histogram,
     requests: IntCounterVec,
     certificates: IntGaugeVec,
+    phases: GaugeVec,
     volume: RwLock<Option<volume::Look>>,
 }
 
@@ -123,8 +125,17 @@ impl Metrics {
             &["of"],
         )?;
         registry.register(Box::new(certificates.clone()))?;
+        let phases = GaugeVec::new(
+            Opts::new(
+                "howdah_handover_phase_seconds",
+                "The phases of the last hand-over this member took part in, by the side it was on.",
+            ),
+            &["side", "phase"],
+        )?;
+        registry.register(Box::new(phases.clone()))?;
         Ok(Arc::new(Self {
             certificates,
+            phases,
             turns: histogram(
                 "howdah_loop_duration_seconds",
                 "Duration of one turn of the agent's loop.",
@@ -219,6 +230,14 @@ impl Metrics {
             .volume
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(look);
+    }
+
+    /// A hand-over is over.
+    pub fn handed_over(&self, handover: &Handover) {
+        for (phase, took) in &handover.phases {
+            let gauge = self.phases.with_label_values(&[handover.side.as_str(), *phase]);
+            gauge.set(took.as_secs_f64());
+        }
     }
 
     /// When the certificate ends that the REST API shows, in seconds since 1970.

@@ -237,6 +237,23 @@ async fn every_command_does_its_work() {
         "{restarted}"
     );
 
+    let switched = done(node, &["switchover", "--force"]).await;
+    let phases = switched
+        .lines()
+        .find(|line| line.starts_with("Phases of the hand-over: "));
+    let phases = phases.unwrap_or_else(|| panic!("no phases in {switched}"));
+    for phase in [
+        "shut down",
+        "received",
+        "released",
+        "taken",
+        "asked",
+        "requested",
+        "promoted",
+    ] {
+        assert!(phases.contains(&format!("{phase} ")), "{phase}: {phases}");
+    }
+
     // From elsewhere: nothing but the address of the store.
     let mut bare = Command::new(env!("CARGO_BIN_EXE_howdah"));
     bare.env_clear().env("HOWDAH_SCOPE", "demo").args([

@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    agent::jobs,
+    agent::{handover::Handover, jobs},
     clock::Boottime,
     ha::{Failure, Shutdown, Source, StartAs, Upstream},
     model::{ControlData, Dynamic, Lsn, RoleScope, Timeline},
@@ -110,11 +110,24 @@ pub struct Instance {
     reserved: Mutex<Vec<Timeline>>,
     /// Position and end of the last checkpoint record looked up.
     checkpoint_end: Mutex<Option<(Lsn, Option<Lsn>)>>,
+    /// The last hand-over this member took part in.
+    handover: Mutex<Option<Handover>>,
     /// Start of the postmaster and the timeline it replayed while it received nothing.
     identified: Mutex<Option<(String, Timeline)>>,
 }
 
 impl Instance {
+    /// Remembers a hand-over.
+    pub fn note_handover(&self, handover: Handover) {
+        *lock(&self.handover) = Some(handover);
+    }
+
+    /// The last one.
+    #[must_use]
+    pub fn last_handover(&self) -> Option<Handover> {
+        lock(&self.handover).clone()
+    }
+
     /// Puts the instance together; does not start anything.
     #[must_use]
     pub fn new(settings: Settings, binaries: Binaries, known: Known, postmaster: Postmaster) -> Self {
@@ -146,6 +159,7 @@ impl Instance {
             feedback: AtomicBool::new(false),
             reserved: Mutex::new(Vec::new()),
             checkpoint_end: Mutex::new(None),
+            handover: Mutex::new(None),
             identified: Mutex::new(None),
         }
     }

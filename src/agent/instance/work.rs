@@ -23,7 +23,7 @@ use crate::{
         datadir::{self, INCOMPLETE, NEW_CLUSTER},
         dynamic_copy, files, initdb, initscripts, options, pgpass,
         postmaster::{State, StopLadder, StopMode},
-        promote,
+        promote::{self, Promotion},
         query::{Address, Monitor},
         roles,
         staging::{self, OldData, Staging},
@@ -360,7 +360,7 @@ impl Instance {
         }
     }
 
-    /// Promotes the running replica; returns the phases for the log. The checkpoint afterwards runs on its own.
+    /// Promotes the running replica; returns the phases. The checkpoint afterwards runs on its own.
     ///
     /// `pre_promote` is asked first. After [`PromoteFailed::Requested`] the server may become a primary at any later
     /// moment: it must be stopped before the lock is given back.
@@ -368,7 +368,7 @@ impl Instance {
         &self,
         limit: Duration,
         cancel: &CancellationToken,
-    ) -> Result<String, PromoteFailed> {
+    ) -> Result<Promotion, PromoteFailed> {
         let hooks = self.hooks();
         let cancelled = || PromoteFailed::NotRequested(Failure::Cancelled("cancelled".to_owned()));
         if cancel.is_cancelled() {
@@ -417,13 +417,7 @@ impl Instance {
                 warn!(error = chain(&error), "the checkpoint after the promotion failed");
             }
         });
-        let ms = |d: Duration| d.as_millis();
-        Ok(format!(
-            "ask {} ms, request {} ms, recover {} ms",
-            ms(done.prepared),
-            ms(done.requested),
-            ms(done.recovered)
-        ))
+        Ok(done)
     }
 }
 

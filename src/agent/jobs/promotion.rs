@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use super::{
     super::{
+        handover::{self, Handover, Side},
         instance::{PromoteFailed, chain},
         job::Outcome,
     },
@@ -87,9 +88,20 @@ pub(super) async fn promote(context: &Context, cancel: &CancellationToken) -> Ou
         from = "replica",
         to = "primary",
         because = "promoted while holding the lock",
-        phases,
+        asked_ms = phases.prepared.as_millis(),
+        requested_ms = phases.requested.as_millis(),
+        recovered_ms = phases.recovered.as_millis(),
         "role changed"
     );
+    // The whole of it is known when the loop hears of it.
+    let promotion = vec![
+        (handover::ASKED, phases.prepared),
+        (handover::REQUESTED, phases.requested),
+        (handover::PROMOTED, phases.recovered),
+    ];
+    context
+        .instance
+        .note_handover(Handover::now(Side::Took, promotion));
     Ok(())
 }
 
