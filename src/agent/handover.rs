@@ -28,6 +28,8 @@ impl Side {
 /// Name of a phase, and how long it took. The names are labels of a metric: see README.
 pub type Phase = (&'static str, Duration);
 
+/// A checkpoint beforehand, so that the one of the shutdown is short; commits go on meanwhile.
+pub const CHECKPOINT: &str = "checkpoint";
 /// From SIGTERM of the postmaster until it is shut down: backends end, the checkpoint is written.
 pub const SHUT_DOWN: &str = "shut_down";
 /// Until a successor was known to have everything.

@@ -31,7 +31,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::{
-    handover::{self, Handover, Side},
+    handover::{self, Phase},
     instance::Instance,
     jobs::{Context, FORCED_STOP, Until, forced, release, stop_by_force},
     stuck_senders::Senders,
@@ -81,6 +81,8 @@ pub(super) struct Stopped {
     pub(super) ended_by: String,
     /// When the lock was released, if that was before the end.
     pub(super) released: Option<Boottime>,
+    /// Until then.
+    pub(super) phases: Vec<Phase>,
 }
 
 impl Stopped {
@@ -89,6 +91,7 @@ impl Stopped {
         Self {
             ended_by,
             released: None,
+            phases: Vec::new(),
         }
     }
 }
@@ -122,6 +125,7 @@ pub(super) async fn stop(
     let gives = lock == Lock::GivenAway && control.state == DbState::ShutDown && context.lease.may_be_ours();
     let mut rest = Rest::of(gives);
     let mut released = None;
+    let mut phases = Vec::new();
     if gives && !context.heirs.0.is_empty() {
         let heir = tokio::select! {
             biased;
@@ -135,17 +139,14 @@ pub(super) async fn stop(
                 // Not in a select: a release that has begun is seen to its end.
                 release(context).await;
                 released = Some(Boottime::now());
-                context.instance.note_handover(Handover::now(
-                    Side::Gave,
-                    vec![
-                        (handover::SHUT_DOWN, shut_down),
-                        (handover::RECEIVED, received.saturating_sub(shut_down)),
-                        (
-                            handover::RELEASED,
-                            Boottime::now().since(begun).saturating_sub(received),
-                        ),
-                    ],
-                ));
+                phases = vec![
+                    (handover::SHUT_DOWN, shut_down),
+                    (handover::RECEIVED, received.saturating_sub(shut_down)),
+                    (
+                        handover::RELEASED,
+                        Boottime::now().since(begun).saturating_sub(received),
+                    ),
+                ];
                 // Otherwise it is left to expire, as was said.
                 if !context.lease.left_to_expire() {
                     info!(
@@ -169,7 +170,7 @@ pub(super) async fn stop(
     };
     let because = tokio::select! {
         biased;
-        ended = &mut stopping => return Ok(Stopped { ended_by: ended?, released }),
+        ended = &mut stopping => return Ok(Stopped { ended_by: ended?, released, phases }),
         because = until.over() => because,
         because = rest.over(instance) => because,
     };
@@ -192,7 +193,11 @@ pub(super) async fn stop(
             .begin_stop(StopMode::Immediate, forced(FORCED_STOP)),
     );
     let ended_by = stopping.await?;
-    Ok(Stopped { ended_by, released })
+    Ok(Stopped {
+        ended_by,
+        released,
+        phases,
+    })
 }
 
 async fn by_force(context: &Context, because: &str) -> Result<Stopped, String> {

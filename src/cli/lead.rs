@@ -14,7 +14,10 @@ use super::{
     when,
 };
 use crate::{
-    agent::handle::SyncMode,
+    agent::{
+        handle::SyncMode,
+        handover::{self, Side},
+    },
     api::cluster::{ClusterView, MemberRole, configured_sync},
     client::{Answer, ClientError},
     dcs::{Key, When},
@@ -24,6 +27,9 @@ use crate::{
 
 /// A member answers after 2*max(10, loop_wait) s at the latest; this is for loop_wait up to a minute.
 const ANSWER_WITHIN: Duration = Duration::from_secs(130);
+
+/// A promotion is over within this, or nobody waits for its phases.
+const PHASES_WITHIN: Duration = Duration::from_secs(5);
 
 /// What was agreed on.
 #[derive(Debug)]
@@ -318,6 +324,8 @@ async fn carry_out(
 }
 
 /// Where the time went, as far as the members know: software other than this does not.
+///
+/// The answer to the request comes as soon as the lock has changed hands, and the promotion takes a moment more.
 async fn show_phases(
     context: &Context,
     ui: &mut dyn Ui,
@@ -325,12 +333,29 @@ async fn show_phases(
     old: Option<&str>,
     begun: Timestamp,
 ) {
-    let members = [old.and_then(|name| view.member(name)), view.leader()];
     let mut words = Vec::new();
-    for (member, side) in members.into_iter().zip(["gave", "took"]) {
+    for (member, side, last) in [
+        (
+            old.and_then(|name| view.member(name)),
+            Side::Gave,
+            handover::RELEASED,
+        ),
+        (view.leader(), Side::Took, handover::TAKEN),
+    ] {
         let Some(member) = member else { continue };
-        let status = context.ask_status(&member.api_url).await.unwrap_or_default();
-        words.extend(phases(&status["howdah"]["handover"], side, begun));
+        let looked = tokio::time::Instant::now();
+        loop {
+            let status = context.ask_status(&member.api_url).await.unwrap_or_default();
+            let ours = status["howdah"].is_object();
+            let handover = &status["howdah"]["handover"];
+            let known = phases(handover, side, begun);
+            let complete = !known.is_empty() && !handover["milliseconds"][last].is_null();
+            if complete || !ours || looked.elapsed() >= PHASES_WITHIN {
+                words.extend(known);
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
     if !words.is_empty() {
         ui.say(&format!("Phases of the hand-over: {}", words.join(", ")));
@@ -338,13 +363,13 @@ async fn show_phases(
 }
 
 /// Each phase with its milliseconds, if this member was on that side of a hand-over since then.
-fn phases(handover: &Value, side: &str, since: Timestamp) -> Vec<String> {
+fn phases(handover: &Value, side: Side, since: Timestamp) -> Vec<String> {
     // Clocks of hosts differ somewhat; an earlier hand-over was longer ago.
     const APART: SignedDuration = SignedDuration::from_secs(2);
     let at = handover["at"]
         .as_str()
         .and_then(|at| at.parse::<Timestamp>().ok());
-    if handover["side"] != *side || at.is_none_or(|at| at < since - APART) {
+    if handover["side"] != side.as_str() || at.is_none_or(|at| at < since - APART) {
         return Vec::new();
     }
     let phases = handover["milliseconds"].as_object().into_iter().flatten();

@@ -168,11 +168,11 @@ fn phases_of_this_hand_over_are_shown_and_none_of_another() {
     let handover = |time: &str, side: &str| json!({"side": side, "at": time, "milliseconds": {"shut_down": 110.5, "released": 3.0}});
     let soon = handover("2026-01-05T08:00:01.250Z", "gave");
     assert_eq!(
-        phases(&soon, "gave", begun),
+        phases(&soon, Side::Gave, begun),
         ["shut down 110.5 ms", "released 3.0 ms"]
     );
-    assert_eq!(phases(&soon, "took", begun), [""; 0], "the other side");
+    assert_eq!(phases(&soon, Side::Took, begun), [""; 0], "the other side");
     let before = handover("2026-01-05T07:00:00Z", "gave");
-    assert_eq!(phases(&before, "gave", begun), [""; 0], "the last time");
-    assert_eq!(phases(&Value::Null, "gave", begun), [""; 0], "other software");
+    assert_eq!(phases(&before, Side::Gave, begun), [""; 0], "the last time");
+    assert_eq!(phases(&Value::Null, Side::Gave, begun), [""; 0], "other software");
 }

@@ -244,7 +244,7 @@ async fn every_command_does_its_work() {
     let phases = phases.unwrap_or_else(|| panic!("no phases in {switched}"));
     for phase in [
         "shut down",
-        "received",
+        "checkpoint",
         "released",
         "taken",
         "asked",

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
+    handover::{self, Handover, Side},
     instance::{Instance, Progress, Replacement},
     job::Outcome,
     lease::Lease,
@@ -355,6 +356,15 @@ async fn demote(
         DemoteMode::Cluster => release(context).await,
         // The lock is another's or will expire; ours is not to touch it.
         DemoteMode::ImmediateNoLock | DemoteMode::Offline => context.lease.forget(),
+    }
+    if matches!(mode, DemoteMode::Graceful | DemoteMode::Fast) {
+        let mut phases = vec![(handover::CHECKPOINT, checkpoint_done.since(begun))];
+        if stopped.released.is_none() {
+            phases.push((handover::SHUT_DOWN, stop_done.since(checkpoint_done)));
+            phases.push((handover::RELEASED, Boottime::now().since(stop_done)));
+        }
+        phases.extend(stopped.phases);
+        context.instance.note_handover(Handover::now(Side::Gave, phases));
     }
     info!(
         from = "running",
