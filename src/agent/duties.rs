@@ -2,7 +2,7 @@
 
 use tracing::warn;
 
-use super::{Agent, execute::in_time, jobs::store_history};
+use super::{Agent, jobs::store_history};
 use crate::{
     dcs::{Key, When},
     ha::{DcsView, View, history},
@@ -39,7 +39,10 @@ impl Agent {
         }
         match serde_json::to_string(&status) {
             Ok(text) => {
-                if let Err(error) = in_time(self.dcs.write(Key::Status, &text, When::Always)).await {
+                if let Err(error) = self
+                    .in_time(self.dcs.write(Key::Status, &text, When::Always))
+                    .await
+                {
                     warn!(%error, "could not write /status");
                 }
             }
@@ -61,7 +64,7 @@ impl Agent {
         ) else {
             return;
         };
-        if let Err(error) = in_time(store_history(&*self.dcs, &rows)).await {
+        if let Err(error) = self.in_time(store_history(&*self.dcs, &rows)).await {
             warn!(%error, "could not write /history");
         }
     }

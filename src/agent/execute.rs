@@ -1,7 +1,10 @@
 //! [`Plan`] → adapters. Steps run in order; a refused or failed one ends the turn, the next turn decides afresh. Only a
 //! leader's duties are done all the same where synchronous replication is refused something.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tracing::{debug, info, warn};
 
@@ -12,6 +15,7 @@ use crate::{
     dcs::{DcsError, Key, When, Written},
     ha::{
         Action, DcsView, Job, LeaderFacts, LeaderProbe, Peers, Plan, Shutdown, Upstream, View, heirs::Heirs,
+        lease,
     },
     model::{MemberName, SystemId, Version},
 };
@@ -126,7 +130,9 @@ impl Agent {
                 Done::Yes
             }
             Action::ClaimInitialize => {
-                let written = in_time(self.dcs.write(Key::Initialize, "", When::Absent)).await;
+                let written = self
+                    .in_time(self.dcs.write(Key::Initialize, "", When::Absent))
+                    .await;
                 self.claim = match &written {
                     Ok(Written::Yes(version)) => Some(*version),
                     Ok(Written::Refused) | Err(_) => None,
@@ -134,9 +140,10 @@ impl Agent {
                 answer(written)
             }
             Action::WriteInitialize(id, version) => self.write_initialize(id, *version).await,
-            Action::AbandonInitialize(version) => {
-                answer(in_time(self.dcs.delete(Key::Initialize, When::Version(*version))).await)
-            }
+            Action::AbandonInitialize(version) => answer(
+                self.in_time(self.dcs.delete(Key::Initialize, When::Version(*version)))
+                    .await,
+            ),
             Action::WriteConfig => {
                 let text = serde_json::Value::Object(self.dynamic.raw.clone()).to_string();
                 let when = match &view.dcs {
@@ -172,7 +179,7 @@ impl Agent {
     }
 
     async fn write(&self, key: Key, value: &str, when: When) -> Done {
-        answer(in_time(self.dcs.write(key, value, when)).await)
+        answer(self.in_time(self.dcs.write(key, value, when)).await)
     }
 
     async fn follow(&mut self, upstream: Option<&Upstream>) -> Done {
@@ -289,17 +296,43 @@ fn lock(answer: Result<bool, DcsError>, lost: &str) -> Done {
     }
 }
 
-/// A write of the loop. The store would go on trying for `retry_timeout`; the loop has more to look after meanwhile, and
-/// what was not written is written by a later turn.
-pub(super) async fn in_time<T>(write: impl Future<Output = Result<T, DcsError>>) -> Result<T, DcsError> {
-    tokio::time::timeout(WRITE_LIMIT, write)
-        .await
-        .unwrap_or_else(|_| {
-            Err(DcsError::Timeout {
-                endpoint: "the DCS".to_owned(),
-                waited: WRITE_LIMIT,
-            })
-        })
+/// How long a write of the loop may take. The store would go on trying for `retry_timeout`; the loop has more to look after
+/// meanwhile: a primary whose store falls silent has to notice it, and to ask the other members, before its time is up, and
+/// with a short ttl that is soon.
+pub(super) fn write_limit(ttl: Duration) -> Duration {
+    WRITE_LIMIT.min(lease::interval(ttl))
+}
+
+impl Agent {
+    /// A write of the loop. What was not written is written by a later turn, and once one got no answer this turn writes no
+    /// more.
+    pub(super) async fn in_time<T>(
+        &self,
+        write: impl Future<Output = Result<T, DcsError>>,
+    ) -> Result<T, DcsError> {
+        let waited = write_limit(self.dynamic.timing.ttl);
+        let silent = || DcsError::Timeout {
+            endpoint: "the DCS".to_owned(),
+            waited,
+        };
+        if self.is_store_silent() {
+            return Err(silent());
+        }
+        let written = tokio::time::timeout(waited, write).await;
+        let written = written.unwrap_or_else(|_| Err(silent()));
+        if matches!(
+            written,
+            Err(DcsError::Timeout { .. } | DcsError::Transport { .. })
+        ) {
+            self.store_silent.store(true, Ordering::Relaxed);
+        }
+        written
+    }
+
+    /// Whether a write of this turn got no answer.
+    pub(super) fn is_store_silent(&self) -> bool {
+        self.store_silent.load(Ordering::Relaxed)
+    }
 }
 
 pub(super) fn answer(written: Result<Written, DcsError>) -> Done {

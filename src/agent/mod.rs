@@ -41,7 +41,10 @@ mod voter;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -243,6 +246,8 @@ pub struct Agent {
     replayed_own: AtomicU64,
     last_cluster: Option<Seen>,
     dcs_down_since: Option<Boottime>,
+    /// A write of this turn got no answer.
+    store_silent: AtomicBool,
     shutdown: Option<Shutdown>,
     /// Cancelled once a fast stop is asked for.
     hurried: CancellationToken,
@@ -381,6 +386,7 @@ impl Agent {
             replayed_own: AtomicU64::new(0),
             last_cluster: None,
             dcs_down_since: None,
+            store_silent: AtomicBool::new(false),
             shutdown: None,
             hurried: CancellationToken::new(),
             verdict: None,
@@ -469,6 +475,7 @@ impl Agent {
         self.step_down_for_a_namesake();
         self.due_restart();
         self.due_reinitialize();
+        self.store_silent.store(false, Ordering::Relaxed);
         let mut view = self.observe().await;
         self.note_wal();
         if let Some(exit) = self.verdict.filter(|_| self.shutdown.is_none()) {
@@ -493,6 +500,8 @@ impl Agent {
             }
         }
         let (plan, again) = last.unwrap_or_else(|| (Plan::idle(), true));
+        // Whether it is away the next look tells.
+        let again = again || self.is_store_silent();
         self.refused = again;
         let wait = self.wait_after(&plan, again);
         self.after(&view, &plan, wait).await;
@@ -588,7 +597,7 @@ impl Agent {
             // The leader is to see it while the job waits for that.
             self.touch_member().await;
         }
-        if self.shutdown.is_none() && self.dcs_down_since.is_none() {
+        if self.shutdown.is_none() && self.dcs_down_since.is_none() && !self.is_store_silent() {
             self.touch_member().await;
             if let DcsView::Known { cluster } = &view.dcs {
                 Box::pin(self.tend_slots(cluster)).await;

@@ -465,6 +465,26 @@ fn read_limit(timing: &Timing, hold: Option<&Hold>, now: Boottime) -> Duration {
 mod tests {
     use super::*;
 
+    /// The store falls silent between the look at it and the first write of a turn, just before a renewal.
+    #[test]
+    fn a_primary_notices_in_time_that_its_store_is_silent_to_ask_the_others() {
+        for seconds in 3..=120 {
+            let ttl = Duration::from_secs(seconds);
+            let timing = Timing {
+                ttl,
+                loop_wait: ttl / 3,
+                retry_timeout: ttl / 3,
+            };
+            let noticed = lease::interval(ttl)
+                + super::super::execute::write_limit(ttl)
+                + super::super::REFUSED_AGAIN
+                + read_limit(&timing, None, Boottime(0));
+            let left = crate::ha::failsafe::usable(ttl).checked_sub(noticed);
+            let enough = Duration::from_millis(400);
+            assert!(left.is_some_and(|left| left >= enough), "ttl {seconds}: {left:?}");
+        }
+    }
+
     #[test]
     fn a_read_never_outlasts_the_lease() {
         let timing = Timing::adjusted(30, 10, 10);

@@ -173,7 +173,8 @@ impl Agent {
                 }
             },
         };
-        match timeout(TOUCH_LIMIT, self.dcs.touch_member(&text)).await {
+        let limit = TOUCH_LIMIT.min(ha::lease::interval(self.dynamic.timing.ttl));
+        match timeout(limit, self.dcs.touch_member(&text)).await {
             Ok(Ok(())) => {
                 if self.touched.as_ref().is_none_or(|(_, _, old)| *old != text) {
                     self.touched = Some((data, now, text));

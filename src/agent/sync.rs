@@ -74,7 +74,9 @@ impl Agent {
 
     pub(super) async fn write_sync(&mut self, key: &SyncKey, view: &View) -> Done {
         let when = key.version.map_or(When::Absent, When::Version);
-        let written = super::execute::in_time(self.dcs.write(Key::Sync, &key.to_json(), when)).await;
+        let written = self
+            .in_time(self.dcs.write(Key::Sync, &key.to_json(), when))
+            .await;
         if matches!(written, Ok(Written::Yes(_))) {
             let before = match &view.dcs {
                 DcsView::Known { cluster } => cluster.sync.to_json(),
@@ -87,7 +89,9 @@ impl Agent {
     }
 
     pub(super) async fn delete_sync(&mut self, version: Version) -> Done {
-        let deleted = super::execute::in_time(self.dcs.delete(Key::Sync, When::Version(version))).await;
+        let deleted = self
+            .in_time(self.dcs.delete(Key::Sync, When::Version(version)))
+            .await;
         if matches!(deleted, Ok(Written::Yes(_))) {
             info!("removed /sync");
         }

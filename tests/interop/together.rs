@@ -141,11 +141,19 @@ async fn leave_behind(leader: &Seat, replica: &Seat, witness: &Witness) {
     let pid = leader.sql(&sender).await.expect("a walsender");
     let sent = std::process::Command::new("kill").args(["-STOP", &pid]).status();
     assert!(sent.expect("run kill").success(), "kill -STOP {pid}");
-    acknowledges(witness).await;
-    let behind = replica.json("/patroni").await["xlog"]["received_location"].clone();
-    acknowledges(witness).await;
-    let still = replica.json("/patroni").await["xlog"]["received_location"].clone();
-    assert_eq!(behind, still, "{name} gets nothing more");
+    // What was on its way arrives first.
+    wait_for(&format!("{name} to get nothing more"), SOON, async || {
+        let received = async || replica.json("/patroni").await["xlog"]["received_location"].clone();
+        let before = received().await;
+        acknowledges(witness).await;
+        let now = received().await;
+        if before == now {
+            Ok(())
+        } else {
+            Err(format!("{before}, then {now}"))
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
